@@ -1,0 +1,49 @@
+"""Mistakes a user can mend: one line that says what, where and what to do."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A mistake in the user's input. Its message is one line; commands print it and exit.
+
+    Attributes:
+      exit_code: the process's exit status; 2 for bad input, 3 for "no checkpoint verifies".
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 2):
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the closest option, else the list of all options."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(options)}" if options else ""
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises UserError for the first key of `given` that is not in `known`."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
+
+
+def exit_with(error: UserError) -> NoReturn:
+    """Prints the error's line to standard error and ends the process with its code."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's main; a UserError becomes one line and an exit code, not a traceback."""
+    try:
+        main()
+    except UserError as error:
+        exit_with(error)

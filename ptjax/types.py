@@ -1,0 +1,102 @@
+"""The shapes that everything speaks: Batch columns, Outputs, Mean, TrainState.
+
+Axis names: B prompts, N completions a prompt, T tokens of a completion with its prompt, R packed
+rows, L tokens of a packed row, V vocabulary. **Entry t of every column is about token t**:
+`logps[..., t] = log p(tokens[t] | tokens[<t])`, and 0 at t = 0.
+
+Columns of a batch:
+
+| column    | shape    | dtype   | what                                              | written by |
+|-----------|----------|---------|---------------------------------------------------|------------|
+| `tokens`  | [B,N,T]  | int32   | prompt and completion                             | data       |
+| `valid`   | [B,N,T]  | bool    | a real token, not padding                         | data       |
+| `mask`    | [B,N,T]  | float32 | 1 where the token is trained, never at a sequence's first token | data |
+| `weights` | [B,N]    | float32 | the sequence's weight in the loss; 0 for filler   | data       |
+| `pack`    | [R,L]    | int32   | packing: where in this shard's flattened [B,N,T] the row's token stands, -1 for padding | data |
+
+Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
+interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
+moves nothing between devices. `pack` counts within one (shard, micro-batch) block.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Batch = dict[str, Array]
+Params = dict[str, Array]
+
+
+class Outputs(NamedTuple):
+    """What one forward pass says of a batch; a field that nobody asked for is None.
+
+    Every field is 0 where the batch's `mask` is 0: the head is not computed there.
+    """
+
+    logps: Float[Array, "B N T"] | None = None
+    """log p(tokens[t] | tokens[<t]), float32, in nats."""
+    logsumexp: Float[Array, "B N T"] | None = None
+    """log of the softmax's denominator: what z-loss squares."""
+    mean_logps: Float[Array, "B N T"] | None = None
+    """log-probability averaged over the vocabulary: what label smoothing adds."""
+    entropy: Float[Array, "B N T"] | None = None
+    """Entropy of the next-token distribution, in nats."""
+    correct: Float[Array, "B N T"] | None = None
+    """1 where the most likely token is the token that stands there."""
+
+
+@flax.struct.dataclass
+class Mean:
+    """A mean kept as its sum and its weight, so that parts add up exactly.
+
+    The weight depends on the batch alone, never on the model's outputs.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @classmethod
+    def of(cls, values: Array, weights: Array) -> "Mean":
+        """The mean of `values` under `weights`, two arrays of one shape; values of weight 0 are not read."""
+        values = jnp.where(weights == 0, 0, values)
+        return cls(jnp.sum(values * weights), jnp.sum(weights))
+
+    def __add__(self, other: "Mean") -> "Mean":
+        """Joins two parts of one mean."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    def value(self) -> Array:
+        """total / weight, and 0 where there is no weight."""
+        return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run must remember, and all that a checkpoint holds of the device."""
+
+    step: Array
+    """int32: optimizer steps taken or skipped; also the fold of the random seed."""
+    params: Params
+    """The trainable leaves, by name."""
+    frozen: Params
+    """All other leaves, by name. Never differentiated, no optimizer state."""
+    opt_state: Any
+    """optax state over `params`."""
+    guard: Any
+    """What the step's guards remember: skipped steps, accepted losses."""
+    ema: Params | None = None
+    """Exponential moving average of `params`, where asked for."""
+    carry: dict[str, Any] = flax.struct.field(default_factory=dict)
+    """What an algorithm's stages remember, by stage name."""
+
+    def merged(self) -> Params:
+        """All parameters, trainable and frozen, in one dict."""
+        return {**self.frozen, **self.params}
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shape structs) of a tree, over all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
