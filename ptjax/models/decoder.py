@@ -1,0 +1,266 @@
+"""One decoder for every family: a pure function over a flat dict, its layers stacked and scanned.
+
+Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ptjax.errors import UserError, did_you_mean
+from ptjax.models import families
+from ptjax.models.config import ModelConfig
+from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
+from ptjax.models.lora import Lora
+from ptjax.models.spec import Param
+from ptjax.ops.attention import Span, attention, visible
+from ptjax.sharding import constrain
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_and_attention": jax.checkpoint_policies.dots_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward pass is computed, whatever the model.
+
+    Attributes:
+      dtype: of activations and of the parameters as they are used.
+      remat: what the backward pass recomputes of a layer: a key of `REMAT`.
+      dropout: probability on embeddings and on each block's output, in training.
+      unroll: layers a step of the scan.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    dropout: float = 0.0
+    unroll: int = 1
+
+    def __post_init__(self):
+        if self.remat not in REMAT:
+            raise UserError(f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}")
+
+
+class Head(NamedTuple):
+    """The output projection: logits = cap(hidden · kernelᵀ), capped to ±softcap where there is one."""
+
+    kernel: Float[Array, "V D"] | Float[Array, "D V"]
+    vocab_first: bool
+    softcap: float | None
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of tokens already read; all rows fill the same slots (left padding).
+
+    Attributes:
+      k, v: [layers, R, S, K, E].
+      positions, segments: [R, S]; segment 0 marks slots that hold nothing.
+      length: int32, slots in use.
+    """
+
+    k: Array
+    v: Array
+    positions: Array
+    segments: Array
+    length: Array
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's static side; parameters are passed to every method."""
+
+    config: ModelConfig
+    lora: Lora | None = None
+
+    @property
+    def table(self) -> dict[str, Param]:
+        """The model's rows, without adapters."""
+        return families.table(self.config)
+
+    def head(self, params: Mapping[str, Array]) -> Head:
+        """The output projection, tied to the embeddings or its own."""
+        if self.config.tied:
+            return Head(params["embed"], True, self.config.logit_softcap)
+        return Head(params["head"], False, self.config.logit_softcap)
+
+    def logits(
+        self, params: Mapping[str, Array], hidden: Float[Array, "... D"]
+    ) -> Float[Array, "... V"]:
+        """Float32 logits of hidden states: for sampling and tests; training never calls it."""
+        kernel, vocab_first, softcap = self.head(params)
+        out = jax.lax.dot_general(
+            hidden,
+            kernel.astype(hidden.dtype),
+            (((hidden.ndim - 1,), (1 if vocab_first else 0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return out if softcap is None else softcap * jnp.tanh(out / softcap)
+
+    def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
+        """An empty cache of `slots` tokens a row."""
+        config = self.config
+        shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+        return Cache(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            positions=jnp.zeros((rows, slots), jnp.int32),
+            segments=jnp.zeros((rows, slots), jnp.int32),
+            length=jnp.int32(0),
+        )
+
+    def hidden(
+        self,
+        params: Mapping[str, Array],
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = Compute(),
+        key: Array | None = None,
+        noise: Float[Array, "R L"] | None = None,
+    ) -> Float[Array, "R L D"]:
+        """Final hidden states, after the last norm.
+
+        Args:
+          params: all leaves, trainable and frozen.
+          tokens: token ids.
+          span: positions and segments; attention stays within a segment.
+          compute: dtype, remat, dropout.
+          key: randomness of dropout and noise; None for evaluation.
+          noise: NEFTune's half-width for each token: embeddings get U(-noise, noise) added.
+        """
+        x, layers, flags = self._prepare(params, tokens, compute, key, noise)
+        tables = rotary_tables(self.config, span.positions)
+        masks = self._masks(span, span)
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, None]:
+            weights, flag = scanned
+            mask = _pick(masks, flag["window"])
+            x, _ = self._layer(weights, x, tables, flag, mask, compute, key, None)
+            return x, None
+
+        if compute.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[compute.remat], prevent_cse=False)
+        x, _ = jax.lax.scan(layer, x, (layers, flags), unroll=compute.unroll)
+        return self._final(params, x)
+
+    def extend(
+        self,
+        params: Mapping[str, Array],
+        tokens: Int[Array, "R L"],
+        span: Span,
+        cache: Cache,
+        *,
+        compute: Compute = Compute(),
+    ) -> tuple[Float[Array, "R L D"], Cache]:
+        """Hidden states of new tokens after those in the cache, and the cache with them added."""
+        x, layers, flags = self._prepare(params, tokens, compute, None, None)
+        start = cache.length
+        at = (0, start)
+        positions = jax.lax.dynamic_update_slice(cache.positions, span.positions, at)
+        segments = jax.lax.dynamic_update_slice(cache.segments, span.segments, at)
+        tables = rotary_tables(self.config, span.positions)
+        masks = self._masks(span, Span(positions, segments))
+
+        def layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+            x, k, v = carry
+            weights, flag = scanned
+            mask = _pick(masks, flag["window"])
+            x, (k, v) = self._layer(
+                weights, x, tables, flag, mask, compute, None, (k, v, flag["layer"], start)
+            )
+            return (x, k, v), None
+
+        (x, k, v), _ = jax.lax.scan(
+            layer, (x, cache.k, cache.v), (layers, flags), unroll=compute.unroll
+        )
+        length = start + tokens.shape[1]
+        return self._final(params, x), Cache(k, v, positions, segments, length)
+
+    def _prepare(self, params, tokens, compute, key, noise):
+        """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
+        config = self.config
+        x = params["embed"].astype(compute.dtype)[tokens]
+        if config.embed_scale != 1.0:
+            x = x * jnp.asarray(config.embed_scale, x.dtype)
+        if noise is not None and key is not None:
+            drawn = jax.random.uniform(jax.random.fold_in(key, 1), x.shape, minval=-1.0, maxval=1.0)
+            x = x + (drawn * noise[..., None]).astype(x.dtype)
+        if key is not None:
+            x = dropout(x, compute.dropout, jax.random.fold_in(key, 2))
+        layers = {
+            name.removeprefix("layers."): leaf
+            for name, leaf in params.items()
+            if name.startswith("layers.")
+        }
+        windows = sorted(set(config.window))
+        nope = len(config.ropes)
+        flags = {
+            "layer": jnp.arange(config.layers),
+            "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
+            "window": jnp.array([windows.index(window) for window in config.window]),
+        }
+        return constrain(x, "batch", None, None), layers, flags
+
+    def _masks(self, query: Span, key: Span) -> Array:
+        """One mask for each window that layers use: [windows, R, Q, S]."""
+        windows = sorted(set(self.config.window))
+        return jnp.stack([visible(query, key, window) for window in windows])
+
+    def _layer(self, weights, x, tables, flag, mask, compute, key, cache):
+        """One layer; with a cache, keys and values go through it and it is returned."""
+        config = self.config
+        keys = (None,) * 9 if key is None else tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+
+        def norm(x: Array, name: str, axes: int = 1) -> Array:
+            return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)
+
+        def linear(name: str, x: Array, key: Array | None) -> Array:
+            return project(weights, name, x, self.lora, key)
+
+        y = norm(x, "attn_norm") if config.norm != "post" else x
+        q, k, v = (linear(n, y, rng) for n, rng in zip("qkv", keys, strict=False))
+        if config.qk_norm != "none":
+            axes = 1 if config.qk_norm == "head" else 2
+            q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
+        cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v, cache = _cached(cache, k, v)
+        y = attention(q, k, v, mask, scale=config.attn_scale, softcap=config.attn_softcap)
+        y = linear("o", y, keys[3])
+        if config.norm != "pre":
+            y = norm(y, "post_attn_norm")
+        x = constrain(x + dropout(y, compute.dropout, keys[4]), "batch", None, None)
+        y = norm(x, "mlp_norm") if config.norm != "post" else x
+        y = mlp(weights, y, config, self.lora, keys[5:8])
+        if config.norm != "pre":
+            y = norm(y, "post_mlp_norm")
+        x = constrain(x + dropout(y, compute.dropout, keys[8]), "batch", None, None)
+        return x, cache
+
+    def _final(self, params, x):
+        return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+
+
+def _pick(stack: Array, index: Array) -> Array:
+    """stack[index], with no gather where there is but one."""
+    return stack[0] if stack.shape[0] == 1 else stack[index]
+
+
+def _cached(cache: tuple, k: Array, v: Array) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Writes one layer's new keys and values, and reads back all of that layer's."""
+    stack_k, stack_v, layer, start = cache
+    at = (layer, 0, start, 0, 0)
+    stack_k = jax.lax.dynamic_update_slice(stack_k, k[None].astype(stack_k.dtype), at)
+    stack_v = jax.lax.dynamic_update_slice(stack_v, v[None].astype(stack_v.dtype), at)
+    return stack_k[layer].astype(k.dtype), stack_v[layer].astype(v.dtype), (stack_k, stack_v)

@@ -1,0 +1,42 @@
+"""Every family that can be loaded: `model_type` of its Hugging Face config -> config and table."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ptjax.models.config import ModelConfig
+from ptjax.models.families import gemma, llama, olmo, qwen, smollm
+from ptjax.models.spec import Param
+
+
+class Family(NamedTuple):
+    """How a family reads its config, its table of weights, and the architecture that it is saved as."""
+
+    config: Callable[[Mapping[str, Any]], ModelConfig]
+    table: Mapping[str, Param]
+    architecture: str
+
+
+FAMILIES = {
+    "llama": Family(llama.config, llama.TABLE, "LlamaForCausalLM"),
+    "mistral": Family(llama.config, llama.TABLE, "MistralForCausalLM"),
+    "qwen2": Family(qwen.config2, qwen.TABLE2, "Qwen2ForCausalLM"),
+    "qwen3": Family(qwen.config3, qwen.TABLE3, "Qwen3ForCausalLM"),
+    "gemma2": Family(gemma.config2, gemma.TABLE2, "Gemma2ForCausalLM"),
+    "gemma3_text": Family(gemma.config3, gemma.TABLE3, "Gemma3ForCausalLM"),
+    "smollm3": Family(smollm.config, smollm.TABLE, "SmolLM3ForCausalLM"),
+    "olmo2": Family(olmo.config, olmo.TABLE, "Olmo2ForCausalLM"),
+}
+
+
+def table(config: ModelConfig) -> dict[str, Param]:
+    """The rows of a family's table that this config has: no head where tied, biases where asked for."""
+    biases = {f"layers.{name}.bias" for name in config.attn_bias}
+    if config.mlp_bias:
+        biases |= {f"layers.{name}.bias" for name in ("gate", "up", "down")}
+
+    def present(name: str) -> bool:
+        if name == "head":
+            return not config.tied
+        return not name.endswith(".bias") or name in biases
+
+    return {k: p for k, p in FAMILIES[config.family].table.items() if present(k)}

@@ -1,0 +1,138 @@
+"""Low-rank adapters: LoRA (2106.09685), rsLoRA (2312.03732), DoRA (2402.09353).
+
+An adapter of kernel `layers.q` is the leaves `layers.q.lora_a` [layers, inputs..., rank] and
+`layers.q.lora_b` [layers, rank, outputs...], and for DoRA `layers.q.dora_m` [layers, outputs...].
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ptjax.errors import UserError
+from ptjax.models.spec import Dims, Param, Table, init
+from ptjax.types import Params
+
+ALL_LINEAR = r"layers\.(q|k|v|o|gate|up|down)"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter's settings.
+
+    Attributes:
+      rank: inner dimension r.
+      alpha: the update is scaled by alpha / r (rsLoRA: alpha / √r).
+      dropout: probability of zeroing an input of the adapter in training.
+      targets: regex that a kernel's whole name matches.
+      rslora: scale by 1/√r.
+      dora: learn each output's magnitude apart from its direction.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = ALL_LINEAR
+    rslora: bool = False
+    dora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the low-rank product is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+def rows(table: Table, lora: Lora) -> dict[str, Param]:
+    """The adapter's own rows of the table, for every kernel that the targets match.
+
+    Raises:
+      UserError: the regex matches no kernel.
+    """
+    added: dict[str, Param] = {}
+    kernels = [name for name, param in table.items() if param.is_kernel]
+    for name in kernels:
+        if not re.fullmatch(lora.targets, name):
+            continue
+        param = table[name]
+        stack = "layers " if param.stacked else ""
+        inputs, outputs = " ".join(param.inputs), " ".join(param.outputs)
+        added[f"{name}.lora_a"] = Param(f"{stack}{inputs} -> rank", init="uniform")
+        added[f"{name}.lora_b"] = Param(f"{stack}rank -> {outputs}", init="zeros")
+        if lora.dora:
+            added[f"{name}.dora_m"] = Param(f"{stack}{outputs}")
+    if not added:
+        raise UserError(f"lora.targets {lora.targets!r} matches none of: {', '.join(kernels)}")
+    return added
+
+
+def add(
+    params: Mapping[str, Array], table: Table, dims: Dims, lora: Lora, key: Array
+) -> Params:
+    """New adapter leaves that leave the model as it is: B = 0, and DoRA's magnitudes those of W."""
+    new = rows(table, lora)
+    leaves = init(new, {**dims, "rank": lora.rank}, key)
+    for name in new:
+        if name.endswith(".dora_m"):
+            kernel = name.removesuffix(".dora_m")
+            leaves[name] = _norms(params[kernel].astype(jnp.float32), table[kernel])
+    return leaves
+
+
+def _norms(weight: Array, param: Param) -> Array:
+    """The length of each output's column of a kernel."""
+    first = int(param.stacked)
+    axes = tuple(range(first, first + len(param.inputs)))
+    return jnp.sqrt(jnp.sum(weight * weight, axis=axes))
+
+
+def adapted(
+    layer: Mapping[str, Array], name: str, x: Array, out: Array, lora: Lora, key: Array | None
+) -> Array:
+    """A kernel's output x·W with its adapter's: x·W + scale · (x·A)·B, for DoRA times m / ‖W + scale·A·B‖."""
+    a, b = layer[f"{name}.lora_a"].astype(x.dtype), layer[f"{name}.lora_b"].astype(x.dtype)
+    inputs = x
+    if key is not None and lora.dropout:
+        keep = jax.random.bernoulli(key, 1.0 - lora.dropout, x.shape)
+        inputs = jnp.where(keep, x / (1.0 - lora.dropout), 0).astype(x.dtype)
+    down = jnp.tensordot(inputs, a, axes=x.ndim - 2)
+    update = jnp.tensordot(down, b, axes=1) * lora.scale
+    if f"{name}.dora_m" not in layer:
+        return out + update
+    weight = layer[name].astype(jnp.float32)
+    moved = weight + lora.scale * jnp.tensordot(
+        layer[f"{name}.lora_a"].astype(jnp.float32), layer[f"{name}.lora_b"].astype(jnp.float32), axes=1
+    )
+    axes = tuple(range(x.ndim - 2))
+    norm = jax.lax.stop_gradient(jnp.sqrt(jnp.sum(moved * moved, axis=axes)))
+    return (out + update) * (layer[f"{name}.dora_m"] / norm).astype(x.dtype)
+
+
+def merge(params: Mapping[str, Array], table: Table, lora: Lora) -> Params:
+    """Folds every adapter into its kernel and leaves the adapters out."""
+    merged = {}
+    for name, weight in params.items():
+        if ".lora_" in name or name.endswith(".dora_m"):
+            continue
+        if f"{name}.lora_a" in params:
+            weight = _merged(params, name, table[name], lora)
+        merged[name] = weight
+    return merged
+
+
+def _merged(params: Mapping[str, Array], name: str, param: Param, lora: Lora) -> Array:
+    weight = params[name]
+    a = params[f"{name}.lora_a"].astype(jnp.float32)
+    b = params[f"{name}.lora_b"].astype(jnp.float32)
+    product = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1)) if param.stacked else (
+        lambda a, b: jnp.tensordot(a, b, axes=1)
+    )
+    moved = weight.astype(jnp.float32) + lora.scale * product(a, b)
+    if f"{name}.dora_m" in params:
+        lead = 1 if param.stacked else 0
+        scale = params[f"{name}.dora_m"] / _norms(moved, param)
+        scale = scale.reshape(scale.shape[:lead] + (1,) * len(param.inputs) + scale.shape[lead:])
+        moved = moved * scale
+    return moved.astype(weight.dtype)

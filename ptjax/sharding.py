@@ -1,0 +1,131 @@
+"""Meshes, and which logical axis lies on which mesh axis: the only file that knows devices.
+
+Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sharded), `tensor`
+(heads, hidden units and vocabulary sharded).
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from ptjax.errors import UserError, check_keys
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": BATCH,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "layers": None,
+    "rank": None,
+    "length": None,
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `data`, `fsdp` and `tensor`; one size may be -1 for "all that is left".
+
+    Raises:
+      UserError: an unknown axis, or sizes whose product is not the number of devices.
+    """
+    check_keys(sizes, AXES, "mesh")
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    asked = "mesh " + " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
+        raise UserError(f"{asked}: sizes are positive, and at most one is -1")
+    if -1 in shape:
+        rest = math.prod(size for size in shape if size != -1)
+        if len(devices) % rest:
+            raise UserError(f"{asked}: {rest} does not divide the {len(devices)} devices")
+        shape[shape.index(-1)] = len(devices) // rest
+    if math.prod(shape) != len(devices):
+        raise UserError(f"{asked} needs {math.prod(shape)} devices, but there are {len(devices)}")
+    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many shards the batch axis has."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def partition(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Where the rules put an array with these logical axes.
+
+    An axis whose size its mesh axes do not divide is replicated, with a log line.
+
+    Raises:
+      ValueError: a logical axis without a rule, or two that ask for the same mesh axis.
+    """
+    if unknown := [axis for axis in axes if axis not in RULES]:
+        raise ValueError(f"no sharding rule for axis {unknown[0]!r} of {tuple(axes)}")
+    spec: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
+    for axis, size in zip(axes, shape, strict=True):
+        rule = RULES[axis]
+        names = (rule,) if isinstance(rule, str) else rule or ()
+        if used & set(names):
+            raise ValueError(f"axes {tuple(axes)} use mesh axis {min(used & set(names))!r} twice")
+        used |= set(names)
+        parts = math.prod(mesh.shape[name] for name in names)
+        if size % parts:
+            logging.getLogger(__name__).info(
+                "axis %s of size %d is not divided by %s = %d: replicated", axis, size, names, parts
+            )
+            names = ()
+        spec.append(names[0] if len(names) == 1 else (names or None))
+    return PartitionSpec(*spec)
+
+
+def named(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The sharding of an array with these logical axes."""
+    return NamedSharding(mesh, partition(axes, shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Pins an activation to the rules of the mesh in force (`jax.set_mesh`); a no-op without one.
+
+    Args:
+      x: an array inside jit.
+      *axes: a logical axis for each dimension, None for one that is not sharded.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for axis, size in zip(axes, x.shape, strict=True):
+        rule = RULES[axis] if axis else None
+        names = (rule,) if isinstance(rule, str) else rule or ()
+        divides = size % math.prod(mesh.shape[name] for name in names) == 0
+        spec.append(tuple(names) if names and divides else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def active_batch_shards() -> int:
+    """Batch shards of the mesh in force, 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def put_batch(columns: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """This process's rows of each column -> global arrays, the first axis over the batch axes."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, column)
+        for name, column in columns.items()
+    }
