@@ -6,7 +6,7 @@
 Each file (read with `tests.golden.weights.load("models/NAME")`) holds
 
     config        config.json as transformers 5 writes it (`rope_parameters`)
-    hub_config    the same model's config.json as published on the hub (`rope_theta`, `rope_scaling`)
+    hub_config    the same model in the config.json style of the hub (`rope_theta`, `rope_scaling`)
     shapes        {name: shape} of the tensors that `save_pretrained` writes, tied ones absent
     ids           int32 [3, T]; row 0 is full, row 1 padded on the right, row 2 on the left
     valid         bool [3, T], the attention mask
