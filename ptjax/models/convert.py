@@ -1,0 +1,168 @@
+"""Between Hugging Face's tensors and our stacked, sharded leaves, one tensor at a time."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from ptjax import sharding
+from ptjax.errors import UserError, did_you_mean
+from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
+from ptjax.types import Params
+
+# Buffers that old checkpoints hold beside their weights, and that every reader computes instead.
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """One checkpoint's tensors under Hugging Face names, read one at a time."""
+
+    origin: str
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor's shape and dtype, without reading any."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        ...
+
+
+def check(table: Table, dims: Dims, source: TensorSource) -> None:
+    """Compares a source with a table before anything is read.
+
+    Raises:
+      UserError: a tensor is missing, one is there that no row names, or a shape differs.
+    """
+    specs = source.specs()
+    expected = {
+        hf: hf_shape(param, dims)
+        for name, param in table.items()
+        for hf, _ in hf_names(name, param, dims)
+    }
+    for name, wanted in expected.items():
+        if name not in specs:
+            raise UserError(
+                f"{source.origin}: tensor {name!r} is missing{did_you_mean(name, specs)}"
+                if len(specs) < 50
+                else f"{source.origin}: tensor {name!r} is missing"
+            )
+        if tuple(specs[name].shape) != wanted:
+            raise UserError(
+                f"{source.origin}: tensor {name!r} has shape {tuple(specs[name].shape)}, "
+                f"but the config asks for {wanted}"
+            )
+    for name in specs:
+        tied_head = name == "lm_head.weight" and "head" not in table
+        if name not in expected and not tied_head and not name.endswith(_BUFFERS):
+            raise UserError(f"{source.origin}: tensor {name!r} belongs to no parameter of the model")
+
+
+def from_hf(
+    table: Table, dims: Dims, source: TensorSource, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> Params:
+    """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
+
+    The host holds one tensor at a time; a stacked leaf lives on the devices from the start.
+
+    Args:
+      table: the model's rows.
+      dims: sizes of the logical axes.
+      source: the checkpoint.
+      dtype: of the parameters.
+      mesh: where they go, by the rules of `sharding`; None for the first device.
+    """
+    check(table, dims, source)
+    _check_tied(table, source)
+    mesh = sharding.make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
+    return {name: _leaf(name, param, dims, source, jnp.dtype(dtype), mesh) for name, param in table.items()}
+
+
+def _check_tied(table: Table, source: TensorSource) -> None:
+    """A tied model may come with a head of its own only if that is the embeddings again."""
+    if "head" in table or "lm_head.weight" not in source.specs():
+        return
+    embed = source.read(table["embed"].hf)
+    if not np.array_equal(source.read("lm_head.weight"), embed):
+        raise UserError(
+            f"{source.origin}: lm_head.weight differs from the embeddings, but the config ties "
+            "them; set tie_word_embeddings to false in config.json"
+        )
+
+
+def _leaf(
+    name: str, param: Param, dims: Dims, source: TensorSource, dtype: np.dtype, mesh: Mesh
+) -> Array:
+    size = shape(param, dims)
+    placed = sharding.named(param.names, size, mesh)
+    if not param.stacked:
+        tensor = from_layout(source.read(param.hf), param, dims)
+        return jax.make_array_from_callback(size, placed, lambda i: _cast(tensor[i], dtype))
+    slice_placed = sharding.named(param.names[1:], size[1:], mesh)
+    stack = jnp.zeros(size, dtype, device=placed)
+    write = _writer(placed)
+    for hf, layer in hf_names(name, param, dims):
+        tensor = from_layout(source.read(hf), param, dims)
+        one = jax.make_array_from_callback(
+            size[1:], slice_placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+        )
+        stack = write(stack, one, layer)
+    return stack
+
+
+def _cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return np.ascontiguousarray(tensor.astype(dtype))
+
+
+@functools.cache
+def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any], Array]:
+    """Writes one layer into a stacked leaf in place."""
+    return jax.jit(
+        lambda stack, one, layer: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0),
+        donate_argnums=0,
+        out_shardings=placed,
+    )
+
+
+class Tensor(NamedTuple):
+    """A Hugging Face tensor to be written: name, shape, dtype, and how to get it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    get: Callable[[], np.ndarray]
+
+
+def to_hf(
+    table: Table, dims: Dims, params: Mapping[str, Array], dtypes: Mapping[str, np.dtype] | np.dtype
+) -> Iterator[Tensor]:
+    """Yields every tensor of a model in the Hugging Face layout, fetched only when asked for.
+
+    Args:
+      table: the model's rows.
+      dims: sizes of the logical axes.
+      params: merged leaves.
+      dtypes: of the tensors: one for all, or by Hugging Face name (as they were imported).
+    """
+    for name, param in table.items():
+        for hf, layer in hf_names(name, param, dims):
+            dtype = dtypes if isinstance(dtypes, np.dtype) else dtypes[hf]
+
+            def get(leaf=params[name], layer=layer, param=param, dtype=dtype) -> np.ndarray:
+                array = np.asarray(leaf if layer is None else leaf[layer])
+                return to_layout(array, param, dims).astype(dtype)
+
+            yield Tensor(hf, hf_shape(param, dims), dtype, get)

@@ -1,0 +1,108 @@
+"""Every family's logits and gradients against transformers, on small random models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax.models.convert import TensorSpec, from_hf, to_hf
+from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.load import read_config
+from ptjax.ops.attention import Span
+from tests.golden import weights
+
+FAMILIES = sorted(path.stem for path in (weights.FOLDER / "models").glob("*.npz"))
+
+
+class Memory:
+    """A checkpoint that lies in a dict."""
+
+    origin = "memory"
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def specs(self):
+        return {name: TensorSpec(t.shape, t.dtype) for name, t in self.tensors.items()}
+
+    def read(self, name):
+        return self.tensors[name]
+
+
+def load(name, style="config"):
+    golden = weights.load(f"models/{name}")
+    tensors = weights.state_dict(golden["shapes"], golden["config"])
+    config = read_config(golden[style], name)
+    model = Decoder(config)
+    return golden, tensors, model, from_hf(model.table, config.dims, Memory(tensors))
+
+
+def span(golden):
+    valid = jnp.asarray(golden["valid"])
+    return Span(jnp.asarray(golden["positions"]), valid.astype(jnp.int32))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("style", ["config", "hub_config"])
+def test_logits(name, style):
+    golden, _, model, params = load(name, style)
+
+    @jax.jit
+    def logits(params):
+        hidden = model.hidden(params, jnp.asarray(golden["ids"]), span(golden))
+        return model.logits(params, hidden)
+
+    got = np.where(golden["valid"][..., None], logits(params), 0)
+    assert np.abs(got - golden["logits"]).max() < 2e-4
+    assert np.abs(golden["logits"]).max() > 0.5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_gradients(name, remat):
+    golden, _, model, params = load(name)
+    ids, valid = jnp.asarray(golden["ids"]), jnp.asarray(golden["valid"])
+
+    def loss(params):
+        hidden = model.hidden(params, ids, span(golden), compute=Compute(remat=remat))
+        logps = jax.nn.log_softmax(model.logits(params, hidden))[:, :-1]
+        picked = jnp.take_along_axis(logps, ids[:, 1:, None], -1)[..., 0]
+        weight = valid[:, 1:] & valid[:, :-1]
+        return -jnp.sum(picked * weight) / weight.sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, golden["nll"], rtol=1e-5)
+    tensors = to_hf(model.table, model.config.dims, gradients, np.dtype("float32"))
+    got = {tensor.name: weights.summary(tensor.name, tensor.get()) for tensor in tensors}
+    for name, wanted in zip(golden["shapes"], golden["gradients"], strict=True):
+        np.testing.assert_allclose(got[name], wanted, atol=2e-4 * (1 + wanted[1]), err_msg=name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_round_trip(name):
+    _, tensors, model, params = load(name)
+    written = {t.name: t.get() for t in to_hf(model.table, model.config.dims, params, np.dtype("float32"))}
+    assert written.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert written[key].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cached_decoding_equals_the_full_forward(name):
+    golden, _, model, params = load(name)
+    ids, where = jnp.asarray(golden["ids"])[::2], Span(*(a[::2] for a in span(golden)))
+    full = model.hidden(params, ids, where)
+
+    @jax.jit
+    def step(params, ids, where, cache):
+        return model.extend(params, ids, where, cache)
+
+    cache = model.new_cache(2, 32, "float32")
+    parts = []
+    for start, stop in [(0, 10)] + [(i, i + 1) for i in range(10, ids.shape[1])]:
+        here = Span(*(a[:, start:stop] for a in where))
+        hidden, cache = step(params, ids[:, start:stop], here, cache)
+        parts.append(hidden)
+    got = jnp.concatenate(parts, 1)
+    seen = golden["valid"][::2][..., None]
+    np.testing.assert_allclose(got * seen, full * seen, atol=1e-5)
