@@ -151,9 +151,6 @@ def _gradients(
         h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
         given = {name: _slice(ct, i, chunk) for name, ct in cotangents.items()}
 
-        def run(h: Array, kernel: Array) -> Stats:
-            return _chunk_stats(static, h, kernel, t)
-
         if wants_kernel:
             copies = jnp.broadcast_to(kernel, (shards, *kernel.shape))
             each = jax.vmap(lambda h, k, t: _one_shard(static, h, k, t))
@@ -161,7 +158,7 @@ def _gradients(
             d_h, d_k = vjp(given)
             d_kernel = d_kernel + d_k.astype(jnp.float32)
         else:
-            parts, vjp = jax.vjp(lambda h: run(h, kernel), h)
+            parts, vjp = jax.vjp(lambda h: _chunk_stats(static, h, kernel, t), h)
             (d_h,) = vjp(given)
         return _put_all(stats, parts, i, chunk), _put(d_hidden, d_h, i, chunk), d_kernel
 

@@ -1,0 +1,140 @@
+"""Optimizers and schedules from optax, chosen by name; masks follow the table's axes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from ptjax.errors import UserError, did_you_mean
+from ptjax.models.spec import Param
+
+Schedule = Callable[[Any], Any]
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+
+
+def make_schedule(
+    *,
+    learning_rate: float,
+    steps: int,
+    schedule: str = "cosine",
+    warmup: float = 0.0,
+    final: float = 0.0,
+    decay: float = 0.2,
+) -> Schedule:
+    """The learning rate at each accepted optimizer step.
+
+    Args:
+      learning_rate: the peak.
+      steps: optimizer steps of the whole run.
+      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd` (2404.06395):
+        constant, then linear down to `final` over the last `decay` of the run.
+      warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
+      final: the last learning rate as a fraction of the peak.
+      decay: the part of the run in which `wsd` goes down.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"optim.schedule: unknown {schedule!r}{did_you_mean(schedule, SCHEDULES)}")
+    rise = round(warmup * steps) if warmup < 1 else round(warmup)
+    if rise >= steps and rise > 0:
+        raise UserError(f"optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps")
+    rest, end = max(steps - rise, 1), final * learning_rate
+    if schedule == "constant":
+        body = optax.constant_schedule(learning_rate)
+    elif schedule == "linear":
+        body = optax.linear_schedule(learning_rate, end, rest)
+    elif schedule == "cosine":
+        body = optax.cosine_decay_schedule(learning_rate, rest, alpha=final)
+    else:
+        fall = max(round(decay * steps), 1)
+        body = optax.linear_schedule(learning_rate, end, fall, transition_begin=max(rest - fall, 0))
+    if not rise:
+        return body
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, rise), body], [rise])
+
+
+def make_optimizer(
+    rows: Mapping[str, Param],
+    learning_rate: Schedule,
+    *,
+    name: str = "adamw",
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+) -> optax.GradientTransformation:
+    """The gradient transformation over the trainable leaves.
+
+    Args:
+      rows: the trainable leaves' rows; kernels and embeddings decay, norms and biases do not.
+      learning_rate: from `make_schedule`.
+      name: one of `OPTIMIZERS`. Muon orthogonalises each layer's kernels, updates scaled to Adam's
+        (2502.16982), and leaves embeddings, head, norms and biases to AdamW.
+      weight_decay: decoupled, times the learning rate (adafactor: plain rate).
+      clip_norm: the gradient's largest global norm; None for no limit.
+      b1, b2, eps: moments of adamw, lion, and muon's AdamW.
+      momentum: of sgd and muon.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
+    mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
+    if name == "adamw":
+        tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, **decay)
+    elif name == "lion":
+        tx = optax.lion(learning_rate, b1=b1, b2=b2, **decay)
+    elif name == "adafactor":
+        rate = weight_decay or None
+        tx = optax.adafactor(learning_rate, weight_decay_rate=rate, weight_decay_mask=mask)
+    elif name == "sgd":
+        tx = optax.chain(
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.sgd(learning_rate, momentum=momentum or None),
+        )
+    else:
+        tx = muon(
+            learning_rate,
+            beta=momentum,
+            weight_decay=weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers={key: muon_axes(row) for key, row in rows.items()},
+            consistent_rms=0.2,
+        )
+    return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+
+
+def muon_axes(row: Param) -> MuonDimensionNumbers | None:
+    """Which dimensions of a leaf are the matrix that Muon orthogonalises; None leaves it to AdamW."""
+    if not row.is_kernel or "vocab" in row.names:
+        return None
+    place = row.names.index
+    return MuonDimensionNumbers(
+        tuple(place(axis) for axis in row.inputs), tuple(place(axis) for axis in row.outputs)
+    )
+
+
+def state_shardings(
+    tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
+) -> Any:
+    """Shardings for the optimizer's state: a leaf of a parameter's shape lies where the parameter does.
+
+    Args:
+      tx: the transformation.
+      params: arrays or shape structs with shardings.
+      otherwise: for counts and for statistics of other shapes.
+    """
+    shapes = jax.eval_shape(tx.init, dict(params))
+
+    def place(leaf: Any, param: Any) -> jax.sharding.Sharding:
+        return param.sharding if leaf.shape == param.shape else otherwise
+
+    return optax.tree.map_params(
+        tx, place, shapes, dict(params), transform_non_params=lambda _: otherwise
+    )

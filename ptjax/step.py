@@ -1,0 +1,222 @@
+"""One optimizer step, jitted: micro-batches, exact means, guards, update.
+
+Shapes: the batch's columns have their leading axis split into `accumulate` micro-batches.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ptjax.algorithms.base import Bound
+from ptjax.forward import ForwardOptions, forward
+from ptjax.models.decoder import Decoder
+from ptjax.types import Batch, Mean, Outputs, Params, TrainState
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a step runs.
+
+    Attributes:
+      accumulate: micro-batches a step.
+      ema: decay of the parameters' moving average; 0 for none.
+      spike: a step whose loss is more than `spike` median absolute deviations above the median of
+        the last accepted ones changes nothing; 0 for no such guard.
+      spike_window: how many accepted losses the median is over.
+      seed: folded with the step's number into all its randomness.
+    """
+
+    accumulate: int = 1
+    ema: float = 0.0
+    spike: float = 0.0
+    spike_window: int = 64
+    seed: int = 0
+
+
+def new_guard(options: StepOptions) -> dict[str, Array]:
+    """What the guards remember: counts, and the last accepted losses."""
+    window = options.spike_window if options.spike else 0
+    return {
+        "accepted": jnp.int32(0),
+        "skipped": jnp.int32(0),
+        "streak": jnp.int32(0),
+        "losses": jnp.zeros(window, jnp.float32),
+    }
+
+
+def split(batch: Batch, accumulate: int) -> Batch:
+    """Columns [B, ...] -> [accumulate, B/accumulate, ...], without moving rows between devices."""
+
+    def one(x: Array) -> Array:
+        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    return {name: one(column) for name, column in batch.items()}
+
+
+def term_weights(bound: Bound, batch: Batch) -> dict[str, Array]:
+    """Each term's denominator over the whole batch; it needs no forward pass."""
+    nothing = jnp.zeros(batch["tokens"].shape, jnp.float32)
+    terms, _ = bound.terms(Outputs(**{name: nothing for name in bound.needs}), batch)
+    return {name: jax.lax.stop_gradient(mean.weight) for name, (_, mean) in terms.items()}
+
+
+def gradients(
+    model: Decoder,
+    bound: Bound,
+    state: TrainState,
+    batch: Batch,
+    *,
+    accumulate: int,
+    options: ForwardOptions,
+    key: Array | None,
+) -> tuple[Array, Params, dict[str, Mean]]:
+    """The loss over the whole batch, its gradient in float32, and the metrics.
+
+    loss = Σ_terms coefficient · Σ total / Σ weight, with both sums over all micro-batches.
+    """
+    weights = term_weights(bound, batch)
+
+    def micro_loss(params: Params, micro: Batch, key: Array | None):
+        outputs = forward(
+            model,
+            {**state.frozen, **params},
+            micro,
+            fields=bound.needs,
+            options=options,
+            key=key,
+            linear=bound.linear(micro) if bound.linear else None,
+        )
+        terms, metrics = bound.terms(outputs, micro)
+        parts = [
+            coefficient * Mean(mean.total, weights[name]).value()
+            for name, (coefficient, mean) in terms.items()
+        ]
+        metrics = metrics | {f"loss/{n}": mean for n, (_, mean) in terms.items() if len(terms) > 1}
+        return sum(parts), metrics
+
+    run = jax.value_and_grad(micro_loss, has_aux=True)
+    if accumulate == 1:
+        (loss, metrics), grads = run(state.params, batch, key)
+        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
+
+    def add(total: Any, scanned: tuple[Array, Batch]):
+        index, micro = scanned
+        micro_key = None if key is None else jax.random.fold_in(key, index)
+        (loss, metrics), grads = run(state.params, micro, micro_key)
+        return jax.tree.map(lambda t, x: t + x, total, (loss, grads, metrics)), None
+
+    micros = split(batch, accumulate)
+    first = jax.tree.map(lambda x: x[0], micros)
+    shapes = jax.eval_shape(run, state.params, first, key)
+    (loss, metrics), grads = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (loss, grads, metrics))
+    (loss, grads, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
+    return loss, grads, metrics
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Decoder,
+    bound: Bound,
+    tx: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    options: StepOptions,
+    forward_options: ForwardOptions,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step: gradients, guards, update. Pure; jit it with the state donated.
+
+    A step whose loss or gradient is not finite, or whose loss is a spike, changes nothing but the
+    counts: parameters, optimizer state and its schedule stay as they were, bit for bit.
+
+    Returns:
+      The new state, and float32 scalars to log.
+    """
+    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+    loss, grads, metrics = gradients(
+        model,
+        bound,
+        state,
+        batch,
+        accumulate=options.accumulate,
+        options=forward_options,
+        key=key,
+    )
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    accept = finite & ~_is_spike(state.guard, loss, options)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(accept, new, old))
+    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
+    ema = state.ema
+    if ema is not None:
+        moved = jax.tree.map(lambda e, p: options.ema * e + (1 - options.ema) * p, ema, params)
+        ema = keep(moved, ema)
+    logged = {name: mean.value() for name, mean in metrics.items()}
+    logged |= {
+        "loss": loss,
+        "grad_norm": norm,
+        "learning_rate": jnp.asarray(schedule(state.guard["accepted"]), jnp.float32),
+        "accepted": accept.astype(jnp.float32),
+        "finite": finite.astype(jnp.float32),
+    }
+    guard = _remember(state.guard, loss, accept)
+    logged |= {"skipped": guard["skipped"], "streak": guard["streak"]}
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
+    )
+    return state, logged
+
+
+def _is_spike(guard: dict[str, Array], loss: Array, options: StepOptions) -> Array:
+    """Whether a loss stands out from the last accepted ones; never before the window is full."""
+    if not options.spike:
+        return jnp.bool_(False)
+    losses = guard["losses"]
+    median = jnp.median(losses)
+    deviation = jnp.median(jnp.abs(losses - median))
+    full = guard["accepted"] >= losses.shape[0]
+    return full & (loss > median + options.spike * jnp.maximum(deviation, 1e-3 * jnp.abs(median)))
+
+
+def _remember(guard: dict[str, Array], loss: Array, accept: Array) -> dict[str, Array]:
+    losses = guard["losses"]
+    if losses.shape[0]:
+        place = guard["accepted"] % losses.shape[0]
+        losses = jnp.where(accept, losses.at[place].set(loss), losses)
+    return {
+        "accepted": guard["accepted"] + accept,
+        "skipped": guard["skipped"] + ~accept,
+        "streak": jnp.where(accept, 0, guard["streak"] + 1),
+        "losses": losses,
+    }
+
+
+def eval_step(
+    params: Params,
+    batch: Batch,
+    *,
+    model: Decoder,
+    weights: Callable[[Batch], Array],
+    accumulate: int,
+    forward_options: ForwardOptions,
+) -> dict[str, Mean]:
+    """Held-out likelihood and accuracy of the trained tokens, as sums and weights."""
+
+    def one(micro: Batch) -> dict[str, Mean]:
+        outputs = forward(
+            model, params, micro, fields=("logps", "correct"), options=forward_options
+        )
+        where = weights(micro)
+        return {"nll": Mean.of(-outputs.logps, where), "accuracy": Mean.of(outputs.correct, where)}
+
+    parts = jax.lax.map(one, split(batch, accumulate))
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
