@@ -9,7 +9,7 @@ Each file (read with `tests.golden.weights.load("lora/NAME")`) holds
     shapes          {name: shape} of adapter_model.safetensors
     logits          float32 [3, T, V] for the batch of models/llama3.npz, 0 where not valid
     nll             float64, as there
-    gradients       float64 [len(shapes), 3], `weights.summary` of d nll / d tensor in `shapes`' order
+    gradients       float64 [len(shapes), 3], `weights.summary` of d nll / d tensor, as in `shapes`
     merged          {base tensor's name: summary of it after merging}, for the adapted ones only
 
 The adapter's tensors are `weights.state_dict(shapes, config)`, under PEFT's names; the base's are
