@@ -1,0 +1,61 @@
+"""`python -m ptjax.checkpoint verify DIR`: reads every byte of a run's checkpoints."""
+
+import argparse
+import os
+import sys
+
+from ptjax.checkpoint import steps
+from ptjax.checkpoint.manifest import BadStep
+from ptjax.errors import UserError, run
+
+_HELP = """Prints one line a step. Exit code 0: the newest step verifies. 1: it does not, but an older
+one does. 2: there is no step. 3: no step verifies."""
+
+
+def verify(workdir: str) -> int:
+    """Prints the table of a workdir's steps, newest first, and returns the exit code."""
+    root = steps.root_of(workdir)
+    if not root.exists() and steps.scan(root.parent):
+        root = root.parent
+    found = steps.scan(root)
+    if all(step.kind == "debris" for step in found):
+        raise UserError(f"no checkpoint in {root}")
+    verdicts: list[bool] = []
+    rows = [("step", "state", "files", "bytes", "saved", "")]
+    for step in reversed(found):
+        manifest, state, reason = step.manifest, step.kind, step.reason
+        if step.kind in ("committed", "bad"):
+            try:
+                steps.verify(step)
+                state = "ok"
+            except BadStep as error:
+                state, reason = "bad", str(error)
+            verdicts.append(state == "ok")
+        seen = (
+            (str(len(manifest.files)), f"{manifest.size:,}", manifest.created)
+            if manifest
+            else ("",) * 3
+        )
+        rows.append((str(step.step), state, *seen, reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print(
+            "  ".join([*(c.rjust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip()
+        )
+    return 3 if not any(verdicts) else 0 if verdicts[0] else 1
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(prog="python -m ptjax.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("verify", help="check all steps of a workdir", description=_HELP)
+    command.add_argument("dir", metavar="DIR", help="a workdir, or its checkpoints folder")
+    arguments = parser.parse_args()
+    code = verify(os.fspath(arguments.dir))
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run(main)

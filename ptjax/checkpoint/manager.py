@@ -1,0 +1,309 @@
+"""Saving and restoring a run's state: committed by manifest, verified, never silently wrong."""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from ptjax.checkpoint import arrays, hosts, reading, retention, steps
+from ptjax.checkpoint.storage import storage_of
+from ptjax.checkpoint.writer import Job, describe
+from ptjax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore` found."""
+
+    step: int
+    state: Any
+    """The pytree asked for, with the shardings asked for."""
+    host: dict[str, Any]
+    config_changed: bool
+    """The configuration's hash is not that of the run that saved; `changed_keys` says what changed."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir/checkpoints/<step>/`.
+
+    Every process of a run makes one and makes the same calls. Use it as a context manager, or call
+    `close`.
+
+    Args:
+      workdir: a folder, or an object store such as gs://bucket/run.
+      keep: how many of the newest steps stay; at least 2.
+      keep_best: name of a metric and "min" or "max": the best step stays too.
+      async_save: write in the background; `save` returns once the arrays left the devices.
+      config_hash: from `config_hash`; recorded, and compared on restore.
+      fault: called with the name of each phase of a save when it is done: copied, arrays-written,
+        hashed, manifest-tmp, manifest-renamed, verified, retention. For tests.
+
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        keep_best: tuple[str, str] | None = None,
+        async_save: bool = True,
+        config_hash: str = "",
+        fault: Callable[[str], None] | None = None,
+    ):
+        retention.check(keep, keep_best)
+        self.root = steps.root_of(workdir)
+        self.seconds: dict[str, float] = {}
+        """Of the last save: waited, copied (together: how long `save` blocked), then arrays, hash,
+        commit, verify, retention in the background."""
+        self._keep, self._keep_best = keep, keep_best
+        self._async = async_save
+        self._config_hash = config_hash
+        self._fault = fault or (lambda phase: None)
+        self._storage = storage_of(self.root)
+        self._writer: arrays.Writer | None = None
+        self._thread: threading.Thread | None = None
+        self._error: UserError | None = None
+        self._reported = False
+        self._at: int | None = None
+
+    def save(
+        self, step: int, state: Any, host: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> None:
+        """Saves a state; returns once its arrays are copied from the devices.
+
+        Waits for the save before, if that still runs. A step that this run has saved, or restored,
+        is not saved again.
+
+        Args:
+          step: greater than every step that this run saved.
+          state: pytree of `jax.Array`.
+          host: what JSON can hold (keys are strings, tuples come back as lists).
+          metrics: recorded, and what `keep_best` reads.
+
+        Raises:
+          UserError: this save could not begin, or the one before failed.
+
+        """
+        start = time.perf_counter()
+        self._join()
+        if self._error is not None and not self._reported:
+            self._raise()
+        if step == self._at:
+            return
+        leaves = arrays.named(state)
+        arrays.check_saveable(leaves)
+        job = Job(
+            root=self.root,
+            storage=self._storage,
+            manifest=describe(step, leaves, self._config_hash, metrics),
+            host=_dump_host(host),
+            bytes=sum(leaf.nbytes for leaf in leaves.values()),
+            keep=self._keep,
+            keep_best=self._keep_best,
+            fault=self._fault,
+        )
+        waited = time.perf_counter() - start
+        ticket = hosts.ticket()
+        try:
+            hosts.from_primary(hosts.ticket(), lambda: self._begin(job))
+            self._writer = self._writer or arrays.Writer()
+            self._writer.start(job.folder / arrays.FOLDER, leaves)
+            self._fault("copied")
+        except Exception as error:
+            self._failed(job, error)
+            self._raise()
+        copied = time.perf_counter() - start - waited
+        self.seconds = job.seconds = {"waited": waited, "copied": copied}
+        self._thread = threading.Thread(
+            target=self._finish, args=(job, ticket), name=f"checkpoint-{step}"
+        )
+        self._thread.start()
+        if not self._async:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last save is committed and verified.
+
+        Raises:
+          UserError: it failed; raised until a later save has succeeded.
+
+        """
+        self._join()
+        if self._error is not None:
+            self._raise()
+
+    def close(self) -> None:
+        """Waits, and lets go of the writer; raises what `wait` raises."""
+        self._join()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self.wait()
+
+    def steps(self) -> list[int]:
+        """Returns the committed steps, oldest first; does not hash."""
+        return [step.step for step in steps.scan(self.root) if step.kind == "committed"]
+
+    def latest(self) -> int | None:
+        """Returns the newest committed step, None where there never was one; does not hash.
+
+        Raises:
+          UserError: with exit code 3 where there are steps and all of them are bad.
+
+        """
+
+        def ask() -> int | None:
+            found = [step for step in steps.scan(self.root) if step.kind != "debris"]
+            good = [step.step for step in found if step.kind == "committed"]
+            if found and not good:
+                raise reading.none_verifies(self.root, found[::-1])
+            return good[-1] if good else None
+
+        return hosts.from_primary(hosts.ticket(), ask)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
+        """Reads the newest step that verifies, or the given one.
+
+        Newer steps that do not verify are set aside: renamed, or marked in an object store.
+
+        Args:
+          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays; the mesh may
+            differ from the one that saved.
+          step: that step or none.
+
+        Raises:
+          UserError: no step (exit code 2), none that verifies (3), or a state of other arrays (2).
+
+        """
+        self._join()
+        stored = reading.choose(self.root, step)
+        leaves = arrays.named(abstract_state)
+        where = f"checkpoint of step {stored.step} in {self.root}"
+        arrays.match(leaves, stored.manifest.leaves, where)
+        values = stored.read(leaves)
+        if jax.process_index() == 0:
+            self._set_aside(stored)
+        self._at = stored.step
+        return Restored(
+            step=stored.step,
+            state=jax.tree.unflatten(jax.tree.structure(abstract_state), values.values()),
+            host=stored.host(),
+            config_changed=stored.manifest.config_hash != self._config_hash,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except UserError:
+            pass  # logged when it happened; the error under way says more
+
+    def _begin(self, job: Job) -> None:
+        """Clears the way for a step: debris goes, what another run left there is set aside."""
+        step = job.manifest.step
+        at = -1 if self._at is None else self._at
+        found = steps.scan(self.root)
+        newest = max((s.step for s in found if s.kind == "committed"), default=-1)
+        if step <= at or (self._at is None and step <= newest):
+            raise UserError(
+                f"{self.root} holds step {max(at, newest)}: step {step} is not saved over it; resume "
+                "from that step, or use another workdir"
+            )
+        for old in found:
+            if old.kind == "debris" or (old.kind == "aside" and old.folder == job.folder):
+                old.folder.rmtree()
+            elif old.kind in ("committed", "bad") and old.step > at and self._at is not None:
+                reason = f"the run was resumed from step {at}"
+                self._storage.set_aside(old.folder, "superseded", reason)
+                _log.warning("step %d set aside: %s", old.step, reason)
+            elif old.folder == job.folder:
+                self._storage.set_aside(old.folder, "bad", old.reason)
+                _log.warning("step %d set aside: %s", old.step, old.reason)
+        job.begin()
+
+    def _finish(self, job: Job, ticket: int) -> None:
+        writer = self._writer
+        assert writer is not None
+        try:
+            if jax.process_index() == 0:
+                hosts.from_primary(ticket, lambda: job.finish(writer))
+            else:
+                writer.wait()
+                hosts.from_primary(ticket, lambda: None)
+        except Exception as error:
+            self._failed(job, error)
+        else:
+            self._at, self._error = job.manifest.step, None
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """Logs a failed save at once, and keeps the error for the next call."""
+        known = isinstance(error, UserError)
+        self._error = error if known else UserError(job.explain(error))
+        self._error.__cause__ = None if known else error
+        self._reported = False
+        _log.error("step %d: %s", job.manifest.step, self._error)
+        if jax.process_index() == 0 and not known:
+            job.clean_up(error)
+
+    def _raise(self) -> None:
+        self._reported = True
+        assert self._error is not None
+        raise self._error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _set_aside(self, stored: reading.Stored) -> None:
+        for bad in stored.passed_over:
+            try:
+                moved = (
+                    self._storage.set_aside(bad.folder, "bad", bad.reason) if bad.lasting else None
+                )
+            except OSError as error:
+                _log.warning("step %d could not be set aside: %s", bad.step, error)
+                moved = None
+            place = "left where it is" if moved is None else f"now at {moved}"
+            _log.warning(
+                "step %d does not verify: %s; %s; resuming from step %d",
+                *(bad.step, bad.reason, place, stored.step),
+            )
+
+
+def _dump_host(host: Mapping[str, Any]) -> str:
+    """Returns host.json's text; refuses what JSON would change without a word."""
+
+    def check(value: Any, where: str) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"host state {where}: key {key!r} is not a string")
+                check(item, f"{where}.{key}")
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                check(item, f"{where}[{index}]")
+        elif not isinstance(value, str | int | float | bool | None):
+            raise TypeError(f"host state {where} is {type(value).__name__}, which JSON cannot hold")
+
+    check(host, "host")
+    return json.dumps(host, indent=1)
