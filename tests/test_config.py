@@ -199,8 +199,8 @@ def test_a_missing_file_names_its_neighbour(file, tmp_path):
         ("def get_config(size):\n    return {}\n", "needs an argument: --config="),
         ("raise SystemExit(0)\n", "bad.py:1: SystemExit: 0"),
         (
-            "from ptjax.errors import UserError\ndef get_config():\n    raise UserError('no size')\n",
-            "bad.py: no size",
+            "from ptjax.errors import UserError\ndef get_config():\n    raise UserError('no s')\n",
+            "bad.py: no s",
         ),
     ],
 )
