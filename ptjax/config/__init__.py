@@ -1,0 +1,27 @@
+"""Configs are plain Python files whose `get_config()` returns an `ml_collections.ConfigDict`.
+
+`--config=configs/sft.py:arg` loads one, `--config.a.b=value` sets a field with the type of its
+default. Every mistake is one line. Nothing here imports jax, so that `--help` is quick.
+"""
+
+from ml_collections.config_dict import ConfigDict
+
+from ptjax.config.cli import Flag, parse
+from ptjax.config.fields import leaves, override
+from ptjax.config.file import describe, load, require
+from ptjax.config.record import changed_keys, config_hash, from_json, to_json
+
+__all__ = [
+    "ConfigDict",
+    "Flag",
+    "changed_keys",
+    "config_hash",
+    "describe",
+    "from_json",
+    "leaves",
+    "load",
+    "override",
+    "parse",
+    "require",
+    "to_json",
+]

@@ -1,0 +1,144 @@
+"""How fast a run is: useful tokens a second, floating-point operations, share of the peak (MFU)."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Real = int | float
+_TERA = 1e12
+
+# (what device_kind contains, lower case; the first match counts): dense peak of one jax device in
+# TFLOP/s for bfloat16, and for float32 as jax multiplies it by default (TPU: bfloat16 passes on the
+# same units; NVIDIA from Ampere on: TF32). No sparsity.
+# TPU: cloud.google.com/tpu/docs, "System architecture", a page a generation, peak compute per chip.
+# A chip of v2, v3 and tpu7x shows itself as two devices, so those rows hold half a chip's figure.
+# NVIDIA: each product's datasheet (A100, H100, H200, B200, L4, L40S, A10, T4, V100) and the Ada and
+# Ampere architecture whitepapers (RTX; bfloat16 with float32 accumulation).
+_PEAKS: tuple[tuple[str, float, float], ...] = (
+    ("tpu v2", 22.5, 22.5),
+    ("tpu v3", 61.5, 61.5),
+    ("tpu v4", 275.0, 275.0),
+    ("tpu v5 lite", 197.0, 197.0),
+    ("tpu v5e", 197.0, 197.0),
+    ("tpu v5", 459.0, 459.0),
+    ("tpu v6", 918.0, 918.0),
+    ("tpu7x", 1153.5, 1153.5),
+    ("tpu v7x", 1153.5, 1153.5),
+    ("b200", 2250.0, 1125.0),
+    ("h200", 989.4, 494.7),
+    ("h100 pcie", 756.0, 378.0),
+    ("h100", 989.4, 494.7),
+    ("a100", 312.0, 156.0),
+    ("a10g", 70.0, 35.0),
+    ("a10", 125.0, 62.5),
+    ("l40s", 362.0, 183.0),
+    ("l4", 121.0, 60.0),
+    ("t4", 65.0, 8.1),
+    ("v100", 125.0, 15.7),
+    ("rtx 4090", 165.2, 82.6),
+    ("rtx 3090", 71.0, 35.6),
+)
+
+
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """The peak of one jax device in floating-point operations a second; None where unknown (CPU).
+
+    Args:
+      device_kind: `jax.devices()[0].device_kind`, e.g. `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
+      dtype: the compute dtype, `bfloat16` (or `float16`) or `float32`.
+    """
+    kind = device_kind.lower()
+    for part, half, single in _PEAKS:
+        if part in kind:
+            return (single if dtype == "float32" else half) * _TERA
+    return None
+
+
+def train_flops(
+    *,
+    tokens: Real,
+    pairs: Real,
+    trained: Real,
+    frozen: Real,
+    attention_width: Real,
+    head: Real = 0,
+    head_tokens: Real = 0,
+    head_trained: bool = True,
+) -> float:
+    """Model flops of one training step: forward and backward once, rematerialisation not counted.
+
+    `tokens · (6 · trained + 4 · frozen) + head_tokens · head · (6 or 4) + 12 · width · pairs`
+
+    A frozen weight is multiplied forward and for the gradient of its input (2 + 2), a trained one
+    also for its own (2). Scores and their application cost 4 flops a pair and unit of width forward
+    and twice that backward (PaLM, arXiv:2204.02311, appendix B, with the true lengths).
+
+    Args:
+      tokens: tokens the decoder saw, padding not counted.
+      pairs: query-key pairs attended, Σ n(n+1)/2 over sequences of n tokens.
+      trained: weights in matrix products that are trained (adapters included, head not).
+      frozen: weights in matrix products that are frozen, head not included.
+      attention_width: layers · heads · head dimension.
+      head: weights of the output projection.
+      head_tokens: tokens it was computed for (the trained ones).
+      head_trained: whether it is trained.
+    """
+    decoder = tokens * (6 * trained + 4 * frozen)
+    logits = head_tokens * head * (6 if head_trained else 4)
+    return float(decoder + logits + 12 * attention_width * pairs)
+
+
+def mfu(flops: Real, seconds: Real, peak: Real | None) -> float | None:
+    """Share of the peak in 0..1; None without a peak. `flops` and `peak` are over all devices."""
+    return None if peak is None or seconds <= 0 else flops / seconds / peak
+
+
+class Throughput:
+    """Useful tokens a second and MFU between two reads; time inside `paused()` does not count.
+
+    Attributes:
+      tokens: useful tokens in all.
+      seconds: seconds of training in all, pauses left out.
+    """
+
+    def __init__(self, *, peak: Real | None = None, clock: Callable[[], float] = time.monotonic):
+        self._peak = peak
+        self._clock = clock
+        self._start = clock()
+        self._window = [0.0, 0.0, 0.0]
+        self._read_seconds = 0.0
+        self.tokens = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, pauses left out."""
+        return self._clock() - self._start
+
+    def update(self, *, tokens: Real, slots: Real = 0, flops: Real = 0) -> None:
+        """Adds a step: its useful tokens, its token slots with padding, its model flops."""
+        self.tokens += tokens
+        for i, amount in enumerate((tokens, slots, flops)):
+            self._window[i] += amount
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what happens inside: evaluation, samples, saving."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self._start += self._clock() - before
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known."""
+        elapsed = self.seconds - self._read_seconds
+        self._read_seconds += elapsed
+        tokens, slots, flops = self._window
+        self._window = [0.0, 0.0, 0.0]
+        rates = {"tokens_per_second": tokens / elapsed if elapsed > 0 else 0.0}
+        if slots:
+            rates["padding"] = 1 - tokens / slots
+        share = mfu(flops, elapsed, self._peak)
+        if share is not None and flops:
+            rates["mfu"] = share
+        return rates

@@ -1,0 +1,255 @@
+"""Writes a run's numbers and samples: JSON lines that a resumed run continues, and TensorBoard."""
+
+import contextlib
+import importlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptjax.errors import UserError
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+_log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """The metrics of one run in its workdir; on processes other than 0 every method does nothing.
+
+    `metrics.jsonl` holds `{"step", "time", name: number}` a line, `samples.jsonl`
+    `{"step", "time", "prompt", "completion"}`, `tensorboard/` event files. A number that is not
+    finite is `null` in JSON. In a workdir of an object store (`gs://...`) the files are kept
+    locally and copied there every `sync_every` seconds and at `close`.
+
+    Args:
+      workdir: the run's folder; created if it is not there.
+      wandb: arguments of `wandb.init` (`{"project": ...}`), or None for no Weights & Biases.
+      process_index: `jax.process_index()`.
+      tensorboard: whether to write TensorBoard event files.
+      sync_every: seconds between two copies to an object store.
+      clock: seconds since the epoch.
+
+    Raises:
+      UserError: the workdir cannot be written, or wandb is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        wandb: Mapping[str, Any] | None = None,
+        process_index: int = 0,
+        tensorboard: bool = True,
+        sync_every: int | float = 60,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._enabled = process_index == 0
+        self._clock = clock
+        self._board: Any = None
+        self._wandb: Any = None
+        self._files: dict[str, Any] = {}
+        if not self._enabled:
+            return
+        self._remote = str(workdir) if "://" in str(workdir) else None
+        self._sync_every = sync_every
+        self._synced = clock()
+        self._folder = Path(tempfile.mkdtemp(prefix="ptjax-")) if self._remote else Path(workdir)
+        self._use_board = tensorboard
+        if self._remote:
+            _download(self._remote, self._folder)
+        self._guarded(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+        if wandb is not None:
+            self._wandb = _start_wandb(self._folder, dict(wandb))
+        for name in (METRICS, SAMPLES):
+            self._open(name)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line of numbers; `values` may be Python, numpy or jax scalars."""
+        if not self._enabled:
+            return
+        numbers = {name: _number(value) for name, value in values.items()}
+        self._append(METRICS, step, {k: _finite(v) for k, v in numbers.items()})
+        for name, value in numbers.items():
+            if self._use_board:
+                self._tensorboard().add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+        self._sync()
+
+    def samples(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
+        """Writes (prompt, completion) pairs, what the model says at `step`."""
+        if not self._enabled:
+            return
+        for i, (prompt, completion) in enumerate(pairs):
+            self._append(SAMPLES, step, {"prompt": prompt, "completion": completion})
+            self.text(step, f"samples/{i}", f"**{prompt}**\n\n{completion}")
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Shows a text in TensorBoard."""
+        if self._enabled and self._use_board:
+            self._tensorboard().add_text(tag, markdown, step)
+
+    def resume(self, step: int) -> None:
+        """Drops what is later than `step`, so that a run continued from there has each step once.
+
+        `resume(-1)` begins anew. Lines that cannot be read, such as a last line cut by a kill, go.
+        """
+        if not self._enabled:
+            return
+        for name in (METRICS, SAMPLES):
+            path = self._folder / name
+            self._files.pop(name).close()
+            rows = [row for row in _rows(path) if row.get("step", -1) <= step]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            self._guarded(lambda path=path, text=text: _replace(path, text))
+            self._open(name)
+        self._board = _board(self._folder, purge_step=step + 1) if self._use_board else None
+
+    def close(self) -> None:
+        """Flushes and closes everything; may be called twice."""
+        if not self._enabled:
+            return
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # a line that did not fit was reported by its write
+                file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._sync(force=True)
+        self._board = self._wandb = None
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            self._board = _board(self._folder)
+        return self._board
+
+    def _open(self, name: str) -> None:
+        path = self._folder / name
+        self._guarded(lambda: _cut_torn_line(path))
+        self._files[name] = self._guarded(lambda: path.open("a", encoding="utf-8", buffering=1))
+
+    def _append(self, name: str, step: int, values: dict[str, Any]) -> None:
+        row = {"step": int(step), "time": round(self._clock(), 3), **values}
+        self._guarded(lambda: self._files[name].write(json.dumps(row) + "\n"))
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            raise UserError(
+                f"cannot write metrics in {self._folder}: {error.strerror or error}; "
+                "free space or choose another --workdir, then run the same command to resume"
+            ) from error
+
+    def _sync(self, *, force: bool = False) -> None:
+        if self._remote and (force or self._clock() - self._synced >= self._sync_every):
+            self._synced = self._clock()
+            _upload(self._folder, self._remote)
+
+
+def read_rows(workdir: str | os.PathLike[str], name: str = METRICS) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` (or `samples.jsonl`); none where there is no file."""
+    if "://" not in str(workdir):
+        return _rows(Path(workdir) / name)
+    with tempfile.TemporaryDirectory() as folder:
+        _download(str(workdir), Path(folder))
+        return _rows(Path(folder) / name)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows, unread = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            unread += 1
+    if unread:
+        _log.warning("%s: %d line(s) cannot be read and are left out", path, unread)
+    return rows
+
+
+def _number(value: Any) -> float | int:
+    return value if isinstance(value, int) else float(value)
+
+
+def _finite(value: float | int) -> float | int | None:
+    return value if math.isfinite(value) else None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cuts off a last line that has no newline, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _board(folder: Path, purge_step: int | None = None) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+
+
+def _start_wandb(folder: Path, arguments: dict[str, Any]) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            "config.wandb is set, but wandb is not installed: pip install wandb"
+        ) from None
+    record = folder / "wandb.json"
+    if record.exists():
+        arguments |= {"id": json.loads(record.read_text())["id"], "resume": "allow"}
+    run = wandb.init(dir=str(folder), **arguments)
+    _replace(record, json.dumps({"id": run.id}))
+    return run
+
+
+def _download(remote: str, folder: Path) -> None:
+    from etils import epath
+
+    for name in (METRICS, SAMPLES, "wandb.json"):
+        source = epath.Path(remote) / name
+        if source.exists():
+            (folder / name).write_bytes(source.read_bytes())
+
+
+def _upload(folder: Path, remote: str) -> None:
+    from etils import epath
+
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = epath.Path(remote) / path.relative_to(folder).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
