@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,32 +13,11 @@ from jaxtyping import Array
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
+from ptjax.models.weights import Lazy, TensorSource
 from ptjax.types import Params
 
 # Buffers that old checkpoints hold beside their weights, and that every reader computes instead.
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
-
-
-class TensorSpec(NamedTuple):
-    """Shape and dtype of a stored tensor."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-@runtime_checkable
-class TensorSource(Protocol):
-    """One checkpoint's tensors under Hugging Face names, read one at a time."""
-
-    origin: str
-
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor's shape and dtype, without reading any."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor."""
-        ...
 
 
 def check(table: Table, dims: Dims, source: TensorSource) -> None:
@@ -137,19 +116,10 @@ def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any],
     )
 
 
-class Tensor(NamedTuple):
-    """A Hugging Face tensor to be written: name, shape, dtype, and how to get it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    get: Callable[[], np.ndarray]
-
-
 def to_hf(
     table: Table, dims: Dims, params: Mapping[str, Array], dtypes: Mapping[str, np.dtype] | np.dtype
-) -> Iterator[Tensor]:
-    """Yields every tensor of a model in the Hugging Face layout, fetched only when asked for.
+) -> Iterator[tuple[str, Lazy]]:
+    """Yields (name, tensor) for a whole model in the Hugging Face layout; each is fetched when used.
 
     Args:
       table: the model's rows.
@@ -165,4 +135,4 @@ def to_hf(
                 array = np.asarray(leaf if layer is None else leaf[layer])
                 return to_layout(array, param, dims).astype(dtype)
 
-            yield Tensor(hf, hf_shape(param, dims), dtype, get)
+            yield hf, Lazy(hf_shape(param, dims), dtype, get)

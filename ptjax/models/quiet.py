@@ -27,3 +27,8 @@ def _transformers() -> Any:
         else:
             os.environ[_ADVICE] = before
     return transformers
+
+
+def auto_config_class() -> Any:
+    """transformers.AutoConfig."""
+    return _transformers().AutoConfig
