@@ -107,7 +107,7 @@ class Metrics:
             self._files.pop(name).close()
             rows = [row for row in _rows(path) if row.get("step", -1) <= step]
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            self._guarded(lambda path=path, text=text: _replace(path, text))
+            self._guarded(lambda path=path, text=text: replace_file(path, text))
             self._open(name)
         self._board = _board(self._folder, purge_step=step + 1) if self._use_board else None
 
@@ -205,7 +205,7 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Writes a file in one piece: a kill leaves the old one or the new one."""
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
@@ -232,7 +232,7 @@ def _start_wandb(folder: Path, arguments: dict[str, Any]) -> Any:
     if record.exists():
         arguments |= {"id": json.loads(record.read_text())["id"], "resume": "allow"}
     run = wandb.init(dir=str(folder), **arguments)
-    _replace(record, json.dumps({"id": run.id}))
+    replace_file(record, json.dumps({"id": run.id}))
     return run
 
 
