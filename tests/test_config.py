@@ -128,11 +128,12 @@ def test_fields_of_lists_of_groups(file):
         "--config.data.sources[0].path=b.jsonl",
         "--config.data.sources.0.weight=2",
         "--config.data.sources[0].columns={'prompt': 'q'}",
+        "--config.data.sources[0].limit=10",
         "--config.betas[1]=0.99",
     )
     source = config.data.sources[0]
     assert (source["path"], source["weight"]) == ("b.jsonl", 2.0)
-    assert source["columns"] == {"prompt": "q"}
+    assert (source["columns"], source["limit"]) == ({"prompt": "q"}, 10)
     assert config.betas == (0.9, 0.99)
 
 
@@ -165,7 +166,7 @@ def test_references_follow_an_override(file):
         ("--config.loss=8", "config.loss expects a dict such as {'key': 1}, got '8'"),
         ("--config.data.sources[1].path=x", "config.data.sources has 1 item(s), counted from 0"),
         ("--config.data.sources.path=x", "config.data.sources is a list; write [0]"),
-        ("--config.data.sources[0].pth=x", "unknown key 'pth'; did you mean 'path'?"),
+        ("--config.data.sources[0].columns.a.b=1", "unknown key 'a'"),
         ("--config.template.x=1", "config.template is None, which has no keys"),
         ("--config.loss={[]: 1}", "config.loss expects a dict such as {'key': 1}"),
         ("--config.a..b=1", "config.a..b: not a path of keys"),

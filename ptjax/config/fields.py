@@ -18,7 +18,8 @@ _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 def override(config: ConfigDict, path: str, value: Any) -> None:
     """Sets `config.<path>` in place; a string is read as the type of the field's default.
 
-    An empty group takes any key, everything else must exist. `None` (or `none`, where the field is
+    An empty group and a dict inside a list take any key (their readers check it), everything else
+    must exist. `None` (or `none`, where the field is
     not a string) unsets a field.
 
     Args:
@@ -46,7 +47,7 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
             f"as in --{name(keys[:-1])}=\"{{'{last}': {value}}}\""
         )
     elif last not in holder:
-        if len(holder):
+        if isinstance(holder, ConfigDict) and len(holder):
             raise UserError(_unknown(config, holder, keys))
         holder[last] = read(value, type(None), None, where)
     elif isinstance(holder, ConfigDict):
