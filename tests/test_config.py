@@ -142,6 +142,17 @@ def test_a_group_given_whole_sets_only_the_keys_it_names(file):
     assert config.lora.to_dict() == {"rank": 2, "targets": "q|v"}
 
 
+@pytest.mark.parametrize("none", ["None", "none"])
+def test_a_group_can_be_turned_off(file, none):
+    assert parse(f"--config={file}", f"--config.lora={none}")[0].lora is None
+
+
+def test_a_file_may_lock_what_it_returns(tmp_path):
+    path = write(tmp_path, FILE.replace("return c", "c.lock(); return c"))
+    config, _ = parse(f"--config={path}", "--config.loss.beta=1", "--config.steps=2")
+    assert (config.loss.beta, config.steps, config.is_locked) == (1, 2, True)
+
+
 def test_references_follow_an_override(file):
     assert parse(f"--config={file}", "--config.steps=50")[0].warmup == 5
 

@@ -19,8 +19,7 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
     """Sets `config.<path>` in place; a string is read as the type of the field's default.
 
     An empty group and a dict inside a list take any key (their readers check it), everything else
-    must exist. `None` (or `none`, where the field is
-    not a string) unsets a field.
+    must exist. `None` (or `none`, where the field is not a string) unsets a field or a whole group.
 
     Args:
       config: what `get_config` returned.
@@ -53,7 +52,7 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
     elif isinstance(holder, ConfigDict):
         kind, default = _field(holder, str(last))
         new = read(value, kind, default, where)
-        if isinstance(default, ConfigDict):
+        if isinstance(default, ConfigDict) and new is not None:
             for key, item in new.items():
                 override(config, f"{path}.{key}", item)
         else:

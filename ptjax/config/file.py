@@ -33,6 +33,8 @@ def load(
       UserError: the file, the field or the value is wrong, or required fields have no value.
     """
     config = _get_config(spec)
+    if config.is_locked:
+        config.unlock()
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else list(overrides)
     for path, value in pairs:
         override(config, path, value)
