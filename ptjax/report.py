@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptjax.errors import UserError
 from ptjax.metrics import read_rows
-from ptjax.metrics.writer import SAMPLES, replace_file
+from ptjax.metrics.files import SAMPLES, replace_file
 from ptjax.progress import duration
 
 SUMMARY = "summary.md"
@@ -41,14 +42,23 @@ def summary(facts: Row, rows: Sequence[Row], samples: Sequence[Row]) -> str:
 
 
 def write_summary(workdir: str | os.PathLike[str], facts: Row) -> str:
-    """Writes `summary.md` into the workdir from the metrics and samples there; returns its text."""
-    text = summary(facts, read_rows(workdir), read_rows(workdir, SAMPLES))
-    if "://" in str(workdir):
-        from etils import epath
+    """Writes `summary.md` into the workdir from the metrics and samples there; returns its text.
 
-        (epath.Path(workdir) / SUMMARY).write_text(text)
-    else:
-        replace_file(Path(workdir) / SUMMARY, text)
+    Raises:
+      UserError: the file cannot be written.
+    """
+    text = summary(facts, read_rows(workdir), read_rows(workdir, SAMPLES))
+    try:
+        if "://" in str(workdir):
+            from etils import epath
+
+            (epath.Path(workdir) / SUMMARY).write_text(text)
+        else:
+            replace_file(Path(workdir) / SUMMARY, text)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {workdir}/{SUMMARY}: {error.strerror or error}; the run itself is saved"
+        ) from error
     return text
 
 

@@ -2,6 +2,7 @@ import io
 
 import pytest
 
+from ptjax.errors import UserError
 from ptjax.metrics import Metrics
 from ptjax.report import show, summary, write_summary
 
@@ -94,6 +95,11 @@ def test_the_file_is_made_from_the_workdir(tmp_path):
     text = write_summary(tmp_path, FACTS)
     assert (tmp_path / "summary.md").read_text() == text
     assert "| 1 | 1.5000 |" in text and "| hi | Ahoy! |" in text
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*summary.md: No such file or directory"):
+        write_summary(tmp_path / "gone", FACTS)
 
 
 def test_it_is_shown_plain_without_a_terminal_and_laid_out_in_one(monkeypatch):

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import json
-import logging
 import math
 import os
 import tempfile
@@ -13,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ptjax.errors import UserError
-
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
-_log = logging.getLogger(__name__)
+from ptjax.metrics.files import (
+    METRICS,
+    SAMPLES,
+    WANDB,
+    cut_torn_line,
+    download,
+    replace_file,
+    rows_of,
+    upload,
+)
 
 
 class Metrics:
@@ -62,7 +67,7 @@ class Metrics:
         self._folder = Path(tempfile.mkdtemp(prefix="ptjax-")) if self._remote else Path(workdir)
         self._use_board = tensorboard
         if self._remote:
-            _download(self._remote, self._folder)
+            download(self._remote, self._folder)
         self._guarded(lambda: self._folder.mkdir(parents=True, exist_ok=True))
         if wandb is not None:
             self._wandb = _start_wandb(self._folder, dict(wandb))
@@ -105,7 +110,7 @@ class Metrics:
         for name in (METRICS, SAMPLES):
             path = self._folder / name
             self._files.pop(name).close()
-            rows = [row for row in _rows(path) if row.get("step", -1) <= step]
+            rows = [row for row in rows_of(path) if row.get("step", -1) <= step]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             self._guarded(lambda path=path, text=text: replace_file(path, text))
             self._open(name)
@@ -138,7 +143,7 @@ class Metrics:
 
     def _open(self, name: str) -> None:
         path = self._folder / name
-        self._guarded(lambda: _cut_torn_line(path))
+        self._guarded(lambda: cut_torn_line(path))
         self._files[name] = self._guarded(lambda: path.open("a", encoding="utf-8", buffering=1))
 
     def _append(self, name: str, step: int, values: dict[str, Any]) -> None:
@@ -157,34 +162,7 @@ class Metrics:
     def _sync(self, *, force: bool = False) -> None:
         if self._remote and (force or self._clock() - self._synced >= self._sync_every):
             self._synced = self._clock()
-            _upload(self._folder, self._remote)
-
-
-def read_rows(workdir: str | os.PathLike[str], name: str = METRICS) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` (or `samples.jsonl`); none where there is no file."""
-    if "://" not in str(workdir):
-        return _rows(Path(workdir) / name)
-    with tempfile.TemporaryDirectory() as folder:
-        _download(str(workdir), Path(folder))
-        return _rows(Path(folder) / name)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows, unread = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            unread += 1
-    if unread:
-        _log.warning("%s: %d line(s) cannot be read and are left out", path, unread)
-    return rows
+            upload(self._folder, self._remote)
 
 
 def _number(value: Any) -> float | int:
@@ -193,26 +171,6 @@ def _number(value: Any) -> float | int:
 
 def _finite(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cuts off a last line that has no newline, so that the next line starts on its own."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        data = file.read()
-        if data and not data.endswith(b"\n"):
-            file.truncate(data.rfind(b"\n") + 1)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _board(folder: Path, purge_step: int | None = None) -> Any:
@@ -228,28 +186,9 @@ def _start_wandb(folder: Path, arguments: dict[str, Any]) -> Any:
         raise UserError(
             "config.wandb is set, but wandb is not installed: pip install wandb"
         ) from None
-    record = folder / "wandb.json"
+    record = folder / WANDB
     if record.exists():
         arguments |= {"id": json.loads(record.read_text())["id"], "resume": "allow"}
     run = wandb.init(dir=str(folder), **arguments)
     replace_file(record, json.dumps({"id": run.id}))
     return run
-
-
-def _download(remote: str, folder: Path) -> None:
-    from etils import epath
-
-    for name in (METRICS, SAMPLES, "wandb.json"):
-        source = epath.Path(remote) / name
-        if source.exists():
-            (folder / name).write_bytes(source.read_bytes())
-
-
-def _upload(folder: Path, remote: str) -> None:
-    from etils import epath
-
-    for path in folder.rglob("*"):
-        if path.is_file():
-            target = epath.Path(remote) / path.relative_to(folder).as_posix()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
