@@ -13,16 +13,6 @@ _HOME = {
     "open_step": "reading",
     "watch": "preemption",
 }
-__all__ = [
-    "Checkpoints",
-    "Restored",
-    "Stored",
-    "Watch",
-    "changed_keys",
-    "config_hash",
-    "open_step",
-    "watch",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,6 +89,12 @@ class Checkpoints:
             return
         leaves = arrays.named(state)
         arrays.check_saveable(leaves)
+        if self._at is None and (weak := arrays.weak(leaves)):
+            _log.warning(
+                "state leaf %s is weakly typed (made from a Python number) and comes back with a "
+                "fixed dtype, which may promote differently: give it its dtype when it is made",
+                weak[0],
+            )
         job = Job(
             root=self.root,
             storage=self._storage,

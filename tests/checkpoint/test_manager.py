@@ -138,6 +138,14 @@ def test_host_state_that_json_would_change_is_refused(tmp_path, host):
         Checkpoints(tmp_path).save(1, {"a": jnp.ones(2)}, host, {})
 
 
+def test_a_weakly_typed_leaf_is_warned_about(tmp_path, caplog):
+    state = {"good": jnp.ones(2), "weak": jnp.asarray(1.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, {})
+    assert state["weak"].weak_type, "this test needs a weakly typed leaf"
+    assert [r.getMessage()[:16] for r in caplog.records] == ["state leaf weak "]
+
+
 def test_a_changed_config_is_told(tmp_path, state_of):
     old = {"optim": {"lr": 1e-4, "name": "adamw"}, "seed": 1, "gone": []}
     new = {"optim": {"lr": 1e-3, "name": "adamw"}, "seed": 1, "extra": {"x": None}}
