@@ -1,6 +1,6 @@
-"""The reliability campaign of checkpoints: damage, kills inside saves, kills at random moments.
+r"""The reliability campaign of checkpoints: damage, kills inside saves, kills at random moments.
 
-    python benchmarks/reliability.py --flips=1000 --truncations=200 --deletions=50 \\
+    python benchmarks/reliability.py --flips=1000 --truncations=200 --deletions=50 \
       --phases=100 --kills=100
 
 Prints one line a part and exits with 1 where a promise was broken. Modules are loaded once and

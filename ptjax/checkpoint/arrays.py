@@ -84,7 +84,7 @@ class Writer:
 
         self._save_args = ocp.args.PyTreeSave
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(),
+            ocp.PyTreeCheckpointHandler(use_compression=False),
             timeout_secs=_TIMEOUT_S,
             temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
         )
