@@ -5,7 +5,7 @@ from typing import Any
 
 _HOME = {
     "Checkpoints": "manager",
-    "Restored": "manager",
+    "Restored": "reading",
     "Stored": "reading",
     "Watch": "preemption",
     "changed_keys": "configs",
@@ -13,7 +13,6 @@ _HOME = {
     "open_step": "reading",
     "watch": "preemption",
 }
-__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ from ptjax.checkpoint import steps
 from ptjax.checkpoint.manifest import BadStep
 from ptjax.errors import UserError, run
 
-_HELP = """Prints one line a step. Exit code 0: the newest step verifies. 1: it does not, but an older
-one does. 2: there is no step. 3: no step verifies."""
+_HELP = """Prints one line a step. Exit code 0: the newest step verifies. 1: it does not, but an
+older one does. 2: there is no step. 3: no step verifies."""
 
 
 def verify(workdir: str) -> int:
@@ -23,26 +23,29 @@ def verify(workdir: str) -> int:
     verdicts: list[bool] = []
     rows = [("step", "state", "files", "bytes", "saved", "")]
     for step in reversed(found):
-        manifest, state, reason = step.manifest, step.kind, step.reason
+        state, reason = step.kind, step.reason
         if step.kind in ("committed", "bad"):
-            try:
-                steps.verify(step)
-                state = "ok"
-            except BadStep as error:
-                state, reason = "bad", str(error)
+            state, reason = _verdict(step)
             verdicts.append(state == "ok")
-        seen = (
-            (str(len(manifest.files)), f"{manifest.size:,}", manifest.created)
-            if manifest
-            else ("",) * 3
-        )
-        rows.append((str(step.step), state, *seen, reason))
+        files, size, saved = "", "", ""
+        if step.manifest is not None:
+            files, size = str(len(step.manifest.files)), f"{step.manifest.size:,}"
+            saved = step.manifest.created
+        rows.append((str(step.step), state, files, size, saved, reason))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         print(
             "  ".join([*(c.rjust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip()
         )
     return 3 if not any(verdicts) else 0 if verdicts[0] else 1
+
+
+def _verdict(step: steps.Step) -> tuple[str, str]:
+    try:
+        steps.verify(step)
+    except BadStep as error:
+        return "bad", str(error)
+    return "ok", ""
 
 
 def main() -> None:

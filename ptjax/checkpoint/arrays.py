@@ -41,6 +41,11 @@ def check_saveable(leaves: Mapping[str, Any]) -> None:
             raise TypeError(f"state leaf {name} is {kind}: only plain jax.Array leaves are saved")
 
 
+def weak(leaves: Mapping[str, Any]) -> list[str]:
+    """Returns the leaves made of Python numbers: they come back with their dtype made fast."""
+    return [name for name, leaf in leaves.items() if leaf.weak_type]
+
+
 def match(asked: Mapping[str, Any], stored: Mapping[str, list[Any]], where: str) -> None:
     """Checks that every leaf asked for is stored with its shape and dtype, and none besides.
 
@@ -79,7 +84,7 @@ class Writer:
 
         self._save_args = ocp.args.PyTreeSave
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(),
+            ocp.PyTreeCheckpointHandler(use_compression=False),
             timeout_secs=_TIMEOUT_S,
             temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
         )

@@ -1,35 +1,23 @@
 """Saving and restoring a run's state: committed by manifest, verified, never silently wrong."""
 
-import json
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import jax
 
-from ptjax.checkpoint import arrays, hosts, reading, retention, steps
+from ptjax.checkpoint import arrays, hosts, hoststate, reading, retention, steps
+from ptjax.checkpoint.describe import describe
 from ptjax.checkpoint.storage import storage_of
-from ptjax.checkpoint.writer import Job, describe
+from ptjax.checkpoint.writer import Job
 from ptjax.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What `Checkpoints.restore` found."""
-
-    step: int
-    state: Any
-    """The pytree asked for, with the shardings asked for."""
-    host: dict[str, Any]
-    config_changed: bool
-    """The configuration's hash is not that of the run that saved; `changed_keys` says what changed."""
 
 
 class Checkpoints:
@@ -101,30 +89,44 @@ class Checkpoints:
             return
         leaves = arrays.named(state)
         arrays.check_saveable(leaves)
+        if self._at is None and (weak := arrays.weak(leaves)):
+            _log.warning(
+                "state leaf %s is weakly typed (made from a Python number) and comes back with a "
+                "fixed dtype, which may promote differently: give it its dtype when it is made",
+                weak[0],
+            )
         job = Job(
             root=self.root,
             storage=self._storage,
             manifest=describe(step, leaves, self._config_hash, metrics),
-            host=_dump_host(host),
+            host=hoststate.dump(host),
             bytes=sum(leaf.nbytes for leaf in leaves.values()),
             keep=self._keep,
             keep_best=self._keep_best,
             fault=self._fault,
         )
         waited = time.perf_counter() - start
-        ticket = hosts.ticket()
+        begun, ticket = hosts.ticket(), hosts.ticket()
         try:
-            hosts.from_primary(hosts.ticket(), lambda: self._begin(job))
+            hosts.from_primary(begun, lambda: job.begin(self._at))
             self._writer = self._writer or arrays.Writer()
             self._writer.start(job.folder / arrays.FOLDER, leaves)
             self._fault("copied")
+        except UserError:
+            raise
         except Exception as error:
+            if self._writer is not None:
+                with contextlib.suppress(Exception):  # the first error says more
+                    self._writer.wait()
             self._failed(job, error)
             self._raise()
         copied = time.perf_counter() - start - waited
         self.seconds = job.seconds = {"waited": waited, "copied": copied}
+        # Taken back when it succeeded: whatever ends the thread, nobody is told that all is well.
+        self._error = UserError(f"checkpoint of step {step} did not finish")
+        self._reported = False
         self._thread = threading.Thread(
-            target=self._finish, args=(job, ticket), name=f"checkpoint-{step}"
+            target=self._finish, args=(job, ticket, self._writer), name=f"checkpoint-{step}"
         )
         self._thread.start()
         if not self._async:
@@ -170,14 +172,14 @@ class Checkpoints:
 
         return hosts.from_primary(hosts.ticket(), ask)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
+    def restore(self, abstract_state: Any, step: int | None = None) -> reading.Restored:
         """Reads the newest step that verifies, or the given one.
 
         Newer steps that do not verify are set aside: renamed, or marked in an object store.
 
         Args:
-          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays; the mesh may
-            differ from the one that saved.
+          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays; the mesh
+            may differ from the one that saved.
           step: that step or none.
 
         Raises:
@@ -191,9 +193,9 @@ class Checkpoints:
         arrays.match(leaves, stored.manifest.leaves, where)
         values = stored.read(leaves)
         if jax.process_index() == 0:
-            self._set_aside(stored)
+            reading.set_aside(stored, self._storage)
         self._at = stored.step
-        return Restored(
+        return reading.Restored(
             step=stored.step,
             state=jax.tree.unflatten(jax.tree.structure(abstract_state), values.values()),
             host=stored.host(),
@@ -212,37 +214,10 @@ class Checkpoints:
         if error is None:
             self.close()
             return
-        try:
+        with contextlib.suppress(UserError):  # it was logged; the error under way says more
             self.close()
-        except UserError:
-            pass  # logged when it happened; the error under way says more
 
-    def _begin(self, job: Job) -> None:
-        """Clears the way for a step: debris goes, what another run left there is set aside."""
-        step = job.manifest.step
-        at = -1 if self._at is None else self._at
-        found = steps.scan(self.root)
-        newest = max((s.step for s in found if s.kind == "committed"), default=-1)
-        if step <= at or (self._at is None and step <= newest):
-            raise UserError(
-                f"{self.root} holds step {max(at, newest)}: step {step} is not saved over it; resume "
-                "from that step, or use another workdir"
-            )
-        for old in found:
-            if old.kind == "debris" or (old.kind == "aside" and old.folder == job.folder):
-                old.folder.rmtree()
-            elif old.kind in ("committed", "bad") and old.step > at and self._at is not None:
-                reason = f"the run was resumed from step {at}"
-                self._storage.set_aside(old.folder, "superseded", reason)
-                _log.warning("step %d set aside: %s", old.step, reason)
-            elif old.folder == job.folder:
-                self._storage.set_aside(old.folder, "bad", old.reason)
-                _log.warning("step %d set aside: %s", old.step, old.reason)
-        job.begin()
-
-    def _finish(self, job: Job, ticket: int) -> None:
-        writer = self._writer
-        assert writer is not None
+    def _finish(self, job: Job, ticket: int, writer: arrays.Writer) -> None:
         try:
             if jax.process_index() == 0:
                 hosts.from_primary(ticket, lambda: job.finish(writer))
@@ -256,13 +231,13 @@ class Checkpoints:
 
     def _failed(self, job: Job, error: Exception) -> None:
         """Logs a failed save at once, and keeps the error for the next call."""
-        known = isinstance(error, UserError)
-        self._error = error if known else UserError(job.explain(error))
-        self._error.__cause__ = None if known else error
+        step = job.manifest.step
+        self._error = UserError(f"checkpoint of step {step} failed: {error!r}")
         self._reported = False
-        _log.error("step %d: %s", job.manifest.step, self._error)
-        if jax.process_index() == 0 and not known:
-            job.clean_up(error)
+        try:
+            self._error = job.abandon(error)
+        finally:
+            _log.error("step %d: %s", step, self._error)
 
     def _raise(self) -> None:
         self._reported = True
@@ -273,37 +248,3 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def _set_aside(self, stored: reading.Stored) -> None:
-        for bad in stored.passed_over:
-            try:
-                moved = (
-                    self._storage.set_aside(bad.folder, "bad", bad.reason) if bad.lasting else None
-                )
-            except OSError as error:
-                _log.warning("step %d could not be set aside: %s", bad.step, error)
-                moved = None
-            place = "left where it is" if moved is None else f"now at {moved}"
-            _log.warning(
-                "step %d does not verify: %s; %s; resuming from step %d",
-                *(bad.step, bad.reason, place, stored.step),
-            )
-
-
-def _dump_host(host: Mapping[str, Any]) -> str:
-    """Returns host.json's text; refuses what JSON would change without a word."""
-
-    def check(value: Any, where: str) -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise TypeError(f"host state {where}: key {key!r} is not a string")
-                check(item, f"{where}.{key}")
-        elif isinstance(value, list | tuple):
-            for index, item in enumerate(value):
-                check(item, f"{where}[{index}]")
-        elif not isinstance(value, str | int | float | bool | None):
-            raise TypeError(f"host state {where} is {type(value).__name__}, which JSON cannot hold")
-
-    check(host, "host")
-    return json.dumps(host, indent=1)

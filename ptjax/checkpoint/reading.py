@@ -1,6 +1,5 @@
 """Choosing a step that verifies, and reading from it."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from ptjax.checkpoint import arrays, hosts, steps
+from ptjax.checkpoint import arrays, hosts, hoststate, steps
 from ptjax.checkpoint.manifest import BadStep, Manifest
 from ptjax.checkpoint.steps import Step
-from ptjax.checkpoint.writer import HOST
+from ptjax.checkpoint.storage import Storage
 from ptjax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class Stored:
 
     def host(self) -> dict[str, Any]:
         """Returns the host's part of the state, as it was given to `save`."""
-        return json.loads((self.folder / HOST).read_text())
+        return hoststate.load(self.folder)
 
     def read(self, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Reads some or all of the arrays.
@@ -56,6 +55,18 @@ class Stored:
         }
         arrays.match(leaves, known, f"checkpoint of step {self.step}")
         return arrays.restore(self.folder / arrays.FOLDER, leaves)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore` found."""
+
+    step: int
+    state: Any
+    """The pytree asked for, with the shardings asked for."""
+    host: dict[str, Any]
+    config_changed: bool
+    """The configuration's hash differs from the saving run's; `changed_keys` says what changed."""
 
 
 def open_step(workdir: str | os.PathLike[str], step: int | None = None) -> Stored:
@@ -100,6 +111,12 @@ def _verified(root: epath.Path, step: int | None) -> tuple[int, list[Step]]:
             bad.append(
                 Step(candidate.step, candidate.folder, "bad", None, str(error), error.lasting)
             )
+    if step is not None:
+        raise UserError(
+            f"step {step} in {root} does not verify: {bad[0].reason}; nothing was changed: name "
+            "another step, or none to take the newest that verifies",
+            exit_code=3,
+        )
     raise none_verifies(root, bad + [s for s in found if s.kind == "aside"])
 
 
@@ -110,7 +127,22 @@ def none_verifies(root: epath.Path, bad: list[Step]) -> UserError:
     reasons = "; ".join(f"step {s.step}: {s.reason}" for s in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return UserError(
-        f"no checkpoint in {root} verifies ({reasons}{more}); nothing was deleted: restore the files "
-        "from a copy, or start anew in another workdir",
+        f"no checkpoint in {root} verifies ({reasons}{more}); nothing was deleted: restore the "
+        "files from a copy, or start anew in another workdir",
         exit_code=3,
     )
+
+
+def set_aside(stored: Stored, storage: Storage) -> None:
+    """Takes the newer steps that did not verify out of the way; one log line each."""
+    for bad in stored.passed_over:
+        place = "left where it is"
+        try:
+            if bad.lasting:
+                place = f"now at {storage.set_aside(bad.folder, 'bad', bad.reason)}"
+        except OSError as error:
+            place = f"could not be set aside ({error})"
+        _log.warning(
+            "step %d does not verify: %s; %s; resuming from step %d",
+            *(bad.step, bad.reason, place, stored.step),
+        )

@@ -22,7 +22,7 @@ def surplus(
     """Returns the steps to delete, oldest first: all but the newest `keep` and the best one.
 
     Args:
-      steps: sound steps, each with its metrics. A step without the metric, or with NaN, is never best.
+      steps: sound steps, each with its metrics; one without the metric, or with NaN, is never best.
       keep: how many of the newest stay; at least 2.
       keep_best: name of a metric and "min" or "max"; ties go to the newer step.
 

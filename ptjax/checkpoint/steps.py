@@ -27,8 +27,8 @@ class Step:
     step: int
     folder: epath.Path
     kind: Literal["committed", "bad", "aside", "debris"]
-    """committed: has a manifest that parses. bad: had one. aside: taken out of the way. debris: a save
-    or a deletion that was cut short, or an empty folder: no step at all."""
+    """committed: has a manifest that parses. bad: had one. aside: taken out of the way. debris: a
+    save or a deletion that was cut short, or an empty folder: no step at all."""
     manifest: Manifest | None = None
     reason: str = ""
     lasting: bool = True

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from typing import Protocol
 
 from etils import epath
 
@@ -16,43 +15,21 @@ SET_ASIDE = "set-aside.json"
 INCOMPLETE = "incomplete"
 
 
-class Storage(Protocol):
-    """The few things that differ between a disk and an object store."""
-
-    def write(self, path: epath.Path, text: str) -> None:
-        """Writes a file whose loss does not matter before the commit."""
-
-    def commit(self, path: epath.Path, text: str, pause: Callable[[str], None]) -> None:
-        """Writes a file so that it is there whole or not at all; calls pause("manifest-tmp") midway."""
-
-    def sync(self, folder: epath.Path) -> None:
-        """Returns when all that is below the folder would survive a loss of power."""
-
-    def uncommit(self, manifest: epath.Path) -> None:
-        """Turns a committed step into debris, in one go."""
-
-    def set_aside(self, folder: epath.Path, kind: str, reason: str) -> epath.Path:
-        """Takes a step out of the way without deleting it; returns where it is now."""
-
-    def forget(self, path: epath.Path) -> None:
-        """Makes the next read of a file come from the medium, not from memory."""
-
-    def free(self, folder: epath.Path) -> int | None:
-        """Bytes free, where that can be known."""
-
-
 class Disk:
     """A local or mounted file system."""
 
     def write(self, path: epath.Path, text: str) -> None:
-        """Writes and fsyncs."""
+        """Writes a text, and fsyncs."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
     def commit(self, path: epath.Path, text: str, pause: Callable[[str], None]) -> None:
-        """Writes a temporary file, fsyncs, renames, fsyncs the folder."""
+        """Writes a file whole or not at all: temporary, fsync, rename, fsync of the folder.
+
+        Calls pause("manifest-tmp") before the rename.
+        """
         temporary = path.with_name(path.name + ".tmp")
         self.write(temporary, text)
         pause("manifest-tmp")
@@ -60,7 +37,7 @@ class Disk:
         _fsync(path.parent)
 
     def sync(self, folder: epath.Path) -> None:
-        """Fsyncs every file and folder below, and the folder's own entry."""
+        """Returns when all below the folder, and its own entry, would survive a loss of power."""
         for current, _, files in os.walk(folder, topdown=False):
             for name in files:
                 _fsync(os.path.join(current, name))
@@ -68,12 +45,12 @@ class Disk:
         _fsync(folder.parent)
 
     def uncommit(self, manifest: epath.Path) -> None:
-        """Renames the manifest to the marker of an incomplete step."""
+        """Turns a committed step into debris by renaming its manifest to the marker of one."""
         os.replace(manifest, manifest.with_name(INCOMPLETE))
         _fsync(manifest.parent)
 
     def set_aside(self, folder: epath.Path, kind: str, reason: str) -> epath.Path:
-        """Renames the folder to `folder.kind`, and writes the reason into it where that is possible."""
+        """Renames a folder to `folder.kind`, writes the reason into it, returns where it is."""
         target, number = folder.with_name(f"{folder.name}.{kind}"), 1
         while os.path.lexists(target):
             number += 1
@@ -85,7 +62,7 @@ class Disk:
         return target
 
     def forget(self, path: epath.Path) -> None:
-        """Drops the file's pages from the page cache."""
+        """Drops the file's pages from the page cache: the next read comes from the medium."""
         if hasattr(os, "posix_fadvise"):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -94,10 +71,11 @@ class Disk:
                 os.close(descriptor)
 
     def free(self, folder: epath.Path) -> int | None:
-        """Bytes free for this user on the folder's file system."""
-        while not os.path.exists(folder) and folder != folder.parent:
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        """Bytes free for this user on the folder's file system, where that can be asked."""
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return None
 
 
 class Bucket:
@@ -131,6 +109,9 @@ class Bucket:
     def free(self, folder: epath.Path) -> int | None:
         """Not known."""
         return None
+
+
+Storage = Disk | Bucket
 
 
 def storage_of(root: epath.Path) -> Storage:

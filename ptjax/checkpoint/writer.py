@@ -1,22 +1,19 @@
 """What happens to one save once its arrays have left the devices."""
 
-import datetime
-import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 from etils import epath
 
-from ptjax.checkpoint import arrays, retention, steps
+from ptjax.checkpoint import arrays, hoststate, retention, steps
 from ptjax.checkpoint import manifest as manifest_lib
 from ptjax.checkpoint.manifest import BadStep, Manifest
 from ptjax.checkpoint.storage import INCOMPLETE, Storage, is_full
+from ptjax.errors import UserError
 
-HOST = "host.json"
 _log = logging.getLogger(__name__)
 
 
@@ -43,59 +40,99 @@ class Job:
         """Where the step is written."""
         return steps.folder_of(self.root, self.manifest.step)
 
-    def begin(self) -> None:
-        """Makes the folder, marked as incomplete."""
+    def begin(self, at: int | None) -> None:
+        """Makes the folder, marked as incomplete; debris goes, another run's steps are set aside.
+
+        Args:
+          at: the step that this run last saved or restored.
+
+        Raises:
+          UserError: this step, or a newer one, is there already.
+
+        """
+        step, found = self.manifest.step, steps.scan(self.root)
+        newest = max((old.step for old in found if old.kind == "committed"), default=-1)
+        if step <= (newest if at is None else at):
+            raise UserError(
+                f"{self.root} holds step {newest}: step {step} is not saved over it; resume from "
+                "that step, or use another workdir"
+            )
+        for old in found:
+            if old.kind == "debris" or (old.kind == "aside" and old.folder == self.folder):
+                old.folder.rmtree()
+            elif old.kind in ("committed", "bad") and at is not None and old.step > at:
+                self._supersede(old, f"the run went on from step {at}")
+            elif old.folder == self.folder:
+                self._supersede(old, old.reason)
         self.folder.mkdir(parents=True)
         self.storage.write(self.folder / INCOMPLETE, "")
+
+    def _supersede(self, old: steps.Step, reason: str) -> None:
+        place = self.storage.set_aside(old.folder, "superseded", reason)
+        _log.warning("step %d set aside: %s; now at %s", old.step, reason, place)
 
     def finish(self, writer: arrays.Writer) -> None:
         """Waits for the arrays, hashes, commits, verifies, deletes what is superfluous.
 
         Raises:
-          BadStep: where the files do not read back as they were written.
+          UserError: what went wrong, in one line; what was there before still is.
 
         """
-        self._timed("arrays", writer.wait)
-        self.fault("arrays-written")
-        self._timed("hash", self._hash)
-        self.fault("hashed")
-        self._timed("commit", self._commit)
-        self.fault("manifest-renamed")
-        self._timed("verify", self._verify)
-        self.fault("verified")
-        self._timed("retention", self._retain)
-        self.fault("retention")
-
-    def clean_up(self, error: Exception) -> None:
-        """Takes a failed save out of the way: a partial one is deleted, an unsound one set aside."""
         try:
-            if isinstance(error, BadStep):
-                self.storage.set_aside(self.folder, "bad", str(error))
-            elif not self.committed and self.folder.exists():
-                self.folder.rmtree()
-        except OSError as trouble:
-            _log.warning(
-                "step %d: %s could not be removed: %s", self.manifest.step, self.folder, trouble
-            )
+            self._timed("arrays", writer.wait)
+            self.fault("arrays-written")
+            self._timed("hash", self._hash)
+            self.fault("hashed")
+            self._timed("commit", self._commit)
+            self.fault("manifest-renamed")
+            self._timed("verify", self._verify)
+            self.fault("verified")
+            self._timed("retention", self._retain)
+            self.fault("retention")
+        except Exception as error:
+            raise self.abandon(error) from error
 
-    def explain(self, error: Exception) -> str:
-        """Returns the one line that says what went wrong, where, and what still stands."""
-        step = self.manifest.step
-        if is_full(error):
+    def abandon(self, error: Exception) -> UserError:
+        """Takes a failed save out of the way: a partial one goes, an unsound one is set aside.
+
+        Returns:
+          the one line that says what went wrong, where, and what still stands.
+
+        """
+        if isinstance(error, UserError):
+            return error
+        told = UserError(self._explain(error))
+        told.__cause__ = error
+        if jax.process_index() == 0:
             try:
-                free = self.storage.free(self.root)
-            except OSError:
-                free = None
+                self._clean_up(error)
+            except OSError as trouble:
+                _log.warning("%s could not be removed: %s", self.folder, trouble)
+        return told
+
+    def _clean_up(self, error: Exception) -> None:
+        if isinstance(error, BadStep) and error.lasting:
+            self.storage.set_aside(self.folder, "bad", str(error))
+        elif not self.committed and self.folder.exists():
+            self.folder.rmtree()
+
+    def _explain(self, error: Exception) -> str:
+        trouble = f"{type(error).__name__}: {error}"
+        if isinstance(error, BadStep):
+            trouble = f"the files do not read back as they were written ({error})"
+        if is_full(error):
+            free = self.storage.free(self.root)
             left = "" if free is None else f", {_size(free)} free"
             trouble = f"the disk is full at {self.root}: up to {_size(self.bytes)} needed{left}"
-        else:
-            trouble = f"{type(error).__name__}: {error}"
+        return f"checkpoint of step {self.manifest.step} failed: {trouble}; {self._what_stands()}"
+
+    def _what_stands(self) -> str:
         try:
-            good = [s.step for s in steps.scan(self.root) if s.kind == "committed"]
-            stands = f"the last good step is {good[-1]}" if good else "no earlier step is there"
-        except OSError:
-            stands = f"{self.root} cannot be listed"
-        return f"checkpoint of step {step} failed: {trouble}; {stands}"
+            found = [old for old in steps.scan(self.root) if old.kind == "committed"]
+        except OSError as error:
+            return f"{self.root} cannot be listed ({error})"
+        good = [old.step for old in found if old.folder != self.folder]
+        return f"the last good step is {good[-1]}" if good else "there is no earlier step"
 
     def _timed(self, phase: str, work: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -103,7 +140,7 @@ class Job:
         self.seconds[phase] = time.perf_counter() - start
 
     def _hash(self) -> None:
-        self.storage.write(self.folder / HOST, self.host)
+        self.storage.write(self.folder / hoststate.NAME, self.host)
         self.storage.sync(self.folder)
         self.manifest = replace(self.manifest, files=steps.entries(self.folder))
 
@@ -142,39 +179,7 @@ class Job:
                 _log.warning("step %d could not be deleted: %s", number, error)
 
 
-def describe(
-    step: int, leaves: Mapping[str, jax.Array], config_hash: str, metrics: Mapping[str, float]
-) -> Manifest:
-    """Returns the manifest of a state, its files still to be listed."""
-    meshes = [getattr(leaf.sharding, "mesh", None) for leaf in leaves.values()]
-    mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
-    return Manifest(
-        step=step,
-        config_hash=config_hash,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        versions={name: _version(package) for name, package in _PACKAGES.items()},
-        topology={
-            "devices": jax.device_count(),
-            "platform": jax.default_backend(),
-            "processes": jax.process_count(),
-            "mesh": {} if mesh is None else dict(mesh.shape),
-        },
-        metrics={name: float(value) for name, value in metrics.items()},
-        leaves=arrays.specs(leaves),
-    )
-
-
-_PACKAGES = {"ptjax": "ptjax", "jax": "jax", "orbax": "orbax-checkpoint"}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
