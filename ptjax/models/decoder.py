@@ -18,7 +18,7 @@ from ptjax.models.config import ModelConfig
 from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
-from ptjax.ops.attention import Span, attention, visible
+from ptjax.ops.attention import Span, attention
 from ptjax.sharding import constrain
 
 REMAT = {
@@ -140,12 +140,10 @@ class Decoder:
         """
         x, layers, flags = self._prepare(params, tokens, compute, key, noise)
         tables = rotary_tables(self.config, span.positions)
-        masks = self._masks(span, span)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, None]:
             weights, flag = scanned
-            mask = _pick(masks, flag["window"])
-            x, _ = self._layer(weights, x, tables, flag, mask, compute, key, None)
+            x, _ = self._layer(weights, x, tables, flag, span, span, compute, key, None)
             return x, None
 
         if compute.remat != "none":
@@ -169,14 +167,13 @@ class Decoder:
         positions = jax.lax.dynamic_update_slice(cache.positions, span.positions, at)
         segments = jax.lax.dynamic_update_slice(cache.segments, span.segments, at)
         tables = rotary_tables(self.config, span.positions)
-        masks = self._masks(span, Span(positions, segments))
+        seen = Span(positions, segments)
 
         def layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
             x, k, v = carry
             weights, flag = scanned
-            mask = _pick(masks, flag["window"])
             x, (k, v) = self._layer(
-                weights, x, tables, flag, mask, compute, None, (k, v, flag["layer"], start)
+                weights, x, tables, flag, span, seen, compute, None, (k, v, flag["layer"], start)
             )
             return (x, k, v), None
 
@@ -202,24 +199,20 @@ class Decoder:
             for name, leaf in params.items()
             if name.startswith("layers.")
         }
-        windows = sorted(set(config.window))
         nope = len(config.ropes)
         flags = {
             "layer": jnp.arange(config.layers),
             "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
-            "window": jnp.array([windows.index(window) for window in config.window]),
+            "window": jnp.array(config.window),
         }
         return constrain(x, "batch", None, None), layers, flags
 
-    def _masks(self, query: Span, key: Span) -> Array:
-        """One mask for each window that layers use: [windows, R, Q, S]."""
-        windows = sorted(set(self.config.window))
-        return jnp.stack([visible(query, key, window) for window in windows])
-
-    def _layer(self, weights, x, tables, flag, mask, compute, key, cache):
+    def _layer(self, weights, x, tables, flag, span, seen, compute, key, cache):
         """One layer; with a cache, keys and values go through it and it is returned."""
         config = self.config
-        keys = (None,) * 9 if key is None else tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+        keys: tuple[Array | None, ...] = (None,) * 9
+        if key is not None:
+            keys = tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
 
         def norm(x: Array, name: str, axes: int = 1) -> Array:
             return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)
@@ -236,7 +229,12 @@ class Decoder:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v, cache = _cached(cache, k, v)
-        y = attention(q, k, v, mask, scale=config.attn_scale, softcap=config.attn_softcap)
+        y = attention(
+            *(q, k, v, span, seen, flag["window"]),
+            scale=config.attn_scale,
+            softcap=config.attn_softcap,
+            aligned=cache is None,
+        )
         y = linear("o", y, keys[3])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")

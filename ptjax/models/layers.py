@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ptjax.models.lora import Lora, adapted
 from ptjax.models.config import ModelConfig
+from ptjax.models.lora import Lora, adapted, contract
 
 Layer = Mapping[str, Array]
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -38,9 +38,7 @@ def project(layer: Layer, name: str, x: Array, lora: Lora | None, key: Array | N
       lora: the adapter's settings.
       key: randomness of the adapter's dropout; None to leave it out.
     """
-    weight = layer[name].astype(x.dtype)
-    contracted = x.ndim - 2
-    out = jnp.tensordot(x, weight, axes=contracted)
+    out = contract(x, layer[name].astype(x.dtype))
     if f"{name}.lora_a" in layer and lora is not None:
         out = adapted(layer, name, x, out, lora, key)
     if f"{name}.bias" in layer:

@@ -88,6 +88,18 @@ def _norms(weight: Array, param: Param) -> Array:
     return jnp.sqrt(jnp.sum(weight * weight, axis=axes))
 
 
+def contract(x: Array, kernel: Array) -> Array:
+    """Contracts the axes of x [R, L, inputs...] after its second with the first of a kernel.
+
+    Both are matrices while they are multiplied: on CPU the products of their gradients then need no
+    transposed copies.
+    """
+    inputs = x.ndim - 2
+    flat = x.reshape(x.shape[0] * x.shape[1], -1)
+    out = flat @ kernel.reshape(flat.shape[1], -1)
+    return out.reshape(*x.shape[:2], *kernel.shape[inputs:])
+
+
 def adapted(
     layer: Mapping[str, Array], name: str, x: Array, out: Array, lora: Lora, key: Array | None
 ) -> Array:
@@ -97,8 +109,7 @@ def adapted(
     if key is not None and lora.dropout:
         keep = jax.random.bernoulli(key, 1.0 - lora.dropout, x.shape)
         inputs = jnp.where(keep, x / (1.0 - lora.dropout), 0).astype(x.dtype)
-    down = jnp.tensordot(inputs, a, axes=x.ndim - 2)
-    update = jnp.tensordot(down, b, axes=1) * lora.scale
+    update = contract(contract(inputs, a) * lora.scale, b)
     if f"{name}.dora_m" not in layer:
         return out + update
     weight = layer[name].astype(jnp.float32)
