@@ -47,7 +47,9 @@ class Compute:
 
     def __post_init__(self):
         if self.remat not in REMAT:
-            raise UserError(f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}")
+            raise UserError(
+                f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}"
+            )
 
 
 class Head(NamedTuple):
@@ -219,7 +221,11 @@ class Decoder:
     def _layer(self, weights, x, tables, flag, mask, compute, key, cache):
         """One layer; with a cache, keys and values go through it and it is returned."""
         config = self.config
-        keys = (None,) * 9 if key is None else tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+        keys = (
+            (None,) * 9
+            if key is None
+            else tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+        )
 
         def norm(x: Array, name: str, axes: int = 1) -> Array:
             return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)

@@ -34,7 +34,7 @@ _SPLITS = {
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "smaug-bpe", "dbrx"),
         _LLAMA3,
     ),
-    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), _QWEN2),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
     "tekken": _TEKKEN,
 }
 # A piece that is a token as a whole is taken as it is, whatever the merges would do.
@@ -101,7 +101,7 @@ def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:
     if first is None:
         first = [pre_tokenizers.Split(Regex(split), behavior="isolated")]
     backend.pre_tokenizer = pre_tokenizers.Sequence([*first, level])
-    if split == _QWEN2:
+    if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -184,7 +184,7 @@ def _wrap(
     file: GGUFFile, backend: Any, tokens: list[str], kinds: list[int], *, sentencepiece: bool
 ) -> Any:
     """Adds special tokens, what stands before and after every text, and the chat template."""
-    from tokenizers import AddedToken, processors
+    from tokenizers import AddedToken
 
     from ptjax.models.quiet import fast_tokenizer_class
 
@@ -201,18 +201,15 @@ def _wrap(
         if (token_id := meta.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
             named[ours] = _token(file, tokens, token_id)
     default = sentencepiece or meta.get("tokenizer.ggml.pre") in _WHOLE
-    ends = []
-    if meta.get("tokenizer.ggml.add_bos_token", default) and "bos_token" in named:
-        ends.append(("bos", named["bos_token"]))
-    if meta.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named:
-        ends.append(("eos", named["eos_token"]))
-    if ends:
-        text = " ".join(([ends[0][1]] if ends[0][0] == "bos" else []) + ["$0"])
-        text += f" {ends[-1][1]}" if ends[-1][0] == "eos" else ""
-        ids = [(token, backend.token_to_id(token)) for _, token in ends]
-        backend.post_processor = processors.TemplateProcessing(single=text, special_tokens=ids)
+    ends = {
+        "add_bos_token": meta.get("tokenizer.ggml.add_bos_token", default) and "bos_token" in named,
+        "add_eos_token": meta.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named,
+    }
     tokenizer = fast_tokenizer_class()(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **named
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        **named,
+        **{key: True for key, value in ends.items() if value},
     )
     arch = meta.get("general.architecture")
     if isinstance(length := meta.get(f"{arch}.context_length"), int):
