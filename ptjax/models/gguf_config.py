@@ -53,7 +53,6 @@ def architecture_of(file: GGUFFile) -> str:
 
     Raises:
       UserError: where it is none of `FAMILIES`.
-
     """
     arch = file.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in FAMILIES:
@@ -73,7 +72,6 @@ def gguf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       UserError: for a damaged file, an unknown architecture or a missing entry.
-
     """
     file = read_gguf(path)
     entries = _Entries(file, architecture_of(file))

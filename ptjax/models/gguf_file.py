@@ -95,7 +95,7 @@ class _Cursor:
         """A vocabulary is 10^5 strings: one loop over bytes, with no arrays in it."""
         if count * 8 > self.data.size - self.at:
             raise _Damage(f"truncated at byte {self.data.size}")
-        buffer, at, end = memoryview(self.data), self.at, self.data.size
+        buffer, at, end = self.data.data, self.at, self.data.size
         strings = []
         for _ in range(count):
             start = at + 8
@@ -115,7 +115,6 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises:
       UserError: where the file is no GGUF file, is truncated or contradicts itself.
-
     """
     path = Path(path)
     try:
@@ -135,7 +134,6 @@ def read_tensor(file: GGUFFile, name: str, rows: slice | None = None) -> np.ndar
 
     Raises:
       UserError: where the tensor's type cannot be dequantised.
-
     """
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize

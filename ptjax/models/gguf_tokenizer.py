@@ -52,7 +52,6 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       UserError: for a damaged file, or a tokenizer model or splitter that is not known.
-
     """
     file = read_gguf(path)
     meta = file.metadata
@@ -158,10 +157,10 @@ def _implied_merges(
     file: GGUFFile, vocab: dict[str, int], kinds: list[int], *, by_score: bool
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the pair whose joint token scores best; earlier tokens win ties."""
-    ranks = [0.0] * len(vocab)
+    ranks = [0.0] * len(kinds)
     if by_score:
         ranks = [-float(score) for score in file.metadata.get("tokenizer.ggml.scores", ())]
-        if len(ranks) < len(vocab):
+        if len(ranks) < len(kinds):
             raise UserError(f"{file.path}: it has neither merges nor a score for each token")
     ranked = []
     for token, i in vocab.items():

@@ -29,7 +29,6 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
 
     Raises:
       UserError: where nothing is there, or the hub cannot be reached.
-
     """
     text = os.fspath(source)
     if text in REGISTERED:

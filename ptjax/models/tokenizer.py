@@ -35,7 +35,6 @@ def load_tokenizer(source: str | os.PathLike[str], *, chat_template: str | None 
 
     Raises:
       UserError: where the source, its tokenizer or the template file is not there or damaged.
-
     """
     path = resolve_source(source)
     if path.is_file():
@@ -80,7 +79,6 @@ def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
     Args:
       tokenizer: a transformers fast tokenizer, changed in place.
       tokens: their text; one that the tokenizer knows keeps its id and becomes special.
-
     """
     from tokenizers import AddedToken
 
