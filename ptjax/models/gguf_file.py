@@ -141,17 +141,18 @@ def read_tensor(file: GGUFFile, name: str, rows: slice | None = None) -> np.ndar
     shape, kind, offset, nbytes = file.tensors[name]
     lines = math.prod(shape[:-1])
     if nbytes == 0:
-        return np.empty(shape, np.float32)[rows or ()]
+        return np.empty(shape, np.float32)[() if rows is None else rows]
     try:
         stored = np.memmap(file.path, np.uint8, "r", offset, (lines, nbytes // lines))
         if rows is not None and len(shape) == 2:
             stored = stored[rows]
             shape, rows = (len(stored), shape[1]), None
         quantized = np.ascontiguousarray(stored)
-        values = dequantize(quantized, GGMLQuantizationType(kind)).reshape(shape)
+        with np.errstate(all="ignore"):  # damaged scales may be NaN; the model's guards see them
+            values = dequantize(quantized, GGMLQuantizationType(kind)).reshape(shape)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{file.path}: cannot read tensor {name!r}: {error}") from error
-    return np.array(values[rows or ()], np.float32)
+    return np.array(values if rows is None else values[rows], np.float32)
 
 
 def _read(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:

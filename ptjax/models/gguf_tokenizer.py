@@ -8,6 +8,8 @@ import os
 import re
 from typing import Any
 
+import numpy as np
+
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.gguf_file import GGUFFile, read_gguf
 
@@ -71,7 +73,7 @@ def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise UserError(f"{file.path}: it has no tokens (tokenizer.ggml.tokens)")
-    kinds = file.metadata.get("tokenizer.ggml.token_type")
+    kinds = _numbers(file, "token_type")
     kinds = [_NORMAL] * len(tokens) if kinds is None else [int(kind) for kind in kinds]
     if len(kinds) != len(tokens):
         raise UserError(f"{file.path}: {len(tokens)} tokens, {len(kinds)} token types")
@@ -79,6 +81,13 @@ def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
     while end and tokens[end - 1] == f"[PAD{end - 1}]":
         end -= 1
     return tokens[:end], kinds[:end]
+
+
+def _numbers(file: GGUFFile, key: str) -> list[Any] | None:
+    array = file.metadata.get(f"tokenizer.ggml.{key}")
+    if array is not None and not isinstance(array, np.ndarray):
+        raise UserError(f"{file.path}: 'tokenizer.ggml.{key}' is no array of numbers")
+    return None if array is None else array.tolist()
 
 
 def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:
@@ -159,7 +168,7 @@ def _implied_merges(
     """SentencePiece joins the pair whose joint token scores best; earlier tokens win ties."""
     ranks = [0.0] * len(kinds)
     if by_score:
-        ranks = [-float(score) for score in file.metadata.get("tokenizer.ggml.scores", ())]
+        ranks = [-float(score) for score in _numbers(file, "scores") or ()]
         if len(ranks) < len(kinds):
             raise UserError(f"{file.path}: it has neither merges nor a score for each token")
     ranked = []
