@@ -90,7 +90,9 @@ def rope(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -> Ro
         return Rope(tuple(freqs))
     known = {"linear", "llama3", "yarn"}
     if kind not in known:
-        raise UserError(f"model config: rope_type {kind!r} is not supported{did_you_mean(kind, known)}")
+        raise UserError(
+            f"model config: rope_type {kind!r} is not supported{did_you_mean(kind, known)}"
+        )
     factor = float(parameters["factor"])
     if kind == "linear":
         return Rope(tuple(f / factor for f in freqs))
@@ -147,7 +149,9 @@ def from_hf(hf: Mapping[str, Any], **features: Any) -> ModelConfig:
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
         raise UserError(f"model config: layer type {min(unknown)!r} is not supported")
     if "sliding_attention" in kinds and not window:
-        raise UserError("model config: layer_types has sliding_attention but sliding_window is not set")
+        raise UserError(
+            "model config: layer_types has sliding_attention but sliding_window is not set"
+        )
     rotary = hf["rope_parameters"]
     max_positions = hf["max_position_embeddings"]
     if "rope_theta" in rotary:

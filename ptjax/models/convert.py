@@ -47,11 +47,18 @@ def check(table: Table, dims: Dims, source: TensorSource) -> None:
     for name in specs:
         tied_head = name == "lm_head.weight" and "head" not in table
         if name not in expected and not tied_head and not name.endswith(_BUFFERS):
-            raise UserError(f"{source.origin}: tensor {name!r} belongs to no parameter of the model")
+            raise UserError(
+                f"{source.origin}: tensor {name!r} belongs to no parameter of the model"
+            )
 
 
 def from_hf(
-    table: Table, dims: Dims, source: TensorSource, *, dtype: str = "float32", mesh: Mesh | None = None
+    table: Table,
+    dims: Dims,
+    source: TensorSource,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> Params:
     """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
 
@@ -67,7 +74,10 @@ def from_hf(
     check(table, dims, source)
     _check_tied(table, source)
     mesh = sharding.make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
-    return {name: _leaf(name, param, dims, source, jnp.dtype(dtype), mesh) for name, param in table.items()}
+    return {
+        name: _leaf(name, param, dims, source, jnp.dtype(dtype), mesh)
+        for name, param in table.items()
+    }
 
 
 def _check_tied(table: Table, source: TensorSource) -> None:

@@ -78,7 +78,6 @@ def open_gguf(path: str | os.PathLike[str], hf_config: dict[str, Any]) -> GGUFSo
 
     Raises:
       UserError: for a damaged file, an unknown architecture or a tensor with no Hugging Face name.
-
     """
     file = read_gguf(path)
     arch = architecture_of(file)

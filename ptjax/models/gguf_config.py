@@ -53,7 +53,6 @@ def architecture_of(file: GGUFFile) -> str:
 
     Raises:
       UserError: where it is none of `FAMILIES`.
-
     """
     arch = file.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in FAMILIES:
@@ -73,7 +72,6 @@ def gguf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       UserError: for a damaged file, an unknown architecture or a missing entry.
-
     """
     file = read_gguf(path)
     entries = _Entries(file, architecture_of(file))
@@ -98,11 +96,12 @@ def gguf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         "max_position_embeddings": entries.need("context_length"),
         "rms_norm_eps": entries.number("attention.layer_norm_rms_epsilon", 1e-6),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "dtype": "float32",
     }
     for theirs, ours in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         config[f"{ours}_token_id"] = file.metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+    if entries.arch != "qwen2":  # always biased: its config has no word for it
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     gemma = entries.arch in ("gemma2", "gemma3")
     config |= _gemma(entries, config) if gemma else _llama_like(entries, config)
     return config | _rope(entries, config)

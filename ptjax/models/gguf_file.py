@@ -69,10 +69,7 @@ class _Cursor:
         return struct.unpack("<" + code, self.take(struct.calcsize(code)).tobytes())[0]
 
     def string(self) -> str:
-        try:
-            return self.take(self.number("Q")).tobytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _Damage(f"a string before byte {self.at} is not UTF-8") from error
+        return _text(self.take(self.number("Q")).tobytes(), self.at)
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -92,9 +89,22 @@ class _Cursor:
             return self.take(count * dtype.itemsize).view(dtype).copy()
         if kind != _STRING:
             raise _Damage(f"array of unknown type {kind} before byte {self.at}")
+        return self.strings(count)
+
+    def strings(self, count: int) -> list[str]:
+        """A vocabulary is 10^5 strings: one loop over bytes, with no arrays in it."""
         if count * 8 > self.data.size - self.at:
             raise _Damage(f"truncated at byte {self.data.size}")
-        return [self.string() for _ in range(count)]
+        buffer, at, end = self.data.data, self.at, self.data.size
+        strings = []
+        for _ in range(count):
+            start = at + 8
+            at = start + int.from_bytes(buffer[at:start], "little")
+            if at > end:
+                raise _Damage(f"truncated at byte {end}")
+            strings.append(_text(buffer[start:at].tobytes(), at))
+        self.at = at
+        return strings
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -105,7 +115,6 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises:
       UserError: where the file is no GGUF file, is truncated or contradicts itself.
-
     """
     path = Path(path)
     try:
@@ -125,7 +134,6 @@ def read_tensor(file: GGUFFile, name: str, rows: slice | None = None) -> np.ndar
 
     Raises:
       UserError: where the tensor's type cannot be dequantised.
-
     """
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -133,17 +141,18 @@ def read_tensor(file: GGUFFile, name: str, rows: slice | None = None) -> np.ndar
     shape, kind, offset, nbytes = file.tensors[name]
     lines = math.prod(shape[:-1])
     if nbytes == 0:
-        return np.empty(shape, np.float32)[rows or ()]
+        return np.empty(shape, np.float32)[() if rows is None else rows]
     try:
         stored = np.memmap(file.path, np.uint8, "r", offset, (lines, nbytes // lines))
         if rows is not None and len(shape) == 2:
             stored = stored[rows]
             shape, rows = (len(stored), shape[1]), None
         quantized = np.ascontiguousarray(stored)
-        values = dequantize(quantized, GGMLQuantizationType(kind)).reshape(shape)
+        with np.errstate(all="ignore"):  # damaged scales may be NaN; the model's guards see them
+            values = dequantize(quantized, GGMLQuantizationType(kind)).reshape(shape)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{file.path}: cannot read tensor {name!r}: {error}") from error
-    return np.array(values[rows or ()], np.float32)
+    return np.array(values if rows is None else values[rows], np.float32)
 
 
 def _read(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
@@ -195,6 +204,13 @@ def _nbytes(name: str, shape: tuple[int, ...], kind: int) -> int:
     if (shape[-1] if shape else 1) % block:
         raise _Damage(f"tensor {name!r}: a row of {shape[-1]} is no multiple of {block}")
     return math.prod(shape) // block * size
+
+
+def _text(raw: bytes, at: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Damage(f"a string before byte {at} is not UTF-8") from error
 
 
 def _short(value: np.floating) -> float:

@@ -8,6 +8,8 @@ import os
 import re
 from typing import Any
 
+import numpy as np
+
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.gguf_file import GGUFFile, read_gguf
 
@@ -34,7 +36,7 @@ _SPLITS = {
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "smaug-bpe", "dbrx"),
         _LLAMA3,
     ),
-    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), _QWEN2),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
     "tekken": _TEKKEN,
 }
 # A piece that is a token as a whole is taken as it is, whatever the merges would do.
@@ -52,7 +54,6 @@ def gguf_tokenizer(path: str | os.PathLike[str]) -> Any:
 
     Raises:
       UserError: for a damaged file, or a tokenizer model or splitter that is not known.
-
     """
     file = read_gguf(path)
     meta = file.metadata
@@ -72,7 +73,7 @@ def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise UserError(f"{file.path}: it has no tokens (tokenizer.ggml.tokens)")
-    kinds = file.metadata.get("tokenizer.ggml.token_type")
+    kinds = _numbers(file, "token_type")
     kinds = [_NORMAL] * len(tokens) if kinds is None else [int(kind) for kind in kinds]
     if len(kinds) != len(tokens):
         raise UserError(f"{file.path}: {len(tokens)} tokens, {len(kinds)} token types")
@@ -80,6 +81,13 @@ def _vocabulary(file: GGUFFile) -> tuple[list[str], list[int]]:
     while end and tokens[end - 1] == f"[PAD{end - 1}]":
         end -= 1
     return tokens[:end], kinds[:end]
+
+
+def _numbers(file: GGUFFile, key: str) -> list[Any] | None:
+    array = file.metadata.get(f"tokenizer.ggml.{key}")
+    if array is not None and not isinstance(array, np.ndarray):
+        raise UserError(f"{file.path}: 'tokenizer.ggml.{key}' is no array of numbers")
+    return None if array is None else array.tolist()
 
 
 def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:
@@ -101,7 +109,7 @@ def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:
     if first is None:
         first = [pre_tokenizers.Split(Regex(split), behavior="isolated")]
     backend.pre_tokenizer = pre_tokenizers.Sequence([*first, level])
-    if split == _QWEN2:
+    if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -158,10 +166,10 @@ def _implied_merges(
     file: GGUFFile, vocab: dict[str, int], kinds: list[int], *, by_score: bool
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the pair whose joint token scores best; earlier tokens win ties."""
-    ranks = [0.0] * len(vocab)
+    ranks = [0.0] * len(kinds)
     if by_score:
-        ranks = [-float(score) for score in file.metadata.get("tokenizer.ggml.scores", ())]
-        if len(ranks) < len(vocab):
+        ranks = [-float(score) for score in _numbers(file, "scores") or ()]
+        if len(ranks) < len(kinds):
             raise UserError(f"{file.path}: it has neither merges nor a score for each token")
     ranked = []
     for token, i in vocab.items():
@@ -184,7 +192,7 @@ def _wrap(
     file: GGUFFile, backend: Any, tokens: list[str], kinds: list[int], *, sentencepiece: bool
 ) -> Any:
     """Adds special tokens, what stands before and after every text, and the chat template."""
-    from tokenizers import AddedToken, processors
+    from tokenizers import AddedToken
 
     from ptjax.models.quiet import fast_tokenizer_class
 
@@ -201,18 +209,15 @@ def _wrap(
         if (token_id := meta.get(f"tokenizer.ggml.{theirs}_token_id")) is not None:
             named[ours] = _token(file, tokens, token_id)
     default = sentencepiece or meta.get("tokenizer.ggml.pre") in _WHOLE
-    ends = []
-    if meta.get("tokenizer.ggml.add_bos_token", default) and "bos_token" in named:
-        ends.append(("bos", named["bos_token"]))
-    if meta.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named:
-        ends.append(("eos", named["eos_token"]))
-    if ends:
-        text = " ".join(([ends[0][1]] if ends[0][0] == "bos" else []) + ["$0"])
-        text += f" {ends[-1][1]}" if ends[-1][0] == "eos" else ""
-        ids = [(token, backend.token_to_id(token)) for _, token in ends]
-        backend.post_processor = processors.TemplateProcessing(single=text, special_tokens=ids)
+    ends = {
+        "add_bos_token": meta.get("tokenizer.ggml.add_bos_token", default) and "bos_token" in named,
+        "add_eos_token": meta.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in named,
+    }
     tokenizer = fast_tokenizer_class()(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **named
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        **named,
+        **{key: True for key, value in ends.items() if value},
     )
     arch = meta.get("general.architecture")
     if isinstance(length := meta.get(f"{arch}.context_length"), int):

@@ -29,7 +29,6 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
 
     Raises:
       UserError: where nothing is there, or the hub cannot be reached.
-
     """
     text = os.fspath(source)
     if text in REGISTERED:
@@ -46,9 +45,11 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
 
 
 def _hint(path: Path) -> str:
-    if path.parent.is_dir() and len(path.parts) > 1:
-        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
-    return did_you_mean(str(path), REGISTERED)
+    if len(path.parts) == 1:
+        return did_you_mean(str(path), REGISTERED)
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, siblings)
+    return hint if "did you mean" in hint else ""
 
 
 def _registered(name: str) -> Path:
@@ -84,7 +85,7 @@ def _download(repo: str, revision: str | None) -> Path:
     except RevisionNotFoundError as error:
         raise UserError(f"model {repo!r} has no revision {revision!r} on the hub") from error
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        reason = re.split(r"\.\s|\n", str(error))[0][:160] or type(error).__name__
         raise UserError(
             f"model {repo!r}: no such folder here, and the hub cannot be reached ({reason}); "
             "give a local folder or a .gguf file"

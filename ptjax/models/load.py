@@ -155,9 +155,7 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
     try:
         return FAMILIES[kind].config(normalise(raw))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{origin}: config.json is not a valid {kind} config: {error!r}"
-        ) from error
+        raise UserError(f"{origin}: config.json is not a valid {kind} config: {error!r}") from error
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,9 +68,7 @@ def rows(table: Table, lora: Lora) -> dict[str, Param]:
     return added
 
 
-def add(
-    params: Mapping[str, Array], table: Table, dims: Dims, lora: Lora, key: Array
-) -> Params:
+def add(params: Mapping[str, Array], table: Table, dims: Dims, lora: Lora, key: Array) -> Params:
     """New adapter leaves that leave the model as it is: B = 0, and DoRA's magnitudes those of W."""
     new = rows(table, lora)
     leaves = init(new, {**dims, "rank": lora.rank}, key)
@@ -114,7 +112,9 @@ def adapted(
         return out + update
     weight = layer[name].astype(jnp.float32)
     moved = weight + lora.scale * jnp.tensordot(
-        layer[f"{name}.lora_a"].astype(jnp.float32), layer[f"{name}.lora_b"].astype(jnp.float32), axes=1
+        layer[f"{name}.lora_a"].astype(jnp.float32),
+        layer[f"{name}.lora_b"].astype(jnp.float32),
+        axes=1,
     )
     axes = tuple(range(x.ndim - 2))
     norm = jax.lax.stop_gradient(jnp.sqrt(jnp.sum(moved * moved, axis=axes)))
@@ -137,8 +137,10 @@ def _merged(params: Mapping[str, Array], name: str, param: Param, lora: Lora) ->
     weight = params[name]
     a = params[f"{name}.lora_a"].astype(jnp.float32)
     b = params[f"{name}.lora_b"].astype(jnp.float32)
-    product = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1)) if param.stacked else (
-        lambda a, b: jnp.tensordot(a, b, axes=1)
+    product = (
+        jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))
+        if param.stacked
+        else (lambda a, b: jnp.tensordot(a, b, axes=1))
     )
     moved = weight.astype(jnp.float32) + lora.scale * product(a, b)
     if f"{name}.dora_m" in params:

@@ -90,7 +90,9 @@ def init(table: Table, dims: Dims, key: Array, dtype: jnp.dtype = jnp.dtype("flo
         return (scale * jax.random.normal(key, size)).astype(dtype)
 
     keys = jax.random.split(key, len(table))
-    return {name: leaf(name, param, k) for (name, param), k in zip(table.items(), keys, strict=True)}
+    return {
+        name: leaf(name, param, k) for (name, param), k in zip(table.items(), keys, strict=True)
+    }
 
 
 def hf_names(name: str, param: Param, dims: Dims) -> Iterator[tuple[str, int | None]]:

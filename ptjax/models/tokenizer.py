@@ -1,6 +1,8 @@
 """Tokenizers: from a folder, a GGUF file or the hub; to a folder that AutoTokenizer reads."""
 
+import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,17 @@ from ptjax.models.quiet import auto_tokenizer_class
 
 __all__ = ["add_special_tokens", "gguf_tokenizer", "load_tokenizer", "save_tokenizer"]
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
 
 def load_tokenizer(source: str | os.PathLike[str], *, chat_template: str | None = None) -> Any:
     """Loads a transformers fast tokenizer with its chat template; no code of the source runs.
@@ -22,7 +35,6 @@ def load_tokenizer(source: str | os.PathLike[str], *, chat_template: str | None 
 
     Raises:
       UserError: where the source, its tokenizer or the template file is not there or damaged.
-
     """
     path = resolve_source(source)
     if path.is_file():
@@ -35,7 +47,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, chat_template: str | None 
 
 
 def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    """Writes a folder that AutoTokenizer reads; an unchanged tokenizer's files are copied as bytes.
 
     Args:
       tokenizer: a transformers fast tokenizer.
@@ -43,11 +55,20 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
 
     Raises:
       UserError: where the folder cannot be written.
-
     """
+    folder = Path(folder)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    origin = Path(tokenizer.name_or_path)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer.name_or_path and origin.is_dir() and _same(tokenizer, _from_folder(origin)):
+            for path in origin.iterdir():
+                if path.name in _FILES and path.parent.resolve() != folder.resolve():
+                    shutil.copyfile(path, folder / path.name)
+            return
         tokenizer.save_pretrained(str(folder))
+        _make_portable(folder / "tokenizer_config.json")
     except OSError as error:
         raise UserError(f"{folder}: cannot write the tokenizer: {error.strerror}") from error
 
@@ -58,7 +79,6 @@ def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
     Args:
       tokenizer: a transformers fast tokenizer, changed in place.
       tokens: their text; one that the tokenizer knows keeps its id and becomes special.
-
     """
     from tokenizers import AddedToken
 
@@ -83,6 +103,25 @@ def _from_folder(folder: Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
     return tokenizer
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give the same ids, special tokens and chats."""
+    parts = ("chat_template", "special_tokens_map", "model_max_length")
+    return one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str() and all(
+        getattr(one, part) == getattr(other, part) for part in parts
+    )
+
+
+def _make_portable(path: Path) -> None:
+    """Takes out what only transformers 5 understands, and how this process loaded it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _template_text(template: str) -> str:

@@ -124,7 +124,6 @@ def open_safetensors(folder: str | os.PathLike[str], *, stem: str = "model") -> 
       UserError: naming file and tensor, for a truncated or corrupt file, a missing shard, a path
         that leaves the folder, a tensor that is named twice, missing or unlisted, a dtype that
         is not known.
-
     """
     folder = Path(folder)
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
@@ -156,7 +155,6 @@ def read_header(path: Path) -> dict[str, Slot]:
 
     Raises:
       UserError: with the file, the tensor and the reason.
-
     """
     try:
         with open(path, "rb") as file:

@@ -47,7 +47,6 @@ def write_safetensors(
     Raises:
       UserError: for a name given twice, a dtype the format has no code for, a tensor that is not
         what its shape and dtype said, or a file that cannot be written (disk full).
-
     """
     folder = Path(folder)
     shards = _split(tensors, max_shard_bytes)

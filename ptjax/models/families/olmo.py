@@ -16,7 +16,10 @@ TABLE = {
         "layers heads head_dim", _LAYER + "self_attn.q_norm.weight", "(heads head_dim)", "ones"
     ),
     "layers.k_norm": Param(
-        "layers kv_heads head_dim", _LAYER + "self_attn.k_norm.weight", "(kv_heads head_dim)", "ones"
+        "layers kv_heads head_dim",
+        _LAYER + "self_attn.k_norm.weight",
+        "(kv_heads head_dim)",
+        "ones",
     ),
     "layers.post_attn_norm": Param(
         "layers embed", _LAYER + "post_attention_layernorm.weight", init="ones"
