@@ -3,7 +3,7 @@
 import datetime
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 
@@ -12,7 +12,10 @@ from ptjax.checkpoint.manifest import Manifest
 
 
 def describe(
-    step: int, leaves: Mapping[str, jax.Array], config_hash: str, metrics: Mapping[str, float]
+    step: int,
+    leaves: Mapping[str, jax.Array],
+    config_hash: str,
+    metrics: Mapping[str, SupportsFloat],
 ) -> Manifest:
     """Returns the manifest of a state, its files still to be listed."""
     meshes = [getattr(leaf.sharding, "mesh", None) for leaf in leaves.values()]

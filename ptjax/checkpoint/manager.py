@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 
@@ -64,7 +64,7 @@ class Checkpoints:
         self._at: int | None = None
 
     def save(
-        self, step: int, state: Any, host: Mapping[str, Any], metrics: Mapping[str, float]
+        self, step: int, state: Any, host: Mapping[str, Any], metrics: Mapping[str, SupportsFloat]
     ) -> None:
         """Saves a state; returns once its arrays are copied from the devices.
 

@@ -13,6 +13,7 @@ from etils import epath
 from ptjax.checkpoint import manifest as manifest_lib
 from ptjax.checkpoint.manifest import BadStep, FileEntry, Manifest
 from ptjax.checkpoint.storage import INCOMPLETE, SET_ASIDE, Storage
+from ptjax.errors import UserError
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d+)(?:\.([a-z]+)(?:-\d+)?)?")
@@ -48,9 +49,17 @@ def folder_of(root: epath.Path, step: int) -> epath.Path:
 
 
 def scan(root: epath.Path) -> list[Step]:
-    """Returns every folder of a step, oldest first; hashes nothing."""
-    if not root.exists():
-        return []
+    """Returns every folder of a step, oldest first; hashes nothing.
+
+    Raises:
+      UserError: for an object store whose client is not installed.
+
+    """
+    try:
+        if not root.exists():
+            return []
+    except ImportError as error:
+        raise UserError(f"{root} cannot be reached: {error}") from error
     found = [(match, path) for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
     steps = [_look(int(match[1]), path, renamed=match[2] is not None) for match, path in found]
     return sorted(steps, key=lambda step: (step.step, step.folder.name))

@@ -1,12 +1,17 @@
 import os
 import shutil
 
+import jax.numpy as jnp
 import pytest
 from etils import epath
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.memory import MemoryFileSystem
 
-from ptjax.checkpoint import Checkpoints, manager
+from ptjax.checkpoint import Checkpoints, arrays, manager, reading, steps
 from ptjax.checkpoint.storage import Bucket, Disk, storage_of
 from ptjax.errors import UserError
+
+BACKEND = type(fsspec_backend)
 
 
 @pytest.fixture
@@ -108,3 +113,64 @@ def test_a_commit_is_whole_or_absent(tmp_path):
         storage.commit(path, "text", lambda phase: None)
         assert path.read_text() == "text"
         path.unlink()
+
+
+class FakeGoogle(MemoryFileSystem):
+    """gs:// paths kept in memory; objects cannot be moved."""
+
+    store: dict = {}
+    pseudo_dirs: list = [""]
+
+    def mv(self, *_, **__):
+        raise AssertionError("an object store has no rename")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+
+class FakeWriter(arrays.Writer):
+    """Stands for Orbax, which reaches gs:// by a client of its own."""
+
+    def __init__(self):
+        pass
+
+    def start(self, folder, leaves):
+        folder.mkdir()
+        (folder / "data").write_bytes(b"".join(bytes(jnp.asarray(x)) for x in leaves.values()))
+
+    def wait(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_gs_paths_through_a_store_in_memory(monkeypatch, caplog):
+    monkeypatch.setattr(BACKEND, "_get_filesystem", lambda self, name: FakeGoogle())
+    monkeypatch.setattr(arrays, "Writer", FakeWriter)
+    state = {"w": jnp.arange(4.0)}
+    with Checkpoints("gs://bucket/run") as checkpoints:
+        assert checkpoints.latest() is None
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {"n": step}, {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.latest() == 3
+    assert not any("00000001" in name for name in FakeGoogle.store)
+    data = epath.Path("gs://bucket/run/checkpoints/00000003/arrays/data")
+    data.write_bytes(b"X" + data.read_bytes()[1:])
+    stored = reading.choose(steps.root_of("gs://bucket/run"), None)
+    assert (stored.step, stored.host()) == (2, {"n": 2})
+    reading.set_aside(stored, Bucket())
+    assert "arrays/data: SHA-256 differs" in caplog.text
+    assert Checkpoints("gs://bucket/run").latest() == 2
+
+
+def test_an_object_store_without_its_client_is_one_line(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(BACKEND, "_get_filesystem", missing)
+    with pytest.raises(UserError, match="s3://bucket/run/checkpoints cannot be reached: .*s3fs"):
+        Checkpoints("s3://bucket/run").latest()
