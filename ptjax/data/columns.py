@@ -74,7 +74,7 @@ class Collate:
         return HostBatch(columns, flat.tolist())
 
     def _fill(self, flat: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """tokens and mask, gathered from the stores."""
+        """Gathers tokens and mask from the stores."""
         tokens = np.zeros(valid.shape, np.int32)
         mask = np.zeros(valid.shape, np.float32)
         sources = np.where(flat >= 0, self.source[flat], -1)

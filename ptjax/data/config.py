@@ -146,7 +146,7 @@ def _source(given: Any, where: str) -> SourceConfig:
     """Reads one source."""
     if isinstance(given, SourceConfig):
         return given
-    values = {"path": given} if isinstance(given, str) else dict(given)
+    values: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     check_keys(values, _names(SourceConfig), where)
     if not values.get("path"):
         raise UserError(f"{where}: path is missing")
@@ -178,8 +178,8 @@ def _names(cls: type) -> list[str]:
 def _plain(value: Any) -> Any:
     """ConfigDicts and other mappings to dicts, lists kept, all the way down."""
     if isinstance(value, Mapping) or hasattr(value, "to_dict"):
-        items = value.to_dict() if hasattr(value, "to_dict") else value
-        return {key: _plain(item) for key, item in items.items()}
+        to_dict = getattr(value, "to_dict", lambda: value)
+        return {key: _plain(item) for key, item in to_dict().items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

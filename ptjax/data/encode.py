@@ -69,8 +69,10 @@ class EncodeRows:
         results: list[EncodedRow] = []
         examples: list[Example] = []
         for i, row in enumerate(rows):
-            bad, key = row if isinstance(row, BadRow) else None, 0
-            if bad is None:
+            bad, key = None, 0
+            if isinstance(row, BadRow):
+                bad = row
+            else:
                 key = _key(row)
                 try:
                     example = canonical(row, form=self._form, columns=self._columns)

@@ -1,6 +1,5 @@
 """Iterators over batches whose position is one number."""
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,8 +67,9 @@ class TrainIterator:
     def close(self) -> None:
         """Ends the threads or processes that read ahead."""
         stream, self._stream = self._stream, None
-        with contextlib.suppress(AttributeError):
-            stream.close()
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
 
 
 class Batches:

@@ -52,8 +52,8 @@ class Pipeline:
         """Global shape of every column, for every batch that can occur."""
         schedules = [self.schedule, self.validation_schedule]
         found = {shape for one in schedules if one is not None for shape in one.shapes}
-        width = self.examples.lengths.shape[1]
-        return [self.layout.shapes(*shape, self.schedule.block, width) for shape in sorted(found)]
+        width, block = self.examples.lengths.shape[1], self.schedule.block
+        return [self.layout.shapes(rows, length, block, width) for rows, length in sorted(found)]
 
     def train(self) -> TrainIterator:
         """The run's batches, with get_state and set_state."""
@@ -61,7 +61,7 @@ class Pipeline:
         return TrainIterator(self.schedule, collate, workers=self.config.workers)
 
     def validation(self) -> Batches | None:
-        """The held-out batches, in the shapes of the training batches; None where there are none."""
+        """The held-out batches, in the shapes of the training batches; None where none are."""
         if self.validation_schedule is None or self.held_out is None:
             return None
         return Batches(self.validation_schedule, self._collate(self.held_out))

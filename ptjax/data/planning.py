@@ -6,7 +6,10 @@ import numpy as np
 
 from ptjax.data.config import DataConfig
 from ptjax.data.order import Mixture, interleave
-from ptjax.data.plan import Blocks, PackedBatches, PackedRows, PaddedBatches, Plan
+from ptjax.data.plan import Blocks, Plan
+from ptjax.data.plan_batches import PackedBatches
+from ptjax.data.plan_padded import PaddedBatches
+from ptjax.data.plan_rows import PackedRows
 from ptjax.data.schedule import Schedule
 from ptjax.data.select import Examples
 from ptjax.errors import UserError
@@ -47,34 +50,35 @@ class Layout:
         rows = None
         split = f"{shards} shards x {accumulate} micro-batches"
         if config.batch_size is not None:
-            if config.batch_size % blocks.count:
+            if config.batch_size % blocks.parts:
                 raise UserError(
                     f"config.data.batch_size = {config.batch_size} does not divide over {split}"
                 )
         else:
             tokens = config.tokens_per_batch or 0
-            if tokens % (row_length * blocks.count):
-                unit = row_length * blocks.count
+            if tokens % (row_length * blocks.parts):
+                unit = row_length * blocks.parts
                 raise UserError(
-                    f"config.data.tokens_per_batch = {tokens} is not a multiple of {unit} = rows of "
-                    f"{row_length} tokens x {split}; the next one is {-(-tokens // unit) * unit}"
+                    f"config.data.tokens_per_batch = {tokens} is not a multiple of {unit} = rows "
+                    f"of {row_length} tokens x {split}; next is {-(-tokens // unit) * unit}"
                 )
             rows = tokens // row_length
         length = min(-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH, config.max_length)
         buckets = config.buckets or _powers_of_two(config.max_length)
         if not config.packing and buckets[-1] < longest:
             raise UserError(
-                f"config.data.buckets: the longest is {buckets[-1]}, an example has {longest} tokens"
+                f"config.data.buckets: the longest is {buckets[-1]}, "
+                f"an example has {longest} tokens"
             )
         return cls(blocks, config.packing, row_length, rows, config.batch_size, length, buckets)
 
     def shapes(self, rows: int, length: int, block: int, width: int) -> dict[str, tuple[int, ...]]:
         """Global shapes of a batch's columns."""
-        size = self.blocks.count * block
+        size = self.blocks.parts * block
         sequence = (size, width, length)
         shapes = {"tokens": sequence, "valid": sequence, "mask": sequence, "weights": sequence[:2]}
         if rows:
-            shapes["pack"] = (rows * self.blocks.count, self.row_length)
+            shapes["pack"] = (rows * self.blocks.parts, self.row_length)
         return shapes
 
 

@@ -56,11 +56,11 @@ class Schedule:
     def __len__(self) -> int:
         return sys.maxsize if self.steps is None else self.steps
 
-    def __getitem__(self, number: int) -> Step:
+    def __getitem__(self, index: int) -> Step:
         """The run's step of this number."""
-        epoch, index = self.locate(number)
+        epoch, step = self.locate(index)
         plan = self._plans[min(epoch, len(self._plans) - 1)]
-        return plan.step(epoch, index, self.block)
+        return plan.step(epoch, step, self.block)
 
     def locate(self, number: int) -> tuple[int, int]:
         """Epoch and step within it."""

@@ -1,7 +1,7 @@
 """Encoded sequences on disk: flat arrays that are memory-mapped, checked when opened.
 
 A store is a folder of `.npy` files with `store.json`, which is written last. It comes into being
-by a rename, so a folder that is there is whole unless the disk damaged it: sizes and checksums tell.
+by a rename: a folder that is there is whole unless the disk damaged it; sizes and checksums tell.
 """
 
 import functools

@@ -109,7 +109,7 @@ class ArrayRecord:
 
         self.path = path
         try:
-            self._source = ArrayRecordDataSource([path])
+            self._source: Any = ArrayRecordDataSource([path])
             self._length = len(self._source)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: is not an ArrayRecord file ({error})") from None

@@ -97,7 +97,8 @@ class Template:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise BadForm("the chat template refuses the conversation", str(error)) from None
-        return texts[0], [tuple(mark) for mark in marks[0]] if self.has_marks else []
+        spans: list[Any] = list(marks[0]) if self.has_marks else []
+        return texts[0], [(start, end) for start, end in spans]
 
     def _disguised(self, value: Any, everywhere: bool, spoken: bool = False) -> Any:
         if isinstance(value, str):
