@@ -1,0 +1,199 @@
+"""Tokenises text whose content may hold the tokenizer's own control strings.
+
+A control string in content stays text. Where content holds none, the result is that of one plain
+call on the whole text. Where it does, the stretch around it, from one control token that the
+template wrote to the next, is encoded with `split_special_tokens`; the tokenizer itself cuts text
+at control tokens, so no joint is added that was not there.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ptjax.data.messages import BadForm
+from ptjax.errors import UserError
+
+SPOKEN = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[THINK]", "[/THINK]")
+"""Marks that an assistant writes itself: not control strings in its own turns."""
+_TAG = re.compile(r"</?[A-Za-z_]+>")
+_PRIVATE = 0x10F000
+
+
+class Tokens:
+    """A fast tokenizer that keeps content apart from control tokens.
+
+    Args:
+      tokenizer: a fast `transformers` tokenizer.
+      scaffold: text that the chat template writes around any content: added tokens found in it
+        count as control tokens, whether or not the tokenizer calls them special.
+    """
+
+    def __init__(self, tokenizer: Any, scaffold: str = ""):
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(f"the tokenizer {type(tokenizer).__name__} is not a fast one")
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        special = {token.content for token in added.values() if token.special}
+        special |= set(tokenizer.all_special_tokens)
+        written = {t.content for t in added.values() if t.content in scaffold} - set(SPOKEN)
+        self.strings = tuple(sorted(special | written, key=len, reverse=True))
+        self.ids = np.array(sorted(tokenizer.convert_tokens_to_ids(list(self.strings))))
+        self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values()}
+        self.pattern = _any_of(self.strings)
+        firsts = sorted({string[0] for string in self.strings})
+        self._first = re.compile("[" + re.escape("".join(firsts)) + "]") if firsts else None
+        self._to_private = {first: chr(_PRIVATE + i) for i, first in enumerate(firsts)}
+        self._restore = {ord(private): first for first, private in self._to_private.items()}
+        self._prefix_needed = self._prefixes_first_piece()
+        self.bos = self._bos()
+
+    def suspicious(self, text: str) -> bool:
+        """Whether a control string could begin in this content."""
+        if self._first is None or not self._first.search(text):
+            return False
+        return self._first.search(_TAG.sub(self._keep_control, text)) is not None
+
+    def _keep_control(self, match: re.Match[str]) -> str:
+        return match.group() if match.group() in self.strings else ""
+
+    def disguise(self, text: str, *, spoken: bool, everywhere: bool) -> str:
+        """Replaces the first characters of control strings by private ones, one for one.
+
+        Args:
+          text: content.
+          spoken: leave `SPOKEN` marks as they are.
+          everywhere: replace wherever a control string could begin, rather than where one does.
+        """
+        kept = set(SPOKEN) if spoken else set()
+
+        def replace(match: re.Match[str]) -> str:
+            tag = _TAG.match(text, match.start())
+            if tag and (tag.group() in kept or tag.group() not in self.strings):
+                return match.group()
+            found = self.pattern.match(text, match.start())
+            if (found and found.group() not in kept) or (everywhere and not found):
+                return self._to_private[match.group()]
+            return match.group()
+
+        return self._first.sub(replace, text) if self._first else text
+
+    def undisguised(self, text: str) -> str:
+        """Puts the characters back."""
+        return text.translate(self._restore)
+
+    def encode(
+        self, texts: list[str], *, plain: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids, and the character at which each begins, of every text.
+
+        Args:
+          texts: whole texts; nothing is added to them.
+          plain: no special token is seen in them.
+        """
+        if not texts:
+            return []
+        made = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            split_special_tokens=plain,
+            truncation=False,
+            padding=False,
+            verbose=False,
+        )
+        return [
+            (np.asarray(ids, np.int32), np.asarray([start for start, _ in offsets], np.int64))
+            for ids, offsets in zip(made["input_ids"], made["offset_mapping"], strict=True)
+        ]
+
+    def encode_content(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `encode`, of texts that are content from end to end."""
+        made = self.encode(texts, plain=True)
+        for i, (ids, _) in enumerate(made):
+            if np.isin(ids, self.ids).any():
+                made[i] = self._cut(texts[i])
+        return made
+
+    def encode_around(
+        self, text: str, genuine: Iterable[tuple[int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode`, of one text whose control tokens stand at `genuine` and nowhere else."""
+        spans = list(genuine)
+        starts = {start for start, _ in spans}
+        forged = [m.start() for m in self.pattern.finditer(text) if m.start() not in starts]
+        pieces, position = [], 0
+        for left, right in self._stretches(text, spans, forged):
+            pieces += [(position, left, False), (left, right, True)]
+            position = right
+        pieces.append((position, len(text), False))
+        ids, offsets = [], []
+        for start, end, is_content in pieces:
+            if start == end:
+                continue
+            one = self._content_piece if is_content else self._piece
+            piece_ids, piece_offsets = one(text[start:end])
+            ids.append(piece_ids)
+            offsets.append(piece_offsets + start)
+        return np.concatenate(ids), np.concatenate(offsets)
+
+    def _stretches(
+        self, text: str, genuine: list[tuple[int, int]], forged: list[int]
+    ) -> list[tuple[int, int]]:
+        """From genuine control token to genuine control token, around what is forged."""
+        edges = [(0, 0), *genuine, (len(text), len(text))]
+        made = []
+        for (left_start, left), (right, right_end) in zip(edges, edges[1:], strict=False):
+            if any(left <= at < right for at in forged):
+                if self._strips.get(text[left_start:left], (False, False))[1]:
+                    left += len(text[left:right]) - len(text[left:right].lstrip())
+                if self._strips.get(text[right:right_end], (False, False))[0]:
+                    right = left + len(text[left:right].rstrip())
+                made.append((left, right))
+        return made
+
+    def _piece(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode([text])[0]
+
+    def _content_piece(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Content that follows something: no space may be put before it."""
+        if self._prefix_needed:
+            newline = self.encode(["\n"], plain=True)[0][0]
+            ids, offsets = self.encode_content(["\n" + text])[0]
+            if np.array_equal(ids[: len(newline)], newline):
+                return ids[len(newline) :], offsets[len(newline) :] - 1
+        return self.encode_content([text])[0]
+
+    def _cut(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes control strings that are tokens even to `split_special_tokens` in two halves."""
+        cuts = [0, *(match.start() + 1 for match in self.pattern.finditer(text)), len(text)]
+        made = [
+            (ids, offsets + start)
+            for start, end in zip(cuts, cuts[1:], strict=False)
+            if start < end
+            for ids, offsets in self.encode([text[start:end]], plain=True)
+        ]
+        ids, offsets = (np.concatenate(part) for part in zip(*made, strict=True))
+        if np.isin(ids, self.ids).any():
+            raise BadForm("holds a control string that the tokenizer cannot write as text")
+        return ids, offsets
+
+    def _prefixes_first_piece(self) -> bool:
+        """Whether text at the very beginning is encoded otherwise than after a control token."""
+        if not self.strings:
+            return False
+        alone, after = (ids for ids, _ in self.encode(["a", self.strings[0] + "a"]))
+        return not np.array_equal(alone, after[1:])
+
+    def _bos(self) -> list[int]:
+        """The token that the tokenizer puts before any text, if it does."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a")["input_ids"]
+        return [bos] if bos is not None and ids and ids[0] == bos else []
+
+
+def _any_of(strings: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, strings)) or "(?!)")

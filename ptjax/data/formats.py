@@ -1,0 +1,154 @@
+"""Every form a row may have, and the one form they all become.
+
+Canonical rows, as keyword arguments of `Example`: `text`; or `prompt` and `completion`, both text
+or both messages; or `messages`. Messages go with `tools`. A message is a dict of `role` (system,
+user, assistant, tool) and `content` (text), and where given `tool_calls`, `reasoning_content`,
+`name`, `tool_call_id`, and `trained`, which is False where the row's own loss weight is 0.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ptjax.data.messages import BadForm, Message, read_messages, read_tools, sharegpt_messages
+from ptjax.data.rows import Row
+from ptjax.errors import did_you_mean
+
+REQUIRED = {
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+}
+"""The columns each format needs, in the order in which formats are tried."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A row in canonical form; what it has not is None."""
+
+    messages: list[Message] | None = None
+    prompt: str | list[Message] | None = None
+    completion: str | list[Message] | None = None
+    text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+def detect(columns: set[str]) -> str:
+    """The format that these columns make.
+
+    Raises:
+      BadForm: they make none, or nearly one: the missing column is named.
+    """
+    for name, required in REQUIRED.items():
+        if columns.issuperset(required):
+            return name
+    there = ", ".join(sorted(columns)) or "none"
+    for required in REQUIRED.values():
+        if columns.intersection(required):
+            _require(columns, required)
+    known = {column for required in REQUIRED.values() for column in required}
+    near = next((hint for c in sorted(columns) if "mean" in (hint := did_you_mean(c, known))), "")
+    raise BadForm(
+        "no known format: a row has messages, prompt and completion, text, conversations, "
+        "or instruction and output",
+        f"columns: {there}{near}; rename with columns=dict(ours='theirs')",
+    )
+
+
+def canonical(row: Row, *, form: str | None = None, columns: Mapping[str, str]) -> Example:
+    """Brings one row to canonical form.
+
+    Args:
+      row: column name -> value.
+      form: the format; None: seen from the columns.
+      columns: our column name -> the row's.
+
+    Raises:
+      BadForm: a column is missing or of the wrong type.
+    """
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            there = ", ".join(sorted(row))
+            raise BadForm(f"column {theirs!r} is missing", f"for {ours!r}; columns: {there}")
+    if columns:
+        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
+        row = {**{k: v for k, v in row.items() if k not in columns.values()}, **renamed}
+    row = {key: value for key, value in row.items() if value is not None}
+    if form is None:
+        form = detect(set(row))
+    else:
+        _require(set(row), REQUIRED[form])
+    return _READERS[form](row)
+
+
+def _require(columns: set[str], required: tuple[str, ...]) -> None:
+    for name in required:
+        if name not in columns:
+            there = ", ".join(sorted(columns)) or "none"
+            raise BadForm(f"column {name!r} is missing", f"columns: {there}")
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column, "")
+    if not isinstance(value, str):
+        raise BadForm(f"column {column!r} is not text", f"but {type(value).__name__}")
+    return value
+
+
+def _from_messages(row: Row) -> Example:
+    return Example(messages=read_messages(row["messages"], "messages"), tools=_tools(row))
+
+
+def _from_prompt_completion(row: Row) -> Example:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Example(prompt=prompt, completion=completion)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise BadForm("'prompt' and 'completion' must both be text or both be messages")
+    return Example(
+        prompt=read_messages(prompt, "prompt"),
+        completion=read_messages(completion, "completion"),
+        tools=_tools(row),
+    )
+
+
+def _from_text(row: Row) -> Example:
+    return Example(text=_text(row, "text"))
+
+
+def _from_sharegpt(row: Row) -> Example:
+    messages = sharegpt_messages(row["conversations"])
+    system = _text(row, "system")
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return Example(messages=messages, tools=_tools(row))
+
+
+def _from_alpaca(row: Row) -> Example:
+    messages: list[Message] = []
+    if system := _text(row, "system"):
+        messages.append({"role": "system", "content": system})
+    for turn in row.get("history") or []:
+        if not (isinstance(turn, list | tuple) and len(turn) == 2):
+            raise BadForm("'history' is not a list of (question, answer) pairs")
+        messages.append({"role": "user", "content": str(turn[0])})
+        messages.append({"role": "assistant", "content": str(turn[1])})
+    parts = (_text(row, "instruction"), _text(row, "input"))
+    messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part)})
+    messages.append({"role": "assistant", "content": _text(row, "output")})
+    return Example(messages=messages)
+
+
+def _tools(row: Row) -> list[dict[str, Any]] | None:
+    return read_tools(row["tools"]) if row.get("tools") else None
+
+
+_READERS = {
+    "messages": _from_messages,
+    "prompt_completion": _from_prompt_completion,
+    "text": _from_text,
+    "sharegpt": _from_sharegpt,
+    "alpaca": _from_alpaca,
+}

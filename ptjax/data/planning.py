@@ -1,0 +1,137 @@
+"""From `config.data` and the lengths to a schedule of one of the three plans."""
+
+import dataclasses
+
+import numpy as np
+
+from ptjax.data.config import DataConfig
+from ptjax.data.order import Mixture, interleave
+from ptjax.data.plan import Blocks, Plan
+from ptjax.data.plan_batches import PackedBatches
+from ptjax.data.plan_padded import PaddedBatches
+from ptjax.data.plan_rows import PackedRows
+from ptjax.data.schedule import Schedule
+from ptjax.data.select import Examples
+from ptjax.errors import UserError
+
+_SHORTEST_BUCKET = 64
+_ROUND_LENGTH, _ROUND_BLOCK = 64, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The sizes of batches."""
+
+    blocks: Blocks
+    packing: bool
+    row_length: int
+    """L, tokens of a packed row."""
+    rows: int | None
+    """Packed rows of a step; None: batch examples, in as many rows as they need."""
+    batch: int | None
+    """Examples of a step; None: as many as fit into its rows."""
+    length: int
+    """T with packing: the longest sequence, rounded up."""
+    buckets: tuple[int, ...]
+    """T without packing."""
+
+    @classmethod
+    def of(
+        cls, config: DataConfig, parts: list[Examples | None], *, shards: int, accumulate: int
+    ) -> "Layout":
+        """Reads the sizes from the config, and T from the examples.
+
+        Raises:
+          UserError: the batch does not divide into its blocks; the buckets are too short.
+        """
+        blocks = Blocks(shards, accumulate)
+        longest = max(int(part.lengths.max()) for part in parts if part is not None)
+        row_length = config.row_length or config.max_length
+        rows = None
+        split = f"{shards} shards x {accumulate} micro-batches"
+        if config.batch_size is not None:
+            if config.batch_size % blocks.parts:
+                raise UserError(
+                    f"config.data.batch_size = {config.batch_size} does not divide over {split}"
+                )
+        else:
+            tokens = config.tokens_per_batch or 0
+            if tokens % (row_length * blocks.parts):
+                unit = row_length * blocks.parts
+                raise UserError(
+                    f"config.data.tokens_per_batch = {tokens} is not a multiple of {unit} = rows "
+                    f"of {row_length} tokens x {split}; next is {-(-tokens // unit) * unit}"
+                )
+            rows = tokens // row_length
+        length = min(-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH, config.max_length)
+        buckets = config.buckets or _powers_of_two(config.max_length)
+        if not config.packing and buckets[-1] < longest:
+            raise UserError(
+                f"config.data.buckets: the longest is {buckets[-1]}, "
+                f"an example has {longest} tokens"
+            )
+        return cls(blocks, config.packing, row_length, rows, config.batch_size, length, buckets)
+
+    def shapes(self, rows: int, length: int, block: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Global shapes of a batch's columns."""
+        size = self.blocks.parts * block
+        sequence = (size, width, length)
+        shapes = {"tokens": sequence, "valid": sequence, "mask": sequence, "weights": sequence[:2]}
+        if rows:
+            shapes["pack"] = (rows * self.blocks.parts, self.row_length)
+        return shapes
+
+
+def make_schedule(
+    examples: Examples,
+    mixture: Mixture,
+    layout: Layout,
+    *,
+    seed: int | None,
+    identity: bytes = b"",
+    like: Schedule | None = None,
+) -> Schedule:
+    """Plans every epoch of a run.
+
+    Args:
+      examples: what is read.
+      mixture: how often.
+      layout: the sizes of batches.
+      seed: of the order; None: the files' order.
+      identity: what else the order depends on.
+      like: another schedule whose shapes are used where they suffice.
+    """
+    sizes, longest = examples.sizes(), examples.lengths.max(1)
+
+    def plan(counts: tuple[int, ...]) -> Plan:
+        def order(epoch: int) -> np.ndarray:
+            return interleave(
+                examples.source, counts, seed=seed or 0, epoch=epoch, shuffle=seed is not None
+            )
+
+        blocks = layout.blocks
+        if not layout.packing and layout.batch is not None:
+            buckets = layout.buckets
+            return PaddedBatches(
+                order, longest, batch=layout.batch, blocks=blocks, buckets=buckets, seed=seed
+            )
+        first = order(0)
+        common = {"row_length": layout.row_length, "blocks": blocks, "length": layout.length}
+        if layout.rows is not None:
+            return PackedRows(first, sizes[first], rows=layout.rows, seed=seed, **common)
+        batch = layout.batch or 0
+        rows = tuple(rows for rows, _ in like.shapes) if like is not None else ()
+        return PackedBatches(first, sizes[first], batch=batch, seed=seed, buckets=rows, **common)
+
+    schedule = Schedule(mixture, plan, identity)
+    if layout.batch is None:
+        schedule.block = -(-schedule.block // _ROUND_BLOCK) * _ROUND_BLOCK
+    return schedule
+
+
+def _powers_of_two(longest: int) -> tuple[int, ...]:
+    """Powers of two from 64 up, the last one cut to the longest length."""
+    buckets = [_SHORTEST_BUCKET]
+    while buckets[-1] < longest:
+        buckets.append(2 * buckets[-1])
+    return (*(bucket for bucket in buckets if bucket < longest), longest)

@@ -1,0 +1,228 @@
+"""From encoded sources to the examples that are trained on or held out.
+
+Truncation, drops and the held-out split are decided here, from lengths and masks alone, so that
+another max_length needs no new encoding.
+"""
+
+import collections
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ptjax.data.config import DataConfig
+from ptjax.data.encode import Encodings
+from ptjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples of N sequences each, as views into the stores of their sources."""
+
+    encodings: list[Encodings]
+    source: Int[np.ndarray, " E"]
+    """Index into `encodings`."""
+    row: Int[np.ndarray, " E"]
+    """Row of the source."""
+    starts: Int[np.ndarray, "E N"]
+    """Where in the store's flat arrays a sequence begins."""
+    lengths: Int[np.ndarray, "E N"]
+    """Its tokens."""
+    trained: Int[np.ndarray, "E N"]
+    """Its trained tokens."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sizes(self) -> Int[np.ndarray, " E"]:
+        """Tokens of all N sequences of an example."""
+        return self.lengths.sum(1)
+
+    def where(self, example: int) -> str:
+        """File and line an example came from."""
+        encodings = self.encodings[self.source[example]]
+        return encodings.rows.where(int(self.row[example]))
+
+    def take(self, chosen: np.ndarray) -> "Examples":
+        """Some of the examples."""
+        names = ("source", "row", "starts", "lengths", "trained")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+    def tokens(self, example: int, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of one sequence."""
+        store = self.encodings[self.source[example]].store
+        start, length = int(self.starts[example, n]), int(self.lengths[example, n])
+        mask = np.array(store.mask[start : start + length])
+        mask[:1] = False
+        return np.asarray(store.tokens[start : start + length]), mask
+
+
+@dataclasses.dataclass
+class SourceReport:
+    """What became of one source's rows."""
+
+    path: str
+    rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained: int = 0
+    truncated: int = 0
+    """Sequences that were cut."""
+    truncated_tokens: int = 0
+    """Tokens that were cut off."""
+    drops: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Reason -> rows or sequences left out."""
+
+
+def select(encodings: list[Encodings], config: DataConfig) -> tuple[Examples, list[SourceReport]]:
+    """Truncates, drops, counts.
+
+    Raises:
+      UserError: an example with nothing to train on, unless on_empty is "drop"; one that is too
+        long, where truncate is "error"; nothing left.
+    """
+    parts, reports = [], []
+    for index, one in enumerate(encodings):
+        report = SourceReport(
+            one.source.path, rows=len(one.rows), drops=dict(one.store.meta["bad"])
+        )
+        parts.append(_one_source(index, one, config, report))
+        reports.append(report)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    source, row, starts, lengths, trained = columns
+    if not len(source):
+        reasons = _total(reports)
+        counted = ", ".join(f"{n} x {reason}" for reason, n in reasons.items())
+        raise UserError(f"config.data.sources: no example is left ({counted or 'no rows'})")
+    return Examples(
+        encodings, source, row, starts[:, None], lengths[:, None], trained[:, None]
+    ), reports
+
+
+def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Splits into (trained on, held out) by a hash of each row's content and the seed.
+
+    Alike rows, and all sequences of one row, fall on the same side; adding rows moves none.
+
+    Raises:
+      UserError: one of the two sides would be empty.
+    """
+    keys = np.zeros(len(examples), np.uint64)
+    for index, one in enumerate(examples.encodings):
+        mine = examples.source == index
+        by_row = dict(zip(one.store.rows.tolist(), one.store.keys.tolist(), strict=True))
+        keys[mine] = [by_row[row] for row in examples.row[mine].tolist()]
+    draws = _mix(keys ^ _mix(np.array([seed % 2**64], np.uint64)))
+    held = draws < np.uint64(int(fraction * 2**64))
+    if not held.any():
+        held = draws == draws.min()
+    if held.all():
+        raise UserError("config.data.validation: too few different rows to hold some of them out")
+    return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
+
+
+def _one_source(
+    index: int, one: Encodings, config: DataConfig, report: SourceReport
+) -> tuple[np.ndarray, ...]:
+    """source, row, start, length and trained tokens of the source's examples."""
+    store, limit = one.store, config.max_length
+    drops = collections.Counter(report.drops)
+    owner = np.arange(len(store.lengths))
+    starts, lengths = store.starts, store.lengths.astype(np.int64)
+    long = lengths > limit
+    report.truncated = int(long.sum())
+    if long.any() and config.truncate == "error":
+        first = int(np.flatnonzero(long)[0])
+        where = one.rows.where(int(store.rows[first]))
+        raise UserError(
+            f"{where}: {lengths[first]} tokens, more than config.data.max_length = {limit}"
+        )
+    if config.truncate == "split":
+        pieces = np.maximum(-(-lengths // limit), 1)
+        owner = np.repeat(owner, pieces)
+        nth = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        starts, lengths = (
+            starts[owner] + nth * limit,
+            np.minimum(lengths[owner] - nth * limit, limit),
+        )
+    elif config.truncate == "drop":
+        drops["too long"] += report.truncated
+        report.truncated = 0
+        owner = np.flatnonzero(~long)
+        starts, lengths = starts[owner], lengths[owner]
+    else:
+        report.truncated_tokens = int((lengths - limit)[long].sum())
+        if config.truncate == "start":
+            starts = starts + np.maximum(lengths - limit, 0)
+        lengths = np.minimum(lengths, limit)
+    trained = count_trained(store.mask, starts, lengths)
+    keep = trained > 0
+    _explain_empty(one, config, drops, owner, keep)
+    report.drops = {reason: n for reason, n in drops.items() if n}
+    owner, starts, lengths, trained = owner[keep], starts[keep], lengths[keep], trained[keep]
+    report.examples, report.tokens = len(owner), int(lengths.sum())
+    report.trained = int(trained.sum())
+    source = np.full(len(owner), index, np.int32)
+    return source, store.rows[owner], starts, lengths, trained
+
+
+def _explain_empty(
+    one: Encodings,
+    config: DataConfig,
+    drops: collections.Counter,
+    owner: np.ndarray,
+    keep: np.ndarray,
+) -> None:
+    """Counts sequences with nothing to train on by why that is, or stops at the first."""
+    store = one.store
+    cut = store.lengths[owner] > config.max_length
+    kept_owners = np.zeros(len(store.lengths), bool)
+    kept_owners[owner[keep]] = True
+    for reason, which in {
+        "nothing to train on": ~keep & ~cut,
+        "nothing to train on within max_length": ~keep & cut & ~kept_owners[owner],
+    }.items():
+        found = np.unique(owner[which])
+        if len(found) and config.on_empty == "error":
+            where = one.rows.where(int(store.rows[found[0]]))
+            raise UserError(
+                f"{where}: {reason} (train_on = {config.train_on!r}, max_length = "
+                f"{config.max_length}); {len(found)} such; config.data.on_empty = 'drop' counts "
+                "and drops them"
+            )
+        drops[reason] += len(found)
+    part = int((~keep & cut & kept_owners[owner]).sum())
+    drops["piece with nothing to train on"] += part
+
+
+def count_trained(
+    mask: Bool[np.ndarray, " F"], starts: Int[np.ndarray, " S"], lengths: Int[np.ndarray, " S"]
+) -> Int[np.ndarray, " S"]:
+    """Trained tokens of every sequence, its first token never counted."""
+    counts = np.zeros(len(starts), np.int64)
+    some = np.flatnonzero(lengths > 1)
+    if not len(some):
+        return counts
+    edges = np.stack([starts[some] + 1, starts[some] + lengths[some]], 1)
+    order = np.argsort(edges[:, 0], kind="stable")
+    flat = np.minimum(edges[order].ravel(), len(mask) - 1)
+    sums = np.add.reduceat(mask, flat, dtype=np.int64)[::2]
+    if edges[order[-1], 1] >= len(mask):
+        sums[-1] = np.sum(mask[edges[order[-1], 0] :], dtype=np.int64)
+    counts[some[order]] = sums
+    return counts
+
+
+def _total(reports: list[SourceReport]) -> dict[str, int]:
+    total: collections.Counter[str] = collections.Counter()
+    for report in reports:
+        total.update(report.drops)
+    return dict(total)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64: a well-spread 64-bit hash."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
