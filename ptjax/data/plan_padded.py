@@ -1,6 +1,6 @@
 """No packing: examples of nearly one length, padded to a bucket."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +12,7 @@ _DRAW = 103
 _SORTED_TOGETHER = 64
 
 
+@runtime_checkable
 class Orders(Protocol):
     """Gives the examples of an epoch in order."""
 
