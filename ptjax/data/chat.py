@@ -31,6 +31,7 @@ class Chat:
 
     Raises:
       UserError: the tokenizer is not a fast one; a template that does not compile.
+
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, *, train_on: str = "assistant"):

@@ -11,7 +11,7 @@ from ptjax.data.store import Store
 
 
 class HostBatch(NamedTuple):
-    """This process's rows of one batch."""
+    """One batch, as far as it is this process's."""
 
     columns: dict[str, np.ndarray]
     """tokens, valid, mask, weights, and with packing pack: see `ptjax.types`."""
@@ -31,6 +31,7 @@ class Collate:
       loss_weights: by source.
       row_length: tokens of a packed row.
       shards: (first, end) of this process's shards.
+
     """
 
     stores: list[Store]

@@ -75,6 +75,7 @@ def data_config(given: Any) -> DataConfig:
 
     Raises:
       UserError: an unknown key, a missing path, a value out of its range.
+
     """
     if isinstance(given, DataConfig):
         return given

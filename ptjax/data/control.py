@@ -28,6 +28,7 @@ class Tokens:
       tokenizer: a fast `transformers` tokenizer.
       scaffold: text that the chat template writes around any content: added tokens found in it
         count as control tokens, whether or not the tokenizer calls them special.
+
     """
 
     def __init__(self, tokenizer: Any, scaffold: str = ""):
@@ -65,6 +66,7 @@ class Tokens:
           text: content.
           spoken: leave `SPOKEN` marks as they are.
           everywhere: replace wherever a control string could begin, rather than where one does.
+
         """
         kept = set(SPOKEN) if spoken else set()
 
@@ -91,6 +93,7 @@ class Tokens:
         Args:
           texts: whole texts; nothing is added to them.
           plain: no special token is seen in them.
+
         """
         if not texts:
             return []

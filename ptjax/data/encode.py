@@ -104,6 +104,7 @@ def encode_source(source: SourceConfig, config: DataConfig, chat: Chat, cache: s
 
     Raises:
       UserError: the source cannot be read; a bad row, unless on_bad_line is "skip".
+
     """
     rows = open_source(source)
     folder = os.path.join(cache, _cache_key(rows, source, chat))

@@ -40,6 +40,7 @@ def detect(columns: set[str]) -> str:
 
     Raises:
       BadForm: they make none, or nearly one: the missing column is named.
+
     """
     for name, required in REQUIRED.items():
         if columns.issuperset(required):
@@ -63,17 +64,14 @@ def canonical(row: Row, *, form: str | None = None, columns: Mapping[str, str]) 
     Args:
       row: column name -> value.
       form: the format; None: seen from the columns.
-      columns: our column name -> the row's.
+      columns: our column name -> the row's, or a path into it such as `instances.0.output`.
 
     Raises:
       BadForm: a column is missing or of the wrong type.
+
     """
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            there = ", ".join(sorted(row))
-            raise BadForm(f"column {theirs!r} is missing", f"for {ours!r}; columns: {there}")
-    if columns:
-        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
+    renamed = {ours: _column(row, theirs, ours) for ours, theirs in columns.items()}
+    if renamed:
         row = {**{k: v for k, v in row.items() if k not in columns.values()}, **renamed}
     row = {key: value for key, value in row.items() if value is not None}
     if form is None:
@@ -81,6 +79,20 @@ def canonical(row: Row, *, form: str | None = None, columns: Mapping[str, str]) 
     else:
         _require(set(row), REQUIRED[form])
     return _READERS[form](row)
+
+
+def _column(row: Row, path: str, ours: str) -> Any:
+    """A column by name, or by a path of keys and list positions."""
+    value: Any = row
+    for key in [path] if path in row else path.split("."):
+        if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
+            there = ", ".join(sorted(row))
+            raise BadForm(f"column {path!r} is missing", f"for {ours!r}; columns: {there}")
+    return value
 
 
 def _require(columns: set[str], required: tuple[str, ...]) -> None:

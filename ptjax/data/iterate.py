@@ -18,6 +18,7 @@ class TrainIterator:
       schedule: the run's steps.
       collate: makes batches of them.
       workers: processes that collate; 0: threads of this one.
+
     """
 
     def __init__(self, schedule: Schedule, collate: Collate, *, workers: int = 0):
@@ -55,6 +56,7 @@ class TrainIterator:
 
         Raises:
           UserError: that one read other data, or in another order.
+
         """
         if state["data"] != self._schedule.identity:
             raise UserError(

@@ -64,6 +64,7 @@ def parse_line(line: bytes, *, first: bool = False) -> Row | tuple[str, str]:
     Args:
       line: the line's bytes, with its newline where it has one.
       first: whether it is the file's first line, where a byte order mark may stand.
+
     """
     if first:
         for mark, reason in _BOMS.items():

@@ -39,6 +39,7 @@ def read_messages(given: Any, column: str) -> list[Message]:
 
     Raises:
       BadForm: not a list, empty, an unknown role, content that is not text.
+
     """
     if isinstance(given, str) and given.lstrip().startswith("["):
         given = _json(given, f"{column!r} is text, and not the JSON of a list")
@@ -56,6 +57,7 @@ def sharegpt_messages(given: Any) -> list[Message]:
 
     Raises:
       BadForm: as `read_messages`.
+
     """
     if isinstance(given, list | tuple) and given and isinstance(given[0], dict):
         if "role" in given[0]:
@@ -74,6 +76,7 @@ def read_tools(given: Any) -> list[dict[str, Any]]:
 
     Raises:
       BadForm: not a list of objects.
+
     """
     if isinstance(given, str):
         given = _json(given, "'tools' is text, and not JSON") or []

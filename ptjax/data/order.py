@@ -20,6 +20,7 @@ class Mixture:
     Args:
       sizes: examples of each source.
       sources: their weights and epochs.
+
     """
 
     sizes: tuple[int, ...]
@@ -66,6 +67,7 @@ def interleave(
       seed: the run's seed.
       epoch: another epoch has another order.
       shuffle: False: the sources' own order, one source after the other.
+
     """
     draws, places = [], []
     for index, count in enumerate(counts):

@@ -17,6 +17,7 @@ def best_fit(sizes: Int[np.ndarray, " E"], capacity: int) -> Int[np.ndarray, " E
     Args:
       sizes: tokens of each example, 1 to capacity.
       capacity: tokens of a row.
+
     """
     rows = np.empty(len(sizes), np.int64)
     by_left: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -47,6 +48,7 @@ def pack_windows(
 
     Returns:
       The examples row by row, and where in that list each row begins (and the last one ends).
+
     """
     listed, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(sizes), window):

@@ -105,6 +105,7 @@ def build(
 
     Raises:
       UserError: anything wrong with the config, the files or their rows.
+
     """
     config = data_config(config)
     if shards % process_count:

@@ -4,7 +4,7 @@ A step's examples do not depend on how many shards, micro-batches or hosts share
 in the batch they stand does.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -37,6 +37,7 @@ class Blocks(NamedTuple):
         return self.shards * self.accumulate
 
 
+@runtime_checkable
 class Plan(Protocol):
     """One epoch's steps."""
 

@@ -43,6 +43,7 @@ class Layout:
 
         Raises:
           UserError: the batch does not divide into its blocks; the buckets are too short.
+
         """
         blocks = Blocks(shards, accumulate)
         longest = max(int(part.lengths.max()) for part in parts if part is not None)
@@ -100,6 +101,7 @@ def make_schedule(
       seed: of the order; None: the files' order.
       identity: what else the order depends on.
       like: another schedule whose shapes are used where they suffice.
+
     """
     sizes, longest = examples.sizes(), examples.lengths.max(1)
 

@@ -1,6 +1,6 @@
 """What a source of rows is, and what stands in the place of a row that cannot be read."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Row = dict[str, Any]
 
@@ -19,6 +19,7 @@ class BadRow(NamedTuple):
         return f"{self.where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Random access to rows, many at a time. Can be sent to another process."""
 

@@ -17,6 +17,7 @@ class Schedule:
       mixture: what each epoch holds.
       make_plan: plans an epoch of so many examples of each source.
       identity: bytes that differ whenever the order of examples may differ.
+
     """
 
     def __init__(

@@ -80,6 +80,7 @@ def select(encodings: list[Encodings], config: DataConfig) -> tuple[Examples, li
     Raises:
       UserError: an example with nothing to train on, unless on_empty is "drop"; one that is too
         long, where truncate is "error"; nothing left.
+
     """
     parts, reports = [], []
     for index, one in enumerate(encodings):
@@ -106,6 +107,7 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
 
     Raises:
       UserError: one of the two sides would be empty.
+
     """
     keys = np.zeros(len(examples), np.uint64)
     for index, one in enumerate(examples.encodings):

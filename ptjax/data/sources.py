@@ -54,6 +54,7 @@ def open_source(source: SourceConfig) -> Joined:
 
     Raises:
       UserError: nothing there, a folder, an unknown extension, an empty or damaged file.
+
     """
     path = os.path.expanduser(source.path)
     if path.startswith("hf:") or is_saved_dataset(path):

@@ -31,6 +31,7 @@ class Store:
 
     Raises:
       OSError, ValueError, KeyError: the folder is not a whole store.
+
     """
 
     def __init__(self, folder: str, *, verify: bool = True):

@@ -32,6 +32,7 @@ class Template:
 
     Raises:
       UserError: no template, or one that does not compile.
+
     """
 
     def __init__(self, tokenizer: Any, given: str | None = None):
@@ -67,6 +68,7 @@ class Template:
 
         Raises:
           BadForm: the template refuses the messages, or moves control strings of the content.
+
         """
         text, marks = self._render(messages, tools, prompt)
         strings = _strings(messages) + _strings(tools)
@@ -148,6 +150,7 @@ def read_template(tokenizer: Any, given: str | None) -> str:
 
     Raises:
       UserError: there is none.
+
     """
     if given is None:
         template = getattr(tokenizer, "chat_template", None)

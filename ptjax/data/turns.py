@@ -56,6 +56,7 @@ def split_turns(
 
     Raises:
       BadForm: the template refuses the conversation, or a turn cannot be told from its prompt.
+
     """
     prepared = template.prepare(messages, tools)
     if train_on == "all":

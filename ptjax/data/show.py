@@ -1,0 +1,125 @@
+"""Shows what a pipeline made of the data: examples, lengths, drops, packing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ptjax.data.pipeline import Pipeline
+from ptjax.data.report import Report, SourceReport
+from ptjax.data.select import Examples
+
+OPEN, CLOSE = "⟦", "⟧"
+"""Stand around trained text, for terminals and files without colour."""
+_SHADES = {True: ("bold green", "bold bright_green"), False: ("dim", "dim italic")}
+_BARS, _WIDTH = 12, 40
+
+
+def show(pipeline: Pipeline, tokenizer: Any, *, examples: int = 3) -> None:
+    """Prints examples with their tokens coloured by mask, and the pipeline's figures."""
+    from rich.console import Console
+    from rich.rule import Rule
+
+    console = Console(highlight=False)
+    for number in _spread(len(pipeline.examples), examples):
+        console.print(Rule(f"example {number}: {pipeline.examples.where(number)}"))
+        console.print(example_text(pipeline.examples, number, tokenizer))
+    console.print(Rule("lengths in tokens"))
+    console.print(histogram(pipeline.report.lengths))
+    console.print(Rule("sources"))
+    console.print(sources_table(pipeline.report))
+    console.print(Rule("summary"))
+    console.print("\n".join(summary_lines(pipeline)))
+
+
+def example_text(examples: Examples, number: int, tokenizer: Any) -> Any:
+    """One example as rich text: trained tokens green and between ⟦ and ⟧, others dim."""
+    from rich.text import Text
+
+    text = Text()
+    for n in range(examples.lengths.shape[1]):
+        tokens, mask = examples.tokens(number, n)
+        was_trained = False
+        for i, (piece, trained) in enumerate(_pieces(tokens, mask, tokenizer)):
+            if trained != was_trained:
+                text.append(OPEN if trained else CLOSE, style="bold")
+            text.append(piece, style=_SHADES[trained][i % 2])
+            was_trained = trained
+        text.append((CLOSE if was_trained else "") + "\n", style="bold")
+    trained = int(examples.trained[number].sum())
+    text.append(f"{int(examples.lengths[number].sum())} tokens, {trained} trained")
+    return text
+
+
+def histogram(lengths: np.ndarray) -> str:
+    """Lengths in bars, one line a bin."""
+    edges = np.linspace(0, max(int(lengths.max()), _BARS), _BARS + 1).astype(int)
+    counts, _ = np.histogram(lengths, edges)
+    most = max(int(counts.max()), 1)
+    lines = []
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        bar = "█" * round(_WIDTH * int(count) / most)
+        lines.append(f"{low:>6} to {high:<6} {count:>8}  {bar}")
+    return "\n".join(lines)
+
+
+def sources_table(report: Report) -> Any:
+    """One row a source: rows, examples, tokens, trained share, truncation, drops."""
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("source", overflow="fold")
+    for name in ("rows", "examples", "tokens", "trained", "truncated", "tokens cut", "dropped"):
+        table.add_column(name, justify="right")
+    for source in report.sources:
+        table.add_row(*_cells(source, ""))
+    for source in report.validation_sources:
+        table.add_row(*_cells(source, " (validation)"))
+    return table
+
+
+def summary_lines(pipeline: Pipeline) -> list[str]:
+    """The figures of the whole pipeline, a line each."""
+    report = pipeline.report
+    share = report.trained_tokens / max(1, report.tokens)
+    lines = [
+        f"examples            {report.examples} trained on, {report.held_out} held out",
+        f"tokens              {report.tokens}",
+        f"trained tokens      {report.trained_tokens} ({share:.1%} of all)",
+        f"truncated           {report.truncated} sequences, {report.truncated_tokens} tokens cut",
+        f"filled places       {report.efficiency:.2%}",
+        f"steps an epoch      {report.steps_per_epoch}",
+        f"dropped             {sum(report.drops.values())}",
+    ]
+    lines += [f"  {count} x {reason}" for reason, count in sorted(report.drops.items())]
+    for shape in pipeline.shapes:
+        parts = (f"{name} {list(size)}" for name, size in shape.items() if name in _SHOWN)
+        lines.append("batch               " + ", ".join(parts))
+    return lines
+
+
+_SHOWN = ("tokens", "pack")
+
+
+def _cells(source: SourceReport, note: str) -> list[str]:
+    share = source.trained / max(1, source.tokens)
+    numbers = [source.rows, source.examples, source.tokens]
+    cut = [source.truncated, source.truncated_tokens, sum(source.drops.values())]
+    return [source.path + note, *map(str, numbers), f"{share:.1%}", *map(str, cut)]
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """Examples from the whole range rather than its beginning."""
+    return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int)).tolist()
+
+
+def _pieces(tokens: np.ndarray, mask: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """Text token by token; tokens that share a character come together."""
+    pending: list[int] = []
+    for i, (token, trained) in enumerate(zip(tokens.tolist(), mask.tolist(), strict=True)):
+        pending.append(token)
+        text = tokenizer.decode(pending, clean_up_tokenization_spaces=False)
+        last = i + 1 == len(tokens) or bool(mask[i + 1]) != trained
+        if "\ufffd" not in text or last or len(pending) > 8:
+            yield text, bool(trained)
+            pending = []
