@@ -139,7 +139,9 @@ def train_step(
     Returns:
       The new state, and float32 scalars to log.
     """
-    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+    key = None
+    if _is_random(model, forward_options):
+        key = jax.random.fold_in(jax.random.key(options.seed), state.step)
     loss, grads, metrics = gradients(
         model,
         bound,
@@ -164,9 +166,10 @@ def train_step(
     logged |= {
         "loss": loss,
         "grad_norm": norm,
-        "learning_rate": jnp.asarray(schedule(state.guard["accepted"]), jnp.float32),
+        "lr": jnp.asarray(schedule(state.guard["accepted"]), jnp.float32),
         "accepted": accept.astype(jnp.float32),
-        "finite": finite.astype(jnp.float32),
+        "tokens": jnp.sum(batch["valid"]),
+        "trained_tokens": jnp.sum(batch["mask"]),
     }
     guard = _remember(state.guard, loss, accept)
     logged |= {"skipped": guard["skipped"], "streak": guard["streak"]}
@@ -174,6 +177,12 @@ def train_step(
         step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
     )
     return state, logged
+
+
+def _is_random(model: Decoder, options: ForwardOptions) -> bool:
+    """Whether a training forward pass draws anything."""
+    adapter = model.lora.dropout if model.lora else 0.0
+    return bool(options.compute.dropout or options.neftune or adapter)
 
 
 def _is_spike(guard: dict[str, Array], loss: Array, options: StepOptions) -> Array:

@@ -7,6 +7,7 @@ default. Every mistake is one line. Nothing here imports jax, so that `--help` i
 from ml_collections.config_dict import ConfigDict
 
 from ptjax.config.cli import Flag, parse
+from ptjax.config.defaults import defaults, lora
 from ptjax.config.fields import leaves, override
 from ptjax.config.file import describe, load, require
 from ptjax.config.record import changed_keys, config_hash, from_json, to_json
@@ -16,10 +17,12 @@ __all__ = [
     "Flag",
     "changed_keys",
     "config_hash",
+    "defaults",
     "describe",
     "from_json",
     "leaves",
     "load",
+    "lora",
     "override",
     "parse",
     "require",

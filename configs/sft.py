@@ -1,0 +1,23 @@
+"""Supervised fine-tuning of any supported model on any supported data.
+
+    python -m ptjax.train --config=configs/sft.py --workdir=runs/sft \\
+        --config.model.source=smollm2-135m-instruct --config.data.sources[0].path=chat.jsonl
+
+Full fine-tuning; `--config=configs/sft.py:lora` trains adapters instead.
+"""
+
+from ptjax.config import ConfigDict, defaults, lora
+from ptjax.errors import UserError
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    config = defaults()
+    config.data.sources = [{"path": None}]
+    config.data.validation = 0.02
+    config.epochs = 1.0
+    if arg == "lora":
+        config.lora = lora()
+        config.optim.learning_rate = 2e-4
+    elif arg != "full":
+        raise UserError(f"configs/sft.py:{arg}: the argument is full or lora")
+    return config

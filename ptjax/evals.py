@@ -1,0 +1,57 @@
+"""Held-out likelihood, and what the model says to a few prompts."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from ml_collections.config_dict import ConfigDict
+
+from ptjax import sharding
+from ptjax.data.iterate import Batches
+from ptjax.generate import sample
+from ptjax.models.load import Bundle
+from ptjax.prepare import Run, compute
+from ptjax.types import TrainState
+
+
+def evaluate(run: Run, state: TrainState, batches: Batches) -> dict[str, float]:
+    """`eval/loss` (nats a trained token), `eval/perplexity`, `eval/accuracy` over held-out batches."""
+    params = state.merged()
+    total = None
+    for batch in batches:
+        part = run.eval_step(params, sharding.put_batch(batch.columns, run.mesh))
+        total = part if total is None else jax.tree.map(lambda a, b: a + b, total, part)
+    means = {name: float(mean.value()) for name, mean in (total or {}).items()}
+    loss = means["nll"]
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": means["accuracy"]}
+
+
+def sample_prompts(
+    bundle: Bundle, prompts: Sequence[str], config: ConfigDict
+) -> list[tuple[str, str]]:
+    """(prompt, reply) pairs; a prompt is a user's turn where the model has a chat template."""
+    tokenizer = bundle.tokenizer
+
+    def encode(prompt: str) -> list[int]:
+        if not tokenizer.chat_template:
+            return tokenizer.encode(prompt)
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+
+    replies = sample(
+        bundle.model,
+        bundle.params,
+        [encode(prompt) for prompt in prompts],
+        max_tokens=config.samples.max_tokens,
+        temperature=config.samples.temperature,
+        stop_ids=bundle.stop_ids,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        compute=compute(config),
+    )
+    return [(p, r.text.strip()) for p, r in zip(prompts, replies, strict=True)]

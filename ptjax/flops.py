@@ -1,0 +1,56 @@
+"""What a step costs, counted from the model's table and the batch's true lengths."""
+
+import resource
+import sys
+
+import jax
+import numpy as np
+
+from ptjax.data import HostBatch
+from ptjax.metrics import train_flops
+from ptjax.prepare import Run
+
+
+class FlopCounter:
+    """Model flops of this run's batches: adapters, frozen weights, attention and head counted."""
+
+    def __init__(self, run: Run):
+        config = run.bundle.model.config
+        head = "embed" if config.tied else "head"
+        trained = run.state.params
+        kernels = {
+            name: leaf.size
+            for name, leaf in run.state.merged().items()
+            if run.rows[name].is_kernel and name != head
+        }
+        self._trained = sum(size for name, size in kernels.items() if name in trained)
+        self._frozen = sum(kernels.values()) - self._trained
+        self._head = config.vocab * config.embed
+        self._head_trained = head in trained
+        self._width = config.layers * config.heads * config.head_dim
+
+    def of(self, batch: HostBatch) -> tuple[float, int]:
+        """(flops of a step, token slots it computed with padding), over all processes."""
+        columns = batch.columns
+        lengths = columns["valid"].sum(-1).astype(np.int64)
+        flops = train_flops(
+            tokens=int(lengths.sum()),
+            pairs=int((lengths * (lengths + 1) // 2).sum()),
+            trained=self._trained,
+            frozen=self._frozen,
+            attention_width=self._width,
+            head=self._head,
+            head_tokens=int((columns["mask"] != 0).sum()),
+            head_trained=self._head_trained,
+        )
+        slots = columns.get("pack", columns["tokens"]).size
+        return flops * jax.process_count(), slots * jax.process_count()
+
+
+def peak_memory() -> int:
+    """Bytes at the run's peak: the first device's where it says so, else this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,284 @@
+"""The loop of a run: batches, steps, numbers, evaluation, samples, checkpoints, in their order."""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from ptjax import sharding
+from ptjax.checkpoint.manager import Checkpoints
+from ptjax.checkpoint.preemption import watch
+from ptjax.config import ConfigDict, changed_keys, config_hash, from_json, to_json
+from ptjax.data import HostBatch
+from ptjax.errors import UserError
+from ptjax.evals import evaluate, sample_prompts
+from ptjax.flops import FlopCounter, peak_memory
+from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
+from ptjax.models.load import Bundle
+from ptjax.progress import Progress
+from ptjax.report import show, write_summary
+from ptjax.prepare import Run, fingerprint, prepare
+from ptjax.types import TrainState
+from ptjax.workdir import write_model_files
+
+_log = logging.getLogger("ptjax")
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run leaves: the model as it stands, and where everything is.
+
+    Attributes:
+      bundle: the trained model, adapters in place, ready for `sample` and `export`.
+      step: optimizer steps taken.
+      finished: False where the run was asked to stop before its last step.
+      summary: the one-page summary, markdown.
+    """
+
+    bundle: Bundle
+    step: int
+    finished: bool
+    workdir: str
+    summary: str
+
+
+def train(config: ConfigDict, workdir: str, *, quiet: bool = False) -> Result:
+    """Trains what the config says, from where the workdir stands.
+
+    Args:
+      config: from `ptjax.config.load`, or `ptjax.config.defaults()` with its fields set.
+      workdir: a folder or gs:// path; a run that is already in it is resumed.
+      quiet: no progress bar, no summary on the terminal.
+
+    Raises:
+      UserError: bad input, and a run whose steps are not finite any more.
+    """
+    # ---- Everything that can be wrong is found before the first step ----
+    run = prepare(config)
+    with jax.set_mesh(run.mesh):
+        return _Loop(run, workdir, quiet).run()
+
+
+class _Loop:
+    """One run in one workdir."""
+
+    def __init__(self, run: Run, workdir: str, quiet: bool):
+        config = run.config
+        self.job, self.workdir, self.config = run, workdir, config
+        self.state: TrainState = run.state
+        self.batches = run.pipeline.train()
+        self.primary = jax.process_index() == 0
+        self.quiet = quiet or not self.primary
+        best = config.checkpoint.best
+        self.checkpoints = Checkpoints(
+            workdir,
+            keep=config.checkpoint.keep,
+            keep_best=tuple(best) if best else None,
+            async_save=config.checkpoint.async_save,
+            config_hash=config_hash(config),
+        )
+        self.metrics = Metrics(
+            workdir,
+            wandb=config.log.wandb,
+            tensorboard=config.log.tensorboard,
+            process_index=jax.process_index(),
+        )
+        kind = jax.devices()[0].device_kind
+        peak = peak_flops(kind, config.model.dtype)
+        self.speed = Throughput(peak=None if peak is None else peak * jax.device_count())
+        self.flops = FlopCounter(run)
+        self.pending: tuple[int, HostBatch, dict[str, Array], float] | None = None
+        self.held_out: dict[str, float] = {}
+        self.frozen = fingerprint(self.state.frozen)
+        self.compiled = 0
+
+    def run(self) -> Result:
+        config, steps = self.config, self.job.steps
+        start = self.resume()
+        with watch() as stop, self.metrics, self.checkpoints:
+            with Progress(steps, start=start, quiet=self.quiet) as self.progress:
+                step = start
+                if start == 0:
+                    self.look(0)
+                while step < steps:
+                    # ---- The step is dispatched; the numbers of the one before are read meanwhile ----
+                    batch = next(self.batches)
+                    began = time.perf_counter()
+                    on_device = sharding.put_batch(batch.columns, self.job.mesh)
+                    self.state, logged = self.job.train_step(self.state, on_device)
+                    host_seconds = time.perf_counter() - began
+                    step += 1
+                    self.read_pending()
+                    self.pending = (step, batch, logged, host_seconds)
+                    stopping = stop.requested(step)
+                    # ---- Metrics of step n are written before step n is saved: a resumed run drops later ones ----
+                    last = step == steps or stopping
+                    if last or _due(step, config.eval.every) or _due(step, config.samples.every):
+                        self.read_pending()
+                        self.look(step, last=step == steps)
+                    if last or _due(step, config.checkpoint.every):
+                        self.read_pending()
+                        self.save(step)
+                    if stopping:
+                        break
+                with self.speed.paused():
+                    self.checkpoints.wait()
+            return self.finish(step)
+
+    def resume(self) -> int:
+        """Goes to where the workdir stands; returns the steps taken."""
+        newest = self.checkpoints.latest()
+        if newest is None:
+            self.metrics.resume(-1)
+            self._describe()
+            return 0
+        found = self.checkpoints.restore(self.job.abstract)
+        if found.host["frozen"] != self.frozen:
+            raise UserError(
+                f"{self.workdir}: the base model at {self.config.model.source} is not the one that "
+                "this run began with; use another workdir"
+            )
+        self.batches.set_state(found.host["data"])
+        before = from_json(json.dumps(found.host["config"]))
+        for path, (old, new) in changed_keys(before, self.config).items():
+            _log.warning("%s changed since step %d: %s, was %s", path, found.step, new, old)
+        self.state = found.state.replace(frozen=self.state.frozen)
+        self.metrics.resume(found.step)
+        self._describe()
+        _log.info("resumed at step %d of %d", found.step, self.job.steps)
+        return found.step
+
+    def _describe(self) -> None:
+        """Writes what the run is beside its checkpoints: its config, and all of the model but weights."""
+        if not self.primary:
+            return
+        from etils import epath
+
+        try:
+            root = epath.Path(self.workdir)
+            root.mkdir(parents=True, exist_ok=True)
+            (root / "config.json").write_text(to_json(self.config, indent=1))
+            write_model_files(self.job.bundle, str(root / "model"))
+        except OSError as error:
+            raise UserError(f"{self.workdir}: cannot write: {error.strerror or error}") from error
+
+    def look(self, step: int, *, last: bool = False) -> None:
+        """Held-out loss and samples, where they are due; time that throughput does not count."""
+        config = self.config
+        with self.speed.paused():
+            held_out = self.job.pipeline.validation()
+            if held_out is not None and (step == 0 or last or _due(step, config.eval.every)):
+                self.held_out = evaluate(self.job, self.state, held_out)
+                self.metrics.write(step, self.held_out)
+                self.progress.log(
+                    f"step {step}: held-out loss {self.held_out['eval/loss']:.4f}, perplexity "
+                    f"{self.held_out['eval/perplexity']:.2f}, accuracy "
+                    f"{self.held_out['eval/accuracy']:.1%}"
+                )
+            prompts = list(config.samples.prompts)
+            if prompts and (step == 0 or last or _due(step, config.samples.every)):
+                pairs = sample_prompts(self.bundle(), prompts, config)
+                self.metrics.samples(step, pairs)
+                prompt, completion = pairs[0]
+                self.progress.log(f"step {step}: {prompt!r} -> {completion!r}")
+
+    def read_pending(self) -> None:
+        """Writes and shows the numbers of the last step that was dispatched; stops a run gone bad."""
+        if self.pending is None:
+            return
+        step, batch, logged, host_seconds = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(logged).items()}
+        flops, slots = self.flops.of(batch)
+        self.speed.update(tokens=values["tokens"], slots=slots, flops=flops)
+        streak = values.pop("streak")
+        if _due(step, self.config.log.every) or step == self.job.steps:
+            values |= self.speed.read() | {"host_ms": 1000 * host_seconds}
+            self.metrics.write(step, values)
+            self.progress.update(step, values)
+        self._count_compilations(step, batch)
+        if not values["accepted"]:
+            self.progress.log(f"step {step}: loss {values['loss']}: skipped, nothing changed")
+        if streak >= self.config.guard.max_skipped:
+            self._give_up(step, batch, int(streak))
+
+    def _count_compilations(self, step: int, batch: HostBatch) -> None:
+        now = self.job.train_step._cache_size()
+        if self.compiled and now > self.compiled:
+            shape = batch.columns["tokens"].shape
+            _log.info("step %d: compiled program %d for a batch of shape %s", step, now, shape)
+        self.compiled = now
+
+    def _give_up(self, step: int, batch: HostBatch, streak: int) -> None:
+        import numpy as np
+
+        path = Path(self.workdir) / f"bad_batch_{step}.npz"
+        if self.primary and "://" not in self.workdir:
+            np.savez(path, **batch.columns)
+        raise UserError(
+            f"{streak} steps in a row were not finite or were spikes, up to step {step}; the "
+            f"parameters are those of before; its batch is in {path}; lower optim.learning_rate",
+            exit_code=4,
+        )
+
+    def save(self, step: int) -> None:
+        """Starts saving the state of this step."""
+        with self.speed.paused():
+            self.checkpoints.save(
+                step,
+                self.state.replace(frozen={}),
+                host={
+                    "data": self.batches.get_state(),
+                    "config": json.loads(to_json(self.config)),
+                    "frozen": self.frozen,
+                },
+                metrics=self.held_out,
+            )
+
+    def bundle(self) -> Bundle:
+        """The model as it stands."""
+        return dataclasses.replace(self.job.bundle, params=self.state.merged())
+
+    def finish(self, step: int) -> Result:
+        """Writes the summary, and says what comes next."""
+        steps = self.job.steps
+        text = ""
+        if self.primary:
+            text = write_summary(self.workdir, self._facts(step))
+            if not self.quiet and step == steps:
+                show(text)
+            elif not self.quiet:
+                print(f"stopped at step {step} of {steps}; the same command goes on from there")
+        return Result(self.bundle(), step, step == steps, self.workdir, text)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        rows = [row for row in read_rows(self.workdir) if "tokens" in row]
+        device = jax.devices()[0]
+        return {
+            "method": self.config.method,
+            "model": self.config.model.source,
+            "data": [source.path for source in self.config.data.sources],
+            "device": f"{jax.device_count()} x {device.device_kind}",
+            "trainable": self.job.count(self.state.params),
+            "total": self.job.count(self.state.merged()),
+            "steps": step,
+            "tokens": int(sum(row["tokens"] for row in rows)),
+            "seconds": self.speed.seconds,
+            "tokens_per_second": self.speed.tokens / max(self.speed.seconds, 1e-9),
+            "peak_memory": peak_memory(),
+            "skipped": int(rows[-1]["skipped"]) if rows else 0,
+            "checkpoint": str(self.checkpoints.root),
+            "next": {
+                "chat": f"python -m ptjax.generate {self.workdir}",
+                "export": f"python -m ptjax.export {self.workdir} {self.workdir}/export",
+            },
+        }
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

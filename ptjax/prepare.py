@@ -1,0 +1,257 @@
+"""From a config to everything a run needs: model, data, optimizer, state, jitted steps."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+from ml_collections.config_dict import ConfigDict
+
+from ptjax import data, sharding
+from ptjax.algorithms import METHODS
+from ptjax.algorithms.base import Bound, named
+from ptjax.algorithms.sft import token_weights
+from ptjax.errors import UserError, check_keys
+from ptjax.forward import ForwardOptions
+from ptjax.models import lora as lora_module
+from ptjax.models.decoder import Compute
+from ptjax.models.load import Bundle
+from ptjax.models.lora import Lora
+from ptjax.models.spec import Param
+from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
+from ptjax.step import StepOptions, eval_step, new_guard, train_step
+from ptjax.types import Mean, Params, TrainState
+from ptjax.workdir import load
+
+ADAPTER = r".*\.(lora_a|lora_b|dora_m)"
+
+
+@dataclass
+class Run:
+    """Everything that a run's loop uses; made by `prepare`.
+
+    Attributes:
+      rows: the table's rows of all leaves, adapters included.
+      abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
+      train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
+      eval_step: `(params, batch) -> {name: Mean}`, jitted.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    bundle: Bundle
+    rows: dict[str, Param]
+    pipeline: data.Pipeline
+    bound: Bound
+    steps: int
+    state: TrainState
+    abstract: TrainState
+    train_step: Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
+    eval_step: Callable[[Params, Mapping[str, Array]], dict[str, Mean]]
+
+    def count(self, params: Params) -> int:
+        """Parameters of some leaves."""
+        return sum(leaf.size for leaf in params.values())
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Builds the whole run up to its first step.
+
+    Raises:
+      UserError: anything in the config, the model or the data that cannot be.
+    """
+    bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    bundle = load(
+        config.model.source,
+        param_dtype=config.model.param_dtype,
+        mesh=mesh,
+        chat_template=config.data.chat_template,
+        special_tokens=tuple(config.model.special_tokens),
+    )
+    pipeline = data.build(
+        config.data,
+        bundle.tokenizer,
+        seed=config.seed,
+        shards=sharding.batch_shards(mesh),
+        accumulate=config.accumulate,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    steps = _steps(config, pipeline)
+    bundle, rows = adapt(bundle, config, mesh)
+    schedule, tx = optimizer(config, rows, bundle.params, steps)
+    options = StepOptions(
+        accumulate=config.accumulate,
+        ema=config.ema,
+        spike=config.guard.spike,
+        spike_window=config.guard.spike_window,
+        seed=config.seed,
+    )
+    state = initial_state(config, bundle.params, rows, tx, options, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    forward_options = ForwardOptions(
+        compute=compute(config), head_chunk=config.model.head_chunk, neftune=config.neftune
+    )
+    step = functools.partial(
+        train_step,
+        model=bundle.model,
+        bound=bound,
+        tx=tx,
+        schedule=schedule,
+        options=options,
+        forward_options=forward_options,
+    )
+    evaluate = functools.partial(
+        eval_step,
+        model=bundle.model,
+        weights=token_weights,
+        accumulate=config.accumulate,
+        forward_options=replace(forward_options, neftune=0.0),
+    )
+    return Run(
+        config=config,
+        mesh=mesh,
+        bundle=bundle,
+        rows=rows,
+        pipeline=pipeline,
+        bound=bound,
+        steps=steps,
+        state=state,
+        abstract=abstract(state),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        eval_step=jax.jit(evaluate),
+    )
+
+
+def compute(config: ConfigDict) -> Compute:
+    """The config's fields that say how a forward pass is computed."""
+    model = config.model
+    return Compute(dtype=model.dtype, remat=model.remat, dropout=model.dropout)
+
+
+def _steps(config: ConfigDict, pipeline: data.Pipeline) -> int:
+    """Optimizer steps of the run, from `steps`, `epochs` or the sources' own epochs."""
+    if config.steps is not None and config.epochs is not None:
+        raise UserError("config: give steps or epochs, not both")
+    if config.steps is not None:
+        steps = config.steps
+    elif config.epochs is not None:
+        steps = math.ceil(config.epochs * pipeline.steps_per_epoch)
+    else:
+        steps = pipeline.steps
+    if steps is None:
+        raise UserError("config: give steps, epochs, or epochs for every data source")
+    if pipeline.steps is not None and steps > pipeline.steps:
+        raise UserError(f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps}")
+    if steps < 1:
+        raise UserError(f"config.steps = {steps}: at least 1")
+    return steps
+
+
+def adapt(bundle: Bundle, config: ConfigDict, mesh: Mesh) -> tuple[Bundle, dict[str, Param]]:
+    """Adds the adapters that the config asks for; returns the rows of all leaves."""
+    table = bundle.model.table
+    if config.lora is None:
+        return bundle, table
+    given = config.lora.to_dict()
+    folder = given.pop("adapter", None)
+    check_keys(given, Lora.__dataclass_fields__, "config.lora")
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
+    if folder is not None:
+        from ptjax.models.peft import read_adapter
+
+        lora, leaves = read_adapter(folder, table, bundle.model.config.dims)
+        lora = replace(lora, dropout=given.get("dropout", 0.0))
+    else:
+        lora = Lora(**given)
+        leaves = lora_module.add(bundle.params, table, bundle.model.config.dims, lora, key)
+    rows = {**table, **lora_module.rows(table, lora)}
+    placed = {
+        name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))
+        for name, leaf in leaves.items()
+    }
+    model = replace(bundle.model, lora=lora)
+    return replace(bundle, model=model, params={**bundle.params, **placed}), rows
+
+
+def optimizer(
+    config: ConfigDict, rows: Mapping[str, Param], params: Params, steps: int
+) -> tuple[Schedule, optax.GradientTransformation]:
+    """The schedule, and the transformation over the trainable leaves."""
+    given = config.optim.to_dict()
+    scheduled = {k: given.pop(k) for k in ("learning_rate", "schedule", "warmup", "final", "decay")}
+    schedule = make_schedule(steps=steps, **scheduled)
+    trained = trainable(config, params)
+    return schedule, make_optimizer({k: rows[k] for k in trained}, schedule, **given)
+
+
+def trainable(config: ConfigDict, params: Params) -> list[str]:
+    """Names of the leaves that are trained: the regex `config.trainable`, else adapters, else all."""
+    pattern = config.trainable or (".*" if config.lora is None else ADAPTER)
+    try:
+        found = [name for name in params if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise UserError(f"config.trainable {pattern!r} is not a regex: {error}") from error
+    if not found:
+        raise UserError(
+            f"config.trainable {pattern!r} matches no parameter; there are: {', '.join(params)}"
+        )
+    return found
+
+
+def initial_state(
+    config: ConfigDict,
+    params: Params,
+    rows: Mapping[str, Param],
+    tx: optax.GradientTransformation,
+    options: StepOptions,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the first step, every leaf on the mesh."""
+    names = set(trainable(config, params))
+    trained = {name: leaf for name, leaf in params.items() if name in names}
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shardings = state_shardings(tx, trained, everywhere)
+    opt_state = jax.jit(tx.init, out_shardings=shardings)(trained)
+    ema = {name: jnp.copy(leaf) for name, leaf in trained.items()} if config.ema else None
+    step, guard = jax.device_put((jnp.int32(0), new_guard(options)), everywhere)
+    return TrainState(
+        step=step,
+        params=trained,
+        frozen={name: leaf for name, leaf in params.items() if name not in names},
+        opt_state=opt_state,
+        guard=guard,
+        ema=ema,
+    )
+
+
+def abstract(state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state: shapes and shardings, frozen leaves left out."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    return shapes.replace(frozen={})
+
+
+def fingerprint(leaves: Params) -> dict[str, str]:
+    """A checksum of each leaf's bits, computed where it lies: equal for equal leaves on any mesh."""
+
+    @jax.jit
+    def sums(leaves: Params) -> dict[str, Array]:
+        def one(leaf: Array) -> Array:
+            bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+            bits = bits.astype(jnp.uint32).ravel()
+            place = jax.lax.iota(jnp.uint32, bits.size)
+            return jnp.sum((bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519))
+
+        return {name: one(leaf) for name, leaf in leaves.items()}
+
+    return {name: f"{int(value):08x}" for name, value in sums(leaves).items()}
