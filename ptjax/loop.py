@@ -262,7 +262,7 @@ class _Loop:
         return {
             "method": self.config.method,
             "model": self.config.model.source,
-            "data": [source.path for source in self.config.data.sources],
+            "data": [source.path for source in self.job.pipeline.config.sources],
             "device": f"{jax.device_count()} x {device.device_kind}",
             "trainable": self.job.count(self.state.params),
             "total": self.job.count(self.state.merged()),
