@@ -154,14 +154,17 @@ def train_step(
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     accept = finite & ~_is_spike(state.guard, loss, options)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(accept, new, old))
-    params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
-    ema = state.ema
-    if ema is not None:
-        moved = jax.tree.map(lambda e, p: options.ema * e + (1 - options.ema) * p, ema, params)
-        ema = keep(moved, ema)
+
+    def update(params: Params, opt_state: Any, ema: Params | None):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: options.ema * e + (1 - options.ema) * p, ema, params)
+        return params, opt_state, ema
+
+    # A branch, not a selection: selecting would keep a second copy of the optimizer's state.
+    before = (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.lax.cond(accept, update, lambda *same: same, *before)
     logged = {name: mean.value() for name, mean in metrics.items()}
     logged |= {
         "loss": loss,

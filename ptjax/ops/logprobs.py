@@ -79,12 +79,16 @@ class _Static(tuple):
         return super().__new__(cls, values)
 
 
-def _chunk_stats(static: _Static, hidden: Array, kernel: Array, targets: Array) -> Stats:
-    """The fields for one chunk, [S, C] each: the only place where logits exist."""
-    fields, vocab_first, softcap, temperature, _ = static
-    contract = (((2,), (1 if vocab_first else 0,)), ((), ()))
+def _project(static: _Static, hidden: Array, kernel: Array) -> Float[Array, "S C V"]:
+    """Raw float32 logits of one chunk."""
+    contract = (((2,), (1 if static[1] else 0,)), ((), ()))
     kernel = kernel.astype(hidden.dtype)
-    logits = jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
+
+
+def _reduce(static: _Static, logits: Float[Array, "S C V"], targets: Array) -> Stats:
+    """The fields of one chunk, [S, C] each, from its raw logits."""
+    fields, _, softcap, temperature, _ = static
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if temperature != 1.0:
@@ -94,12 +98,15 @@ def _chunk_stats(static: _Static, hidden: Array, kernel: Array, targets: Array) 
     # A sum over a comparison, not a gather: it stays local where the vocabulary is sharded.
     at_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
     picked = jnp.sum(jnp.where(at_target, logits, 0), axis=-1)
-    made = {"logps": lambda: picked - normaliser, "logsumexp": lambda: normaliser}
-    made["mean_logps"] = lambda: jnp.mean(logits, axis=-1) - normaliser
-    made["correct"] = lambda: (picked >= top).astype(jnp.float32)
-    made["entropy"] = lambda: normaliser - jnp.sum(
-        jnp.exp(logits - normaliser[..., None]) * logits, axis=-1
-    )
+    made = {
+        "logps": lambda: picked - normaliser,
+        "logsumexp": lambda: normaliser,
+        "mean_logps": lambda: jnp.mean(logits, axis=-1) - normaliser,
+        "correct": lambda: (picked >= top).astype(jnp.float32),
+        "entropy": lambda: (
+            normaliser - jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
+        ),
+    }
     return {name: made[name]() for name in fields}
 
 
@@ -124,7 +131,7 @@ def _forward(static: _Static, hidden: Array, kernel: Array, targets: Array, trip
 
     def body(i: Array, stats: Stats) -> Stats:
         h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
-        return _put_all(stats, _chunk_stats(static, h, kernel, t), i, chunk)
+        return _put_all(stats, _reduce(static, _project(static, h, kernel), t), i, chunk)
 
     return jax.lax.fori_loop(0, trips, body, _zeros(static, targets))
 
@@ -142,7 +149,7 @@ def _gradients(
 
     The kernel's gradient is summed in float32 a shard, and over shards only once, at the end.
     """
-    chunk = static[-1]
+    vocab_first, chunk = static[1], static[-1]
     shards = hidden.shape[0]
     sums = jnp.zeros((shards, *kernel.shape), jnp.float32) if wants_kernel else None
 
@@ -150,16 +157,17 @@ def _gradients(
         stats, d_hidden, d_kernel = carry
         h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
         given = {name: _slice(ct, i, chunk) for name, ct in cotangents.items()}
-
-        if wants_kernel:
-            copies = jnp.broadcast_to(kernel, (shards, *kernel.shape))
-            each = jax.vmap(lambda h, k, t: _one_shard(static, h, k, t))
-            parts, vjp = jax.vjp(lambda h, k: each(h, k, t), h, copies)
-            d_h, d_k = vjp(given)
-            d_kernel = d_kernel + d_k.astype(jnp.float32)
-        else:
-            parts, vjp = jax.vjp(lambda h: _chunk_stats(static, h, kernel, t), h)
-            (d_h,) = vjp(given)
+        logits = _project(static, h, kernel)
+        parts, vjp = jax.vjp(lambda logits: _reduce(static, logits, t), logits)
+        d_logits = vjp(given)[0].astype(h.dtype)
+        contract = (((2,), (0 if vocab_first else 1,)), ((), ()))
+        d_h = jax.lax.dot_general(d_logits, kernel.astype(h.dtype), contract)
+        if d_kernel is not None:
+            pair = (d_logits, h) if vocab_first else (h, d_logits)
+            over_tokens = (((1,), (1,)), ((0,), (0,)))
+            d_kernel += jax.lax.dot_general(
+                *pair, over_tokens, preferred_element_type=jnp.float32
+            )
         return _put_all(stats, parts, i, chunk), _put(d_hidden, d_h, i, chunk), d_kernel
 
     start = (_zeros(static, targets), jnp.zeros_like(hidden), sums)
@@ -167,11 +175,6 @@ def _gradients(
     if d_kernel is not None:
         d_kernel = jnp.sum(d_kernel, axis=0).astype(kernel.dtype)
     return stats, d_hidden, d_kernel
-
-
-def _one_shard(static: _Static, hidden: Array, kernel: Array, targets: Array) -> Stats:
-    stats = _chunk_stats(static, hidden[None], kernel, targets[None])
-    return {name: value[0] for name, value in stats.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
