@@ -97,8 +97,8 @@ def _chunk_stats(static: _Static, hidden: Array, kernel: Array, targets: Array) 
     made = {"logps": lambda: picked - normaliser, "logsumexp": lambda: normaliser}
     made["mean_logps"] = lambda: jnp.mean(logits, axis=-1) - normaliser
     made["correct"] = lambda: (picked >= top).astype(jnp.float32)
-    made["entropy"] = lambda: normaliser - jnp.sum(
-        jnp.exp(logits - normaliser[..., None]) * logits, axis=-1
+    made["entropy"] = lambda: (
+        normaliser - jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
     )
     return {name: made[name]() for name in fields}
 
@@ -169,7 +169,9 @@ def _gradients(
     return stats, d_hidden, d_kernel
 
 
-def _one_shard(static: _Static, hidden: Array, kernel: Array, targets: Array) -> Stats:
+def _one_shard(
+    static: _Static, hidden: Array, kernel: Array, targets: Array
+) -> dict[str, Float[Array, " C"]]:
     stats = _chunk_stats(static, hidden[None], kernel, targets[None])
     return {name: value[0] for name, value in stats.items()}
 
