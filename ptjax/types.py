@@ -28,6 +28,8 @@ from jaxtyping import Array, Float
 
 Batch = dict[str, Array]
 Params = dict[str, Array]
+Leaf = Any
+"""A leaf of a state: an array, or in a tree of shapes or of shardings what stands for one."""
 
 
 class Outputs(NamedTuple):
@@ -55,8 +57,10 @@ class Mean:
     The weight depends on the batch alone, never on the model's outputs.
     """
 
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
+    total: Leaf
+    """Float32 scalar: Σ weight · value."""
+    weight: Leaf
+    """Float32 scalar: Σ weight."""
 
     @classmethod
     def of(cls, values: Array, weights: Array) -> "Mean":
@@ -77,17 +81,17 @@ class Mean:
 class TrainState:
     """All that a run must remember, and all that a checkpoint holds of the device."""
 
-    step: Array
+    step: Leaf
     """int32: optimizer steps taken or skipped; also the fold of the random seed."""
-    params: Params
+    params: dict[str, Leaf]
     """The trainable leaves, by name."""
-    frozen: Params
+    frozen: dict[str, Leaf]
     """All other leaves, by name. Never differentiated, no optimizer state."""
     opt_state: Any
     """optax state over `params`."""
     guard: Any
     """What the step's guards remember: skipped steps, accepted losses."""
-    ema: Params | None = None
+    ema: dict[str, Leaf] | None = None
     """Exponential moving average of `params`, where asked for."""
     carry: dict[str, Any] = flax.struct.field(default_factory=dict)
     """What an algorithm's stages remember, by stage name."""
