@@ -21,7 +21,7 @@ def defaults() -> ConfigDict:
                 "source": config_dict.required_placeholder(str),
                 "param_dtype": "float32",
                 "dtype": "float32",
-                "remat": "none",
+                "remat": "dots",
                 "dropout": 0.0,
                 "head_chunk": 512,
                 "special_tokens": (),
