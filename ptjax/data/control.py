@@ -68,18 +68,23 @@ class Tokens:
           everywhere: replace wherever a control string could begin, rather than where one does.
 
         """
-        kept = set(SPOKEN) if spoken else set()
+        if self._first is None:
+            return text
+        kept = SPOKEN if spoken else ()
+        characters = list(text)
+        for match in self._first.finditer(text):
+            at = match.start()
+            if self._may_forge(text, at, kept, everywhere):
+                characters[at] = self._to_private[match.group()]
+        return "".join(characters)
 
-        def replace(match: re.Match[str]) -> str:
-            tag = _TAG.match(text, match.start())
-            if tag and (tag.group() in kept or tag.group() not in self.strings):
-                return match.group()
-            found = self.pattern.match(text, match.start())
-            if (found and found.group() not in kept) or (everywhere and not found):
-                return self._to_private[match.group()]
-            return match.group()
-
-        return self._first.sub(replace, text) if self._first else text
+    def _may_forge(self, text: str, at: int, kept: tuple[str, ...], everywhere: bool) -> bool:
+        """Whether the character there begins a control string, or might once text is moved."""
+        tag = _TAG.match(text, at)
+        if tag and (tag.group() in kept or tag.group() not in self.strings):
+            return False
+        found = self.pattern.match(text, at)
+        return found.group() not in kept if found else everywhere
 
     def undisguised(self, text: str) -> str:
         """Puts the characters back."""
