@@ -40,7 +40,8 @@ class Tokens:
         special |= set(tokenizer.all_special_tokens)
         written = {t.content for t in added.values() if t.content in scaffold} - set(SPOKEN)
         self.strings = tuple(sorted(special | written, key=len, reverse=True))
-        self.ids = np.array(sorted(tokenizer.convert_tokens_to_ids(list(self.strings))))
+        ids = set(tokenizer.convert_tokens_to_ids(list(self.strings)))
+        self.ids = np.array(sorted(ids - {tokenizer.unk_token_id}), np.int32)
         self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values()}
         self.pattern = _any_of(self.strings)
         firsts = sorted({string[0] for string in self.strings})
@@ -58,6 +59,10 @@ class Tokens:
 
     def _keep_control(self, match: re.Match[str]) -> str:
         return match.group() if match.group() in self.strings else ""
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where control strings stand in a text."""
+        return [match.span() for match in self.pattern.finditer(text)]
 
     def disguise(self, text: str, *, spoken: bool, everywhere: bool) -> str:
         """Replaces the first characters of control strings by private ones, one for one.
