@@ -8,6 +8,7 @@ from ptjax.errors import UserError, check_keys, did_you_mean
 
 TRAIN_ON = ("assistant", "last", "all")
 TRUNCATE = ("end", "start", "split", "drop", "error")
+_NUMBERS = {"weight", "epochs", "loss_weight", "limit"}
 FORMATS = ("messages", "prompt_completion", "text", "sharegpt", "alpaca")
 
 
@@ -155,6 +156,8 @@ def _source(given: Any, where: str) -> SourceConfig:
     values["columns"] = tuple(sorted(dict(columns).items()))
     if values.get("loss_weight") is None:
         values.pop("loss_weight", None)
+    for key in _NUMBERS & values.keys():
+        values[key] = _number(f"{where}.{key}", values[key], whole=key == "limit")
     source = SourceConfig(**values)
     if source.format is not None:
         _one_of(f"{where}.format", source.format, FORMATS)
@@ -165,6 +168,14 @@ def _source(given: Any, where: str) -> SourceConfig:
     if not source.loss_weight >= 0:
         raise UserError(f"{where}.loss_weight = {source.loss_weight}: it cannot be negative")
     return source
+
+
+def _number(where: str, value: Any, *, whole: bool) -> float | int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value if whole or value is None else float(value)
+    if whole or not isinstance(value, float):
+        raise UserError(f"{where} = {value!r}: a {'whole ' if whole else ''}number is expected")
+    return value
 
 
 def _one_of(where: str, value: Any, options: tuple[str, ...]) -> None:

@@ -40,7 +40,8 @@ class Tokens:
         special |= set(tokenizer.all_special_tokens)
         written = {t.content for t in added.values() if t.content in scaffold} - set(SPOKEN)
         self.strings = tuple(sorted(special | written, key=len, reverse=True))
-        self.ids = np.array(sorted(tokenizer.convert_tokens_to_ids(list(self.strings))))
+        ids = set(tokenizer.convert_tokens_to_ids(list(self.strings)))
+        self.ids = np.array(sorted(ids - {tokenizer.unk_token_id}), np.int32)
         self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values()}
         self.pattern = _any_of(self.strings)
         firsts = sorted({string[0] for string in self.strings})
@@ -59,6 +60,10 @@ class Tokens:
     def _keep_control(self, match: re.Match[str]) -> str:
         return match.group() if match.group() in self.strings else ""
 
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where control strings stand in a text."""
+        return [match.span() for match in self.pattern.finditer(text)]
+
     def disguise(self, text: str, *, spoken: bool, everywhere: bool) -> str:
         """Replaces the first characters of control strings by private ones, one for one.
 
@@ -68,18 +73,23 @@ class Tokens:
           everywhere: replace wherever a control string could begin, rather than where one does.
 
         """
-        kept = set(SPOKEN) if spoken else set()
+        if self._first is None:
+            return text
+        kept = SPOKEN if spoken else ()
+        characters = list(text)
+        for match in self._first.finditer(text):
+            at = match.start()
+            if self._may_forge(text, at, kept, everywhere):
+                characters[at] = self._to_private[match.group()]
+        return "".join(characters)
 
-        def replace(match: re.Match[str]) -> str:
-            tag = _TAG.match(text, match.start())
-            if tag and (tag.group() in kept or tag.group() not in self.strings):
-                return match.group()
-            found = self.pattern.match(text, match.start())
-            if (found and found.group() not in kept) or (everywhere and not found):
-                return self._to_private[match.group()]
-            return match.group()
-
-        return self._first.sub(replace, text) if self._first else text
+    def _may_forge(self, text: str, at: int, kept: tuple[str, ...], everywhere: bool) -> bool:
+        """Whether the character there begins a control string, or might once text is moved."""
+        tag = _TAG.match(text, at)
+        if tag and (tag.group() in kept or tag.group() not in self.strings):
+            return False
+        found = self.pattern.match(text, at)
+        return found.group() not in kept if found else everywhere
 
     def undisguised(self, text: str) -> str:
         """Puts the characters back."""

@@ -16,6 +16,7 @@ from ptjax.data.messages import BadForm
 from ptjax.data.rows import BadRow, Rows
 from ptjax.data.sources import Joined, open_source
 from ptjax.data.store import VERSION, Store, Writer
+from ptjax.data.workers import in_workers
 from ptjax.errors import UserError
 
 _ROWS_AT_ONCE = 64
@@ -124,9 +125,7 @@ def _encode(rows: Joined, encode: EncodeRows, folder: str, config: DataConfig) -
     batches = grain.MapDataset.source(RowBatches(rows)).map(encode)
     threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     stream = batches.to_iter_dataset(threads)
-    if config.workers and len(batches) > config.workers:
-        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=8)
-        stream = stream.mp_prefetch(options)
+    stream = in_workers(stream, min(config.workers, len(batches) // 2), buffer=8)
     counts: collections.Counter[str] = collections.Counter()
     first_bad = None
     writer = Writer(folder)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ptjax.data.columns import Collate, HostBatch
 from ptjax.data.schedule import Schedule
+from ptjax.data.workers import in_workers
 from ptjax.errors import UserError
 
 
@@ -40,12 +41,9 @@ class TrainIterator:
         import grain
 
         steps = grain.MapDataset.source(self._schedule)[self._step :].map(self._collate)
-        if not self._workers:
-            return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-        stream = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        return stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=4)
-        )
+        ahead = 1 if self._workers else 4
+        stream = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))
+        return in_workers(stream, self._workers, buffer=4)
 
     def get_state(self) -> dict[str, Any]:
         """Steps taken, and what data they were of."""

@@ -1,7 +1,9 @@
 """From `config.data` to batches: encode, select, plan, collate."""
 
+import atexit
 import dataclasses
 import hashlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -34,8 +36,6 @@ class Pipeline:
     validation_schedule: Schedule | None
     process: tuple[int, int]
     """(index, count) of the hosts."""
-    folder: Any
-    """Keeps a temporary cache alive."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,11 +110,7 @@ def build(
     config = data_config(config)
     if shards % process_count:
         raise UserError(f"{shards} data shards do not divide over {process_count} processes")
-    folder = None
-    cache = cache_dir or config.cache
-    if cache is None:
-        folder = tempfile.TemporaryDirectory(prefix="ptjax-data-")
-        cache = folder.name
+    cache = cache_dir or config.cache or _temporary_folder()
     chat = Chat(tokenizer, config.chat_template, train_on=config.train_on)
     examples, reports = _read(config.sources, config, chat, cache)
     held_out, held_reports = None, []
@@ -145,8 +141,14 @@ def build(
         schedule,
         held_schedule,
         (process_index, process_count),
-        folder,
     )
+
+
+def _temporary_folder() -> str:
+    """A folder that is removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="ptjax-data-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _read(

@@ -79,9 +79,8 @@ class Template:
             hidden = self._disguised(messages, everywhere), self._disguised(tools, everywhere)
             other, _ = self._render(*hidden, prompt)
             if self.tokens.undisguised(other) == restored:
-                return Rendering(
-                    text, marks, [m.span() for m in self.tokens.pattern.finditer(other)]
-                )
+                genuine, seen = self.tokens.places(other), self.tokens.places(text)
+                return Rendering(text, marks, None if genuine == seen else genuine)
         raise BadForm("the chat template rewrites content that holds control strings")
 
     def _render(self, messages: Any, tools: Any, prompt: bool) -> tuple[str, list[tuple[int, int]]]:

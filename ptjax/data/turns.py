@@ -177,14 +177,13 @@ def _thinking_turn(
 def _joined_genuine(
     template: Template, prompt: Rendering, said: str, closing: str
 ) -> list[tuple[int, int]] | None:
-    pattern = template.tokens.pattern
     if prompt.genuine is None and not template.tokens.suspicious(said):
         return None
     at = len(prompt.text) + len(said)
     before = prompt.genuine
     if before is None:
-        before = [match.span() for match in pattern.finditer(prompt.text)]
-    return before + [(at + m.start(), at + m.end()) for m in pattern.finditer(closing)]
+        before = template.tokens.places(prompt.text)
+    return before + [(at + start, at + end) for start, end in template.tokens.places(closing)]
 
 
 def _closing(template: Template, text: str) -> str:
