@@ -6,6 +6,7 @@ Shapes: R rows, L tokens of a prompt, S slots of the cache, N steps of a stretch
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -71,7 +72,7 @@ def sample(
     on_tokens: Callable[[int, str], None] | None = None,
     rows: int = 64,
 ) -> list[Completion]:
-    """Continues each prompt; a completion depends on its own prompt and seed, not on its neighbours.
+    """Continues each prompt; a completion depends on its own prompt and seed alone.
 
     Under a mesh the parameters stay where they are, and rows lie over the batch axes.
 
@@ -245,7 +246,7 @@ def _decode(
         hidden, cache = model.extend(
             params, state.last[:, None], span, state.cache, compute=compute
         )
-        state = state.replace(cache=_pin(cache))
+        state = replace(state, cache=_pin(cache))
         token, logp, state = _next(model, params, hidden[:, 0], state, sampling)
         made = Steps(
             made.tokens.at[:, i].set(jnp.where(made.done, -1, token)),
@@ -264,14 +265,15 @@ def _next(
     """Draws each row's next token from its hidden state [R, D]."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
     token, logp = draw(model.logits(params, hidden), keys, sampling)
-    state = state.replace(last=token, position=state.position + 1, count=state.count + 1)
+    state = replace(state, last=token, position=state.position + 1, count=state.count + 1)
     return token, logp, state
 
 
 def _longer(cache: Cache, slots: int) -> Cache:
     """The same cache with room for more tokens."""
     more = slots - cache.positions.shape[1]
-    return cache.replace(
+    return replace(
+        cache,
         k=jnp.pad(cache.k, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
         v=jnp.pad(cache.v, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
         positions=jnp.pad(cache.positions, ((0, 0), (0, more))),
