@@ -82,7 +82,9 @@ def sample(
       prompts: token ids.
       max_tokens: of a completion; fewer where the model's positions end.
       temperature: divides the logits; 0 takes the likeliest token.
-      top_k, top_p, min_p: see `Sampling`.
+      top_k: keep the k likeliest tokens.
+      top_p: keep the likeliest tokens whose probabilities reach p together.
+      min_p: keep tokens at least p times as likely as the likeliest.
       stop_ids: tokens that end a completion.
       stop_strings: text that ends a completion; needs a tokenizer.
       tokenizer: a transformers tokenizer, for text.
@@ -284,7 +286,8 @@ def _longer(cache: Cache, slots: int) -> Cache:
 def _pin(cache: Cache) -> Cache:
     """Keeps a cache's rows and heads where the mesh wants them."""
     axes = (None, "batch", None, "kv_heads", None)
-    return cache.replace(k=sharding.constrain(cache.k, *axes), v=sharding.constrain(cache.v, *axes))
+    k, v = (sharding.constrain(x, *axes) for x in (cache.k, cache.v))
+    return replace(cache, k=k, v=v)
 
 
 def _shared(steps: Steps) -> Steps:
