@@ -6,6 +6,7 @@ Shapes: R rows, L tokens of a prompt, S slots of the cache, N steps of a stretch
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -71,7 +72,7 @@ def sample(
     on_tokens: Callable[[int, str], None] | None = None,
     rows: int = 64,
 ) -> list[Completion]:
-    """Continues each prompt; a completion depends on its own prompt and seed, not on its neighbours.
+    """Continues each prompt; a completion depends on its own prompt and seed alone.
 
     Under a mesh the parameters stay where they are, and rows lie over the batch axes.
 
@@ -81,7 +82,9 @@ def sample(
       prompts: token ids.
       max_tokens: of a completion; fewer where the model's positions end.
       temperature: divides the logits; 0 takes the likeliest token.
-      top_k, top_p, min_p: see `Sampling`.
+      top_k: keep the k likeliest tokens.
+      top_p: keep the likeliest tokens whose probabilities reach p together.
+      min_p: keep tokens at least p times as likely as the likeliest.
       stop_ids: tokens that end a completion.
       stop_strings: text that ends a completion; needs a tokenizer.
       tokenizer: a transformers tokenizer, for text.
@@ -245,7 +248,7 @@ def _decode(
         hidden, cache = model.extend(
             params, state.last[:, None], span, state.cache, compute=compute
         )
-        state = state.replace(cache=_pin(cache))
+        state = replace(state, cache=_pin(cache))
         token, logp, state = _next(model, params, hidden[:, 0], state, sampling)
         made = Steps(
             made.tokens.at[:, i].set(jnp.where(made.done, -1, token)),
@@ -264,14 +267,15 @@ def _next(
     """Draws each row's next token from its hidden state [R, D]."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
     token, logp = draw(model.logits(params, hidden), keys, sampling)
-    state = state.replace(last=token, position=state.position + 1, count=state.count + 1)
+    state = replace(state, last=token, position=state.position + 1, count=state.count + 1)
     return token, logp, state
 
 
 def _longer(cache: Cache, slots: int) -> Cache:
     """The same cache with room for more tokens."""
     more = slots - cache.positions.shape[1]
-    return cache.replace(
+    return replace(
+        cache,
         k=jnp.pad(cache.k, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
         v=jnp.pad(cache.v, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
         positions=jnp.pad(cache.positions, ((0, 0), (0, more))),
@@ -282,7 +286,8 @@ def _longer(cache: Cache, slots: int) -> Cache:
 def _pin(cache: Cache) -> Cache:
     """Keeps a cache's rows and heads where the mesh wants them."""
     axes = (None, "batch", None, "kv_heads", None)
-    return cache.replace(k=sharding.constrain(cache.k, *axes), v=sharding.constrain(cache.v, *axes))
+    k, v = (sharding.constrain(x, *axes) for x in (cache.k, cache.v))
+    return replace(cache, k=k, v=v)
 
 
 def _shared(steps: Steps) -> Steps:

@@ -103,6 +103,6 @@ def _heaviest(logits: Logits, weights: Logits, target: Scalar) -> Logits:
 
 
 def _ranks(x: Logits) -> UInt32[Array, "R V"]:
-    """Unsigned integers in the order of the floats: the sign bit flipped, or all bits below zero."""
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)
+    """Unsigned integers in the order of the floats, -0 as 0: sign bit flipped, below 0 all bits."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
