@@ -1,7 +1,8 @@
 """PEFT adapter folders: adapter_config.json and adapter_model.safetensors, read and described.
 
 PEFT keeps, for every adapted linear layer, `lora_A` [r, in], `lora_B` [out, r] and for DoRA
-`lora_magnitude_vector` [out]; leaves that are trained whole stand beside them under their own names.
+`lora_magnitude_vector` [out]; leaves that are trained whole
+stand beside them under their own names.
 """
 
 import json
@@ -25,7 +26,7 @@ from ptjax.types import Params
 
 STEM = "adapter_model"
 _PREFIX = "base_model.model."
-_TIED_HEAD = _PREFIX + "lm_head.weight"
+TIED_HEAD = _PREFIX + "lm_head.weight"
 # Settings of PEFT's that change what an adapter computes, and their neutral values.
 _NEUTRAL = {
     "rank_pattern": ({},),
@@ -145,7 +146,9 @@ def read_adapter(
     kernels = {
         name: param
         for name, param in table.items()
-        if param.is_kernel and param.stacked and _some(f"{param.hf.removesuffix('.weight')}.lora_", names, dims)
+        if param.is_kernel
+        and param.stacked
+        and _some(f"{param.hf.removesuffix('.weight')}.lora_", names, dims)
     }
     if not kernels:
         raise UserError(f"{source.origin}: it adapts no layer of this model")
@@ -162,7 +165,7 @@ def read_adapter(
         for name, param in table.items()
         if names & {_PREFIX + hf for hf, _ in hf_names(name, param, dims)}
     ]
-    if "head" not in table and _TIED_HEAD in names:
+    if "head" not in table and TIED_HEAD in names:
         source = _untied(source, _PREFIX + table["embed"].hf)
     adapter = rows(table, lora, saved)
     return lora, from_hf(adapter, {**dims, "rank": lora.rank}, source, mesh=mesh)
@@ -203,16 +206,13 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Without:
     """A source with one of its tensors left out."""
 
     source: TensorSource
     hidden: str
-
-    @property
-    def origin(self) -> str:
-        return self.source.origin
+    origin: str
 
     def specs(self) -> dict[str, TensorSpec]:
         return {name: spec for name, spec in self.source.specs().items() if name != self.hidden}
@@ -224,10 +224,10 @@ class _Without:
 def _untied(source: TensorSource, embed: str) -> TensorSource:
     """Leaves out a saved head that is the saved embeddings again, as tied models have it."""
     if embed not in source.specs() or not np.array_equal(
-        source.read(_TIED_HEAD), source.read(embed)
+        source.read(TIED_HEAD), source.read(embed)
     ):
         raise UserError(
             f"{source.origin}: it holds an lm_head of its own, but the model ties its head to the "
             "embeddings"
         )
-    return _Without(source, _TIED_HEAD)
+    return _Without(source, TIED_HEAD, source.origin)

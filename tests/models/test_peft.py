@@ -95,7 +95,9 @@ def test_every_family_has_a_name_for_every_adapter(family):
     lora = Lora(rank=3, dora=True)
     rows = peft.rows(model.table, lora)
     names = [rows[name].hf for name in lora_module.rows(model.table, lora)]
-    pattern = r"base_model\.model\.model\.layers\.\{\}\.(self_attn|mlp)\.\w+_proj\.lora_\w+(\.weight)?"
+    pattern = (
+        r"base_model\.model\.model\.layers\.\{\}\.(self_attn|mlp)\.\w+_proj\.lora_\w+(\.weight)?"
+    )
     assert len(set(names)) == 21
     assert all(re.fullmatch(pattern, name) for name in names)
 
