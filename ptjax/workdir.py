@@ -1,46 +1,216 @@
-"""A run's folder as a model: what stands beside its checkpoints, and `load` for every source.
-
-    workdir/config.json               the whole config
-    workdir/model/                    the Hugging Face layout without weights, and ptjax.json
-    workdir/checkpoints/<step>/       trained leaves; frozen ones come again from config.model.source
-"""
+"""A run's checkpoint as a model, and `load` for every kind of source."""
 
 import dataclasses
+import logging
 import os
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ptjax.models.config_out import write_configs, write_json
-from ptjax.models.load import Bundle, load
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
 
-__all__ = ["load", "write_model_files"]
+from ptjax import sharding
+from ptjax.checkpoint.reading import Stored, open_step
+from ptjax.errors import UserError
+from ptjax.models import load as pretrained
+from ptjax.models import lora as lora_module
+from ptjax.models.decoder import Decoder
+from ptjax.models.load import Bundle
+from ptjax.models.lora import Lora
+from ptjax.models.spec import Param, shape
+from ptjax.models.tokenizer import add_special_tokens, load_tokenizer
+from ptjax.run_files import RECORD, local_copy, read_object, split_source, write_model_files
+from ptjax.types import Params
 
-RECORD = "ptjax.json"
+__all__ = ["RunBundle", "load", "load_workdir", "merged", "split_source", "write_model_files"]
+
+_log = logging.getLogger(__name__)
 
 
-def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
-    """Writes the Hugging Face layout without its weights, and what a checkpoint needs to be read.
+@dataclasses.dataclass
+class RunBundle(Bundle):
+    """The model of a run's checkpoint.
+
+    Attributes:
+      step: the checkpoint's.
+      changed: the model's own leaves, adapters aside, that are not those of the base: trained
+        whole, or grown by special tokens.
+    """
+
+    step: int = 0
+    changed: tuple[str, ...] = ()
+
+
+def load(
+    source: str,
+    *,
+    param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    chat_template: str | None = None,
+    special_tokens: Sequence[str] = (),
+) -> Bundle:
+    """Loads a model from wherever it lies: a pretrained one, or what a run of ours made of it.
+
+    A run's adapters are merged into its weights, so that a second run (DPO after SFT) starts from
+    the whole model; `load_workdir` keeps them apart.
 
     Args:
-      bundle: the model as it is trained.
-      folder: local or gs://; made where it does not exist.
+      source: a registered name, a local folder, a .gguf file, a hub id, a run's `workdir` (its
+        newest checkpoint that verifies) or `workdir@step`.
+      param_dtype: of the parameters, `float32` or `bfloat16`; by default float32, for a run what it
+        trained in.
+      mesh: where the parameters go, by the rules of `ptjax.sharding`; None for the first device.
+      chat_template: replaces the source's; Jinja text or a path.
+      special_tokens: new control tokens; the embeddings grow, new rows are the mean of the old.
 
     Raises:
-      UserError: where it cannot be written.
+      UserError: nothing there, an unknown architecture, a damaged or mismatched file.
     """
-    if "://" not in os.fspath(folder):
-        write_configs(bundle, folder)
-        record = {
-            "lora": dataclasses.asdict(bundle.model.lora) if bundle.model.lora else None,
-            "tensor_dtypes": {name: str(dtype) for name, dtype in bundle.dtypes.items()},
-        }
-        write_json(Path(folder) / RECORD, record)
-        return
-    from etils import epath
+    workdir, step = split_source(source)
+    if workdir is None:
+        return pretrained.load(
+            source,
+            param_dtype=param_dtype or "float32",
+            mesh=mesh,
+            chat_template=chat_template,
+            special_tokens=special_tokens,
+        )
+    if param_dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
+    bundle = merged(load_workdir(workdir, step, mesh, chat_template=chat_template))
+    if special_tokens:
+        add_special_tokens(bundle.tokenizer, list(special_tokens))
+        if len(bundle.tokenizer) > bundle.model.config.vocab:
+            bundle = pretrained.resize_vocab(bundle, len(bundle.tokenizer), mesh)
+    if param_dtype is None:
+        return bundle
+    cast = {name: leaf.astype(param_dtype) for name, leaf in bundle.params.items()}
+    return replace(bundle, params=cast)
 
-    with tempfile.TemporaryDirectory() as local:
-        write_model_files(bundle, local)
-        target = epath.Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for path in Path(local).iterdir():
-            (target / path.name).write_bytes(path.read_bytes())
+
+def merged(bundle: Bundle) -> Bundle:
+    """The same model with its adapters folded into its weights."""
+    lora = bundle.model.lora
+    if lora is None:
+        return bundle
+    params = lora_module.merge(bundle.params, bundle.model.table, lora)
+    return replace(bundle, model=replace(bundle.model, lora=None), params=params)
+
+
+def load_workdir(
+    path: str | os.PathLike[str],
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    *,
+    ema: bool = False,
+    chat_template: str | None = None,
+) -> RunBundle:
+    """Loads the model of a run's checkpoint, its adapters beside the weights (`model.lora`).
+
+    The base model is read only where the checkpoint lacks leaves, because they were frozen; it must
+    be the one that the run began with.
+
+    Args:
+      path: the workdir, local or gs://.
+      step: which checkpoint; by default the newest that verifies.
+      mesh: where the parameters go; None for the first device.
+      ema: take the moving average of the trained leaves instead of the leaves.
+      chat_template: replaces the run's; Jinja text or a path.
+
+    Raises:
+      UserError: no run there, no such step (its message lists the steps), nothing that verifies
+        (exit code 3), no moving average, or a base model that is not there or not the same.
+    """
+    root = epath.Path(path)
+    config = read_object(root / "config.json")
+    stored = open_step(path, step)
+    for bad in stored.passed_over:
+        _log.warning("step %d does not verify: %s; taking %d", bad.step, bad.reason, stored.step)
+    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    with local_copy(root / "model") as folder:
+        hf_config, record = read_object(folder / "config.json"), read_object(folder / RECORD)
+        generation = read_object(folder / "generation_config.json")
+        tokenizer = load_tokenizer(folder, chat_template=chat_template)
+    lora = Lora(**record["lora"]) if record["lora"] else None
+    model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
+    trained = _read(stored, _rows(model), model, mesh, ema=ema)
+    frozen = _frozen(config, model, trained, mesh)
+    _same_base(frozen, stored, config)
+    params = {**frozen, **trained}
+    return RunBundle(
+        model=model,
+        params={name: params[name] for name in _rows(model)},
+        tokenizer=tokenizer,
+        hf_config=hf_config,
+        generation_config=generation,
+        dtypes={name: jnp.dtype(dtype) for name, dtype in record["tensor_dtypes"].items()},
+        source=config["model"]["source"] if lora else f"{path}@{stored.step}",
+        step=stored.step,
+        changed=_changed(config, model, trained),
+    )
+
+
+def _rows(model: Decoder) -> dict[str, Param]:
+    adapters = lora_module.rows(model.table, model.lora) if model.lora else {}
+    return {**model.table, **adapters}
+
+
+def _read(
+    stored: Stored, rows: Mapping[str, Param], model: Decoder, mesh: Mesh, *, ema: bool
+) -> Params:
+    """The trained leaves of a checkpoint, into their sharding."""
+    prefix = "ema/" if ema else "params/"
+    dims = {**model.config.dims, "rank": model.lora.rank if model.lora else 0}
+    asked = {}
+    for full, leaf in stored.leaves.items():
+        if not full.startswith(prefix):
+            continue
+        name = full.removeprefix(prefix)
+        if name not in rows or leaf.shape != shape(rows[name], dims):
+            raise UserError(f"{stored.folder}: {name} {leaf.shape} is no leaf of the run's model")
+        placed = sharding.named(rows[name].names, leaf.shape, mesh)
+        asked[full] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+    if not asked and ema:
+        raise UserError(f"{stored.folder}: no moving average; it is kept where config.ema > 0")
+    return {name.removeprefix(prefix): leaf for name, leaf in stored.read(asked).items()}
+
+
+def _frozen(config: Mapping[str, Any], model: Decoder, trained: Params, mesh: Mesh) -> Params:
+    """The leaves that the checkpoint lacks: the base model's, and adapters as they were made."""
+    missing = [name for name in _rows(model) if name not in trained]
+    if not missing:
+        return {}
+    settings = config["model"]
+    base = load(
+        settings["source"],
+        param_dtype=settings["param_dtype"],
+        mesh=mesh,
+        special_tokens=tuple(settings["special_tokens"]),
+    )
+    if any(name not in base.params for name in missing):
+        from ptjax.config import ConfigDict
+        from ptjax.prepare import adapt
+
+        base, _ = adapt(base, ConfigDict(config), mesh)
+    if absent := [name for name in missing if name not in base.params]:
+        raise UserError(f"{settings['source']} has no {absent[0]}: it is not the run's base model")
+    return {name: base.params[name] for name in missing}
+
+
+def _changed(config: Mapping[str, Any], model: Decoder, trained: Params) -> tuple[str, ...]:
+    grown = ("embed", "head") if config["model"]["special_tokens"] else ()
+    return tuple(name for name in model.table if name in trained or name in grown)
+
+
+def _same_base(frozen: Params, stored: Stored, config: Mapping[str, Any]) -> None:
+    from ptjax.prepare import fingerprint
+
+    expected = stored.host().get("frozen")
+    if expected is not None and fingerprint(frozen) != expected:
+        raise UserError(
+            f"{config['model']['source']} is not the model that the run of {stored.folder} began "
+            "with: its weights differ; give back the one it had"
+        )

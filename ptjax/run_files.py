@@ -1,0 +1,106 @@
+"""The files of a run's folder, beside its checkpoints.
+
+workdir/config.json               the whole config
+workdir/model/                    the Hugging Face layout without weights, and ptjax.json
+workdir/checkpoints/<step>/       trained leaves; frozen ones come again from config.model.source
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from ptjax.errors import UserError
+from ptjax.models.config_out import write_configs, write_json
+from ptjax.models.load import Bundle
+
+RECORD = "ptjax.json"
+"""In workdir/model: the adapter's settings, and how each tensor of the import was stored."""
+
+
+def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
+    """Writes the Hugging Face layout without its weights, and what a checkpoint needs to be read.
+
+    Args:
+      bundle: the model as it is trained.
+      folder: local or gs://; made where it does not exist.
+
+    Raises:
+      UserError: where it cannot be written.
+    """
+    if "://" not in os.fspath(folder):
+        write_configs(bundle, folder)
+        record = {
+            "lora": dataclasses.asdict(bundle.model.lora) if bundle.model.lora else None,
+            "tensor_dtypes": {name: str(dtype) for name, dtype in bundle.dtypes.items()},
+        }
+        write_json(Path(folder) / RECORD, record)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        write_model_files(bundle, local)
+        target = epath.Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in Path(local).iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def split_source(source: str) -> tuple[str | None, int | None]:
+    """The workdir and step that a source names; None where it is no workdir."""
+    text = os.fspath(source)
+    if _is_workdir(text):
+        return text, None
+    checkpoint = re.fullmatch(r"(.+)/checkpoints/(\d+)/?", text)
+    if checkpoint and _is_workdir(checkpoint[1]):
+        raise UserError(
+            f"{text} is one checkpoint; did you mean '{checkpoint[1]}@{checkpoint[2]}'?"
+        )
+    path, _, step = text.rpartition("@")
+    if path and _is_workdir(path):
+        if not step.isdecimal():
+            raise UserError(f"{text}: {step!r} is not a step; write {path}@100 for step 100")
+        return path, int(step)
+    if "://" in text:
+        raise UserError(f"{text}: no run there (it would have config.json and model/)")
+    return None, None
+
+
+def _is_workdir(path: str) -> bool:
+    root = epath.Path(path)
+    return (root / "config.json").exists() and (root / "model" / RECORD).exists()
+
+
+def read_object(path: epath.PathLike) -> dict[str, Any]:
+    """The contents of a JSON file.
+
+    Raises:
+      UserError: where it is not there or not an object.
+    """
+    path = epath.Path(path)
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {path.name}; is this a run's workdir?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, not an object")
+    return found
+
+
+@contextlib.contextmanager
+def local_copy(folder: epath.Path) -> Iterator[Path]:
+    """A folder's files as local ones; copied for a moment where they are in an object store."""
+    if "://" not in os.fspath(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for path in folder.iterdir():
+            (Path(copy) / path.name).write_bytes(path.read_bytes())
+        yield Path(copy)
