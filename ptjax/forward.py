@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax import sharding
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.ops.attention import Span
-from ptjax.ops.logprobs import token_stats
 from ptjax.types import Batch, Outputs
 
 
@@ -70,15 +69,12 @@ def forward(
         width = options.neftune / jnp.sqrt(lengths * model.config.embed)
         noise = rows.gather(jnp.where(valid, width, 0.0))
     hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
-    kernel, vocab_first, softcap = model.head(params)
-    stats = token_stats(
+    stats = model.stats(
+        params,
         rows.by_shard(hidden),
-        kernel,
         rows.by_shard(_next(tokens)),
         rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
         fields=fields,
-        vocab_first=vocab_first,
-        softcap=softcap,
         temperature=options.temperature,
         chunk=options.head_chunk,
         linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -20,7 +21,7 @@ def make_schedule(
     learning_rate: float,
     steps: int,
     schedule: str = "cosine",
-    warmup: float = 0.0,
+    warmup: float | int = 0.0,
     final: float = 0.0,
     decay: float = 0.2,
 ) -> Schedule:
@@ -29,7 +30,7 @@ def make_schedule(
     Args:
       learning_rate: the peak.
       steps: optimizer steps of the whole run.
-      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd` (2404.06395):
+      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`  (2404.06395):
         constant, then linear down to `final` over the last `decay` of the run.
       warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
       final: the last learning rate as a fraction of the peak.
@@ -39,7 +40,9 @@ def make_schedule(
         raise UserError(f"optim.schedule: unknown {schedule!r}{did_you_mean(schedule, SCHEDULES)}")
     rise = round(warmup * steps) if warmup < 1 else round(warmup)
     if rise >= steps and rise > 0:
-        raise UserError(f"optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps")
+        raise UserError(
+            f"optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps"
+        )
     rest, end = max(steps - rise, 1), final * learning_rate
     if schedule == "constant":
         body = optax.constant_schedule(learning_rate)
@@ -48,8 +51,8 @@ def make_schedule(
     elif schedule == "cosine":
         body = optax.cosine_decay_schedule(learning_rate, rest, alpha=final)
     else:
-        fall = max(round(decay * steps), 1)
-        body = optax.linear_schedule(learning_rate, end, fall, transition_begin=max(rest - fall, 0))
+        fall = min(max(round(decay * steps), 1), rest)
+        body = optax.linear_schedule(learning_rate, end, fall, transition_begin=rest - fall)
     if not rise:
         return body
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, rise), body], [rise])
@@ -92,22 +95,38 @@ def make_optimizer(
         tx = optax.adafactor(learning_rate, weight_decay_rate=rate, weight_decay_mask=mask)
     elif name == "sgd":
         tx = optax.chain(
+            optax.trace(momentum) if momentum else optax.identity(),
             optax.add_decayed_weights(weight_decay, mask),
-            optax.sgd(learning_rate, momentum=momentum or None),
+            optax.scale_by_learning_rate(learning_rate),
         )
     else:
-        tx = muon(
-            learning_rate,
-            beta=momentum,
-            weight_decay=weight_decay,
-            weight_decay_mask=mask,
-            adam_b1=b1,
-            adam_b2=b2,
-            adam_weight_decay=weight_decay,
-            muon_weight_dimension_numbers={key: muon_axes(row) for key, row in rows.items()},
-            consistent_rms=0.2,
+        axes = {key: muon_axes(row) for key, row in rows.items()}
+        # optax would mask the decay of Muon's own leaves only, and run Nesterov's Adam on the rest.
+        # A rate of -1 leaves the directions as they are; decay and rate follow for all leaves.
+        tx = optax.chain(
+            optax.partition(
+                {
+                    "muon": muon(
+                        -1.0, beta=momentum, muon_weight_dimension_numbers=axes, consistent_rms=0.2
+                    ),
+                    "adam": optax.scale_by_adam(b1, b2, eps),
+                },
+                {key: "muon" if axes[key] else "adam" for key in rows},
+            ),
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
         )
-    return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    if clip_norm is not None:
+        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    return optax.GradientTransformation(
+        lambda params: tx.init(_wide(params)),
+        lambda grads, state, params=None: tx.update(grads, state, _wide(params)),
+    )
+
+
+def _wide(params: Any) -> Any:
+    """Parameters in float32, as gradients are: the state's dtypes then never change."""
+    return jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
@@ -132,9 +151,8 @@ def state_shardings(
     """
     shapes = jax.eval_shape(tx.init, dict(params))
 
-    def place(leaf: Any, param: Any) -> jax.sharding.Sharding:
-        return param.sharding if leaf.shape == param.shape else otherwise
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
+        param = params.get(getattr(path[-1], "key", ""))
+        return otherwise if param is None or leaf.shape != param.shape else param.sharding
 
-    return optax.tree.map_params(
-        tx, place, shapes, dict(params), transform_non_params=lambda _: otherwise
-    )
+    return jax.tree.map_with_path(place, shapes)

@@ -140,7 +140,7 @@ def train_step(
       The new state, and float32 scalars to log.
     """
     key = None
-    if _is_random(model, forward_options):
+    if forward_options.neftune or model.is_random(forward_options.compute):
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
     loss, grads, metrics = gradients(
         model,
@@ -151,7 +151,7 @@ def train_step(
         options=forward_options,
         key=key,
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     accept = finite & ~_is_spike(state.guard, loss, options)
 
@@ -180,12 +180,6 @@ def train_step(
         step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
     )
     return state, logged
-
-
-def _is_random(model: Decoder, options: ForwardOptions) -> bool:
-    """Whether a training forward pass draws anything."""
-    adapter = model.lora.dropout if model.lora else 0.0
-    return bool(options.compute.dropout or options.neftune or adapter)
 
 
 def _is_spike(guard: dict[str, Array], loss: Array, options: StepOptions) -> Array:

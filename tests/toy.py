@@ -1,4 +1,4 @@
-"""A tiny model, ragged examples, and batches of them in every layout: what the core's tests share."""
+"""A tiny model, ragged examples, batches of them in every layout: what the core's tests share."""
 
 import functools
 import math

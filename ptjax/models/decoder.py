@@ -5,12 +5,12 @@ Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models import families
@@ -19,6 +19,7 @@ from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, 
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import Span, attention
+from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
 
 REMAT = {
@@ -47,7 +48,9 @@ class Compute:
 
     def __post_init__(self):
         if self.remat not in REMAT:
-            raise UserError(f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}")
+            raise UserError(
+                f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}"
+            )
 
 
 class Head(NamedTuple):
@@ -105,6 +108,23 @@ class Decoder:
             preferred_element_type=jnp.float32,
         )
         return out if softcap is None else softcap * jnp.tanh(out / softcap)
+
+    def stats(
+        self,
+        params: Mapping[str, Array],
+        hidden: Float[Array, "S M D"],
+        targets: Int[Array, "S M"],
+        scored: Bool[Array, "S M"],
+        **asked: Any,
+    ) -> dict[str, Float[Array, "S M"]]:
+        """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
+        return token_stats(
+            hidden, targets=targets, scored=scored, **self.head(params)._asdict(), **asked
+        )
+
+    def is_random(self, compute: Compute) -> bool:
+        """Whether a training pass draws anything but NEFTune's noise."""
+        return bool(compute.dropout or (self.lora and self.lora.dropout))
 
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
         """An empty cache of `slots` tokens a row."""

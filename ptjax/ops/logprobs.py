@@ -72,6 +72,28 @@ def token_stats(
     return {name: spread(value) for name, value in stats.items()}
 
 
+def logit_stats(
+    logits: Float[Array, "S M V"],
+    targets: Int[Array, "S M"],
+    scored: Bool[Array, "S M"],
+    *,
+    fields: tuple[str, ...] = ("logps",),
+    temperature: float = 1.0,
+) -> Stats:
+    """The same statistics where a model gives its logits and no head: all of them exist at once.
+
+    Args:
+      logits: of each target's distribution.
+      targets: token ids.
+      scored: elsewhere every field is 0.
+      fields: which of `FIELDS`.
+      temperature: divides the logits.
+    """
+    static = _Static(fields, False, None, temperature, logits.shape[1])
+    stats = _reduce(static, logits.astype(jnp.float32), targets)
+    return {name: jnp.where(scored, value, 0) for name, value in stats.items()}
+
+
 class _Static(tuple):
     """The settings that are constant under jit: fields, vocab_first, softcap, temperature, chunk."""
 
@@ -98,14 +120,13 @@ def _reduce(static: _Static, logits: Float[Array, "S C V"], targets: Array) -> S
     # A sum over a comparison, not a gather: it stays local where the vocabulary is sharded.
     at_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
     picked = jnp.sum(jnp.where(at_target, logits, 0), axis=-1)
+    below = logits - normaliser[..., None]
     made = {
         "logps": lambda: picked - normaliser,
         "logsumexp": lambda: normaliser,
         "mean_logps": lambda: jnp.mean(logits, axis=-1) - normaliser,
         "correct": lambda: (picked >= top).astype(jnp.float32),
-        "entropy": lambda: (
-            normaliser - jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
-        ),
+        "entropy": lambda: -jnp.sum(jnp.exp(below) * below, axis=-1),
     }
     return {name: made[name]() for name in fields}
 
@@ -165,9 +186,7 @@ def _gradients(
         if d_kernel is not None:
             pair = (d_logits, h) if vocab_first else (h, d_logits)
             over_tokens = (((1,), (1,)), ((0,), (0,)))
-            d_kernel += jax.lax.dot_general(
-                *pair, over_tokens, preferred_element_type=jnp.float32
-            )
+            d_kernel += jax.lax.dot_general(*pair, over_tokens, preferred_element_type=jnp.float32)
         return _put_all(stats, parts, i, chunk), _put(d_hidden, d_h, i, chunk), d_kernel
 
     start = (_zeros(static, targets), jnp.zeros_like(hidden), sums)

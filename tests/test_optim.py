@@ -1,0 +1,193 @@
+"""Optimizers by name, masks by the table's axes, schedules at their key points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from ptjax import sharding
+from ptjax.errors import UserError
+from ptjax.models.spec import Param
+from ptjax.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    make_schedule,
+    muon_axes,
+    state_shardings,
+)
+
+ROWS = {
+    "embed": Param("vocab embed", init="embed"),
+    "layers.norm": Param("layers embed", init="ones"),
+    "layers.q": Param("layers embed -> heads head_dim"),
+    "layers.o": Param("layers heads head_dim -> embed"),
+    "layers.q.bias": Param("layers heads head_dim", init="zeros"),
+    "layers.q.lora_a": Param("layers embed -> rank"),
+    "norm": Param("embed", init="ones"),
+    "head": Param("embed -> vocab"),
+}
+DIMS = dict(vocab=24, embed=8, layers=3, heads=2, head_dim=4, rank=2)
+DECAYED = {"embed", "layers.q", "layers.o", "layers.q.lora_a", "head"}
+
+
+def leaves(seed, scale=1.0, dtype=np.float32):
+    state = np.random.RandomState(seed)
+    return {
+        name: jnp.asarray(scale * state.standard_normal([DIMS[a] for a in row.names]), dtype)
+        for name, row in ROWS.items()
+    }
+
+
+PARAMS = leaves(0)
+
+
+def steps(tx, grads_of, params, count):
+    def one(carry, _):
+        params, state = carry
+        updates, state = tx.update(grads_of(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda p, s: jax.lax.scan(one, (p, s), length=count)[0])
+    return run(params, tx.init(params))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_pair_lowers_a_loss(name, schedule):
+    target = leaves(1)
+    rate = 1.0 if name == "sgd" else 0.05
+    rates = make_schedule(learning_rate=rate, steps=40, schedule=schedule, warmup=0.1)
+    tx = make_optimizer(ROWS, rates, name=name, weight_decay=0.001)
+
+    def loss(params):
+        return sum(jnp.sum((params[k] - target[k]) ** 2) for k in params)
+
+    after, _ = steps(tx, jax.grad(loss), PARAMS, 40)
+    assert loss(after) < 0.9 * loss(PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_touches_kernels_and_embeddings_alone(name):
+    """Without gradients, what decays shrinks by one factor a step, and nothing else moves."""
+    tx = make_optimizer(ROWS, lambda _: 0.1, name=name, weight_decay=0.5, clip_norm=None)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    after, _ = steps(tx, lambda _: zeros, PARAMS, 3)
+    factor = (1 - 0.5) ** 3 if name == "adafactor" else (1 - 0.1 * 0.5) ** 3
+    for key, leaf in PARAMS.items():
+        expected = leaf * factor if key in DECAYED else leaf
+        np.testing.assert_allclose(after[key], expected, rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_keeps_its_dtypes(name):
+    """A step's state must be of the types that `init` gave it: else the next step compiles anew."""
+    tx = make_optimizer(ROWS, lambda _: 0.1, name=name, weight_decay=0.1)
+    params = leaves(0, dtype=jnp.bfloat16)
+    state = jax.eval_shape(tx.init, params)
+    grads = leaves(1)
+
+    def step(state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    moved, after = jax.eval_shape(step, state)
+    assert after == state
+    assert {leaf.dtype for leaf in moved.values()} == {jnp.dtype("bfloat16")}
+
+
+def test_clipping_bounds_the_global_norm():
+    rates = dict(name="sgd", momentum=0.0)
+    clipped = make_optimizer(ROWS, lambda _: 1.0, clip_norm=0.5, **rates)
+    grads = leaves(2, scale=100)
+    updates, _ = clipped.update(grads, clipped.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-5)
+    small = jax.tree.map(lambda g: g * 1e-6, grads)
+    updates, _ = clipped.update(small, clipped.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["head"], -small["head"], rtol=1e-6)
+
+
+def test_muon_orthogonalises_each_layers_kernel():
+    """One step on stacked leaves = optax's own rule on each layer's matrix by itself."""
+    tx = make_optimizer(ROWS, lambda _: 0.1, name="muon", momentum=0.95, clip_norm=None)
+    grads = leaves(3)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    plain = optax.contrib.muon(0.1, beta=0.95, consistent_rms=0.2)
+    for name, rows in (("layers.q", 8), ("layers.o", 8), ("layers.q.lora_a", 8)):
+        for layer in range(DIMS["layers"]):
+            matrix = {"w": grads[name][layer].reshape(rows, -1)}
+            wanted, _ = plain.update(matrix, plain.init(matrix), matrix)
+            got = updates[name][layer].reshape(rows, -1)
+            np.testing.assert_allclose(got, wanted["w"], atol=1e-5)
+    singular = np.linalg.svd(updates["layers.q"][0].reshape(8, 8), compute_uv=False)
+    assert singular.max() / singular.min() < 3 < np.linalg.cond(grads["layers.q"][0].reshape(8, 8))
+
+
+def test_muon_leaves_the_rest_to_adam():
+    assert {k for k, row in ROWS.items() if muon_axes(row)} == DECAYED - {"embed", "head"}
+    settings = dict(weight_decay=0.1, b1=0.8, b2=0.9)
+    grads = leaves(4)
+    got, wanted = (
+        steps(
+            make_optimizer(ROWS, lambda _: 0.1, name=name, **settings), lambda _: grads, PARAMS, 3
+        )
+        for name in ("muon", "adamw")
+    )
+    for key in ("embed", "head", "norm", "layers.norm", "layers.q.bias"):
+        np.testing.assert_allclose(got[0][key], wanted[0][key], rtol=1e-5, atol=1e-6, err_msg=key)
+    assert not np.allclose(got[0]["layers.q"], wanted[0]["layers.q"], rtol=1e-2)
+
+
+def at(steps, *places, **settings):
+    schedule = make_schedule(learning_rate=2.0, steps=steps, **settings)
+    return [float(schedule(jnp.int32(place))) for place in places]
+
+
+def test_schedules_at_their_key_points():
+    close = pytest.approx
+    assert at(100, 0, 5, 10, 99, schedule="constant", warmup=10) == close([0, 1, 2, 2])
+    assert at(110, 10, 60, 110, schedule="linear", warmup=10, final=0.1) == close([2, 1.1, 0.2])
+    assert at(110, 10, 60, 110, schedule="cosine", warmup=10, final=0.1) == close([2, 1.1, 0.2])
+    assert at(100, 0, 50, 100, schedule="cosine") == close([2, 1, 0], abs=1e-6)
+    assert at(100, 10, 80, 90, 100, schedule="wsd", warmup=0.1) == close([2, 2, 1, 0], abs=1e-6)
+    assert at(100, 2, 4, schedule="constant", warmup=0.04) == close([1, 2])
+    assert at(1, 0, schedule="cosine") == close([2])
+
+
+def test_wsd_ends_at_its_final_rate_also_where_warmup_and_decay_overlap():
+    assert at(100, 60, 100, schedule="wsd", warmup=60, decay=0.8) == pytest.approx([2, 0])
+
+
+def test_schedules_refuse_what_cannot_be():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        make_schedule(learning_rate=1.0, steps=9, schedule="cosin")
+    with pytest.raises(UserError, match="10 warmup steps leave nothing of a run of 10 steps"):
+        make_schedule(learning_rate=1.0, steps=10, warmup=10)
+    with pytest.raises(UserError, match="did you mean 'adamw'"):
+        make_optimizer(ROWS, lambda _: 0.1, name="adam")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_lies_where_its_parameters_do(name):
+    mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
+    tx = make_optimizer(ROWS, lambda _: 0.1, name=name)
+    placed = {
+        key: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.named(ROWS[key].names, leaf.shape, mesh)
+        )
+        for key, leaf in PARAMS.items()
+    }
+    everywhere = sharding.replicated(mesh)
+    found = state_shardings(tx, placed, everywhere)
+    state = jax.jit(tx.init, out_shardings=found)(PARAMS)
+    places = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        name = path[-1].key if hasattr(path[-1], "key") else None
+        if name in PARAMS and leaf.shape == PARAMS[name].shape:
+            places.setdefault(name, set()).add(leaf.sharding.spec)
+        else:
+            assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
+    if places:
+        assert places["head"] == {PartitionSpec("fsdp", "tensor")}

@@ -1,0 +1,98 @@
+"""Meshes, rules, and the placing of batches on eight virtual devices."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ptjax import sharding
+from ptjax.errors import UserError
+from ptjax.models.families import FAMILIES
+
+MESH = dict(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(MESH)
+
+
+def test_one_size_may_be_left_open():
+    assert sharding.make_mesh(dict(fsdp=-1, tensor=2)).shape == dict(data=1, fsdp=4, tensor=2)
+    assert sharding.make_mesh({}, jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(fsdp=3), "mesh data 1 x fsdp 3 x tensor 1 needs 3 devices, but there are 8"),
+        (dict(fsdp=-1, tensor=3), "3 does not divide the 8 devices"),
+        (dict(data=-1, fsdp=-1), "at most one is -1"),
+        (dict(data=0, fsdp=-1), "sizes are positive"),
+        (dict(fsdp=-2), "sizes are positive"),
+        (dict(tensors=2), "unknown key 'tensors'; did you mean 'tensor'"),
+    ],
+)
+def test_a_mesh_that_cannot_be(sizes, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(sizes)
+
+
+def test_rules(mesh):
+    def spec(axes, *shape):
+        return sharding.partition(axes.split(), shape, mesh)
+
+    assert spec("layers embed heads head_dim", 3, 8, 4, 16) == P(None, "fsdp", "tensor", None)
+    assert spec("vocab embed", 64, 8) == P("tensor", "fsdp")
+    assert spec("batch length", 8, 16) == P(("data", "fsdp"), None)
+
+
+def test_a_size_that_does_not_divide_is_replicated_and_logged(mesh, caplog):
+    caplog.set_level(logging.INFO)
+    assert sharding.partition(("vocab", "embed"), (63, 8), mesh) == P(None, "fsdp")
+    assert "axis vocab of size 63 is not divided by ('tensor',) = 2" in caplog.text
+
+
+def test_a_mesh_axis_used_twice_raises(mesh):
+    with pytest.raises(ValueError, match="'tensor' twice"):
+        sharding.partition(("heads", "mlp"), (4, 8), mesh)
+    with pytest.raises(ValueError, match="'fsdp' twice"):
+        sharding.partition(("batch", "embed"), (4, 8), mesh)
+
+
+def test_an_axis_without_a_rule_raises(mesh):
+    with pytest.raises(ValueError, match="no sharding rule for axis 'experts'"):
+        sharding.partition(("experts", "embed"), (4, 8), mesh)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_table_has_rules(mesh, family):
+    for row in FAMILIES[family].table.values():
+        sharding.partition(row.names, [16] * len(row.names), mesh)
+
+
+def test_a_batch_is_cut_over_data_and_fsdp(mesh):
+    column = np.arange(24, dtype=np.int32).reshape(8, 3)
+    placed = sharding.put_batch({"tokens": column}, mesh)["tokens"]
+    np.testing.assert_array_equal(placed, column)
+    assert placed.sharding.spec == P(("data", "fsdp"))
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+    assert sharding.batch_shards(mesh) == 4
+
+
+def test_constraints_hold_inside_jit(mesh):
+    @jax.jit
+    def spread(x):
+        return sharding.constrain(x * 2, "batch", "vocab"), sharding.active_batch_shards()
+
+    with jax.set_mesh(mesh):
+        cut, shards = spread(jnp.ones((8, 4)))
+        odd, _ = spread(jnp.ones((6, 3)))
+    assert cut.sharding.shard_shape(cut.shape) == (2, 2)
+    assert odd.sharding.is_fully_replicated
+    assert shards == 4
+    assert sharding.active_batch_shards() == 1
+    np.testing.assert_array_equal(sharding.constrain(jnp.ones(3), "batch"), np.ones(3))
