@@ -151,7 +151,7 @@ def train_step(
         options=forward_options,
         key=key,
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     accept = finite & ~_is_spike(state.guard, loss, options)
 

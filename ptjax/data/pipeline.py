@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import shutil
 import tempfile
+import weakref
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,8 @@ def build(
     folder = None
     cache = cache_dir or config.cache
     if cache is None:
-        folder = tempfile.TemporaryDirectory(prefix="ptjax-data-")
-        cache = folder.name
+        folder = _Scratch()
+        cache = folder.path
     chat = Chat(tokenizer, config.chat_template, train_on=config.train_on)
     examples, reports = _read(config.sources, config, chat, cache)
     held_out, held_reports = None, []
@@ -147,6 +149,14 @@ def build(
         (process_index, process_count),
         folder,
     )
+
+
+class _Scratch:
+    """A temporary folder that is removed with the last reference to it, or when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="ptjax-data-")
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _read(
