@@ -128,7 +128,9 @@ def compare(args: argparse.Namespace) -> None:
     same += [f"--steps={args.steps}", f"--warmup={args.warmup}"]
     mine = [sys.executable, __file__, "--mode=ours", f"--accumulate={args.accumulate}"]
     mine += [f"--tokens_per_batch={args.tokens_per_batch}", f"--remat={args.remat}", *same]
-    print("| trained | TRL | tokens/s ours | TRL's | ratio | CPU-s a token | peak GB ours | TRL's | ratio |")
+    print(
+        "| trained | TRL | tokens/s ours | TRL's | ratio | CPU-s a token | peak GB ours | TRL's | ratio |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for train, peer in kinds:
         pairs = []

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct learns a new name and manner: LoRA on chats written for this project.
 
-    python -m ptjax.train --config=configs/quickstart.py --workdir=runs/quickstart
+python -m ptjax.train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from pathlib import Path

@@ -9,7 +9,13 @@ from ptjax.prepare import Run, prepare
 from ptjax.sharding import BATCH
 from ptjax.types import tree_bytes
 
-DTYPES = {"tokens": "int32", "valid": "bool", "mask": "float32", "weights": "float32", "pack": "int32"}
+DTYPES = {
+    "tokens": "int32",
+    "valid": "bool",
+    "mask": "float32",
+    "weights": "float32",
+    "pack": "int32",
+}
 _GIB = 2**30
 
 
@@ -55,7 +61,10 @@ def _examples(run: Run, count: int = 2) -> list[str]:
     for row in range(min(count, columns["tokens"].shape[0])):
         text, inside = f"example {row}: ", False
         for token, valid, mask in zip(
-            columns["tokens"][row, 0], columns["valid"][row, 0], columns["mask"][row, 0], strict=True
+            columns["tokens"][row, 0],
+            columns["valid"][row, 0],
+            columns["mask"][row, 0],
+            strict=True,
         ):
             if not valid:
                 continue

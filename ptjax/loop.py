@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from ptjax.flops import FlopCounter, peak_memory
 from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
 from ptjax.models.load import Bundle
 from ptjax.progress import Progress
-from ptjax.report import show, write_summary
+from ptjax.report import SUMMARY, show, write_summary
 from ptjax.prepare import Run, fingerprint, prepare
 from ptjax.types import TrainState
 from ptjax.workdir import write_model_files
@@ -99,8 +98,10 @@ class _Loop:
 
     def run(self) -> Result:
         config, steps = self.config, self.job.steps
-        start = self.resume()
         with watch() as stop, self.metrics, self.checkpoints:
+            start = self.resume()
+            if start >= steps:
+                return self.finished_before(start)
             with Progress(steps, start=start, quiet=self.quiet) as self.progress:
                 step = start
                 if start == 0:
@@ -134,8 +135,7 @@ class _Loop:
         """Goes to where the workdir stands; returns the steps taken."""
         newest = self.checkpoints.latest()
         if newest is None:
-            self.metrics.resume(-1)
-            self._describe()
+            self._begin(0)
             return 0
         found = self.checkpoints.restore(self.job.abstract)
         if found.host["frozen"] != self.frozen:
@@ -144,17 +144,20 @@ class _Loop:
                 "this run began with; use another workdir"
             )
         self.batches.set_state(found.host["data"])
+        self.held_out = found.host["held_out"]
+        self.state = found.state.replace(frozen=self.state.frozen)
+        if found.step >= self.job.steps:
+            return found.step
         before = from_json(json.dumps(found.host["config"]))
         for path, (old, new) in changed_keys(before, self.config).items():
             _log.warning("%s changed since step %d: %s, was %s", path, found.step, new, old)
-        self.state = found.state.replace(frozen=self.state.frozen)
-        self.metrics.resume(found.step)
-        self._describe()
+        self._begin(found.step)
         _log.info("resumed at step %d of %d", found.step, self.job.steps)
         return found.step
 
-    def _describe(self) -> None:
-        """Writes what the run is beside its checkpoints: its config, and all of the model but weights."""
+    def _begin(self, step: int) -> None:
+        """Drops metrics later than a step, and writes what the run is beside its checkpoints."""
+        self.metrics.resume(step or -1)
         if not self.primary:
             return
         from etils import epath
@@ -217,12 +220,19 @@ class _Loop:
     def _give_up(self, step: int, batch: HostBatch, streak: int) -> None:
         import numpy as np
 
-        path = Path(self.workdir) / f"bad_batch_{step}.npz"
-        if self.primary and "://" not in self.workdir:
-            np.savez(path, **batch.columns)
+        from etils import epath
+
+        path = epath.Path(self.workdir) / f"bad_batch_{step}.npz"
+        kept = f"its batch is in {path}"
+        try:
+            if self.primary:
+                with path.open("wb") as file:
+                    np.savez(file, **batch.columns)
+        except OSError as error:
+            kept = f"its batch could not be written ({error.strerror or error})"
         raise UserError(
             f"{streak} steps in a row were not finite or were spikes, up to step {step}; the "
-            f"parameters are those of before; its batch is in {path}; lower optim.learning_rate",
+            f"parameters are those of before; {kept}; lower optim.learning_rate",
             exit_code=4,
         )
 
@@ -236,6 +246,7 @@ class _Loop:
                     "data": self.batches.get_state(),
                     "config": json.loads(to_json(self.config)),
                     "frozen": self.frozen,
+                    "held_out": self.held_out,
                 },
                 metrics=self.held_out,
             )
@@ -243,6 +254,20 @@ class _Loop:
     def bundle(self) -> Bundle:
         """The model as it stands."""
         return dataclasses.replace(self.job.bundle, params=self.state.merged())
+
+    def finished_before(self, step: int) -> Result:
+        """What a run that had its last step already comes to; its files stay as they are."""
+        from etils import epath
+
+        page = epath.Path(self.workdir) / SUMMARY
+        if not page.exists():
+            return self.finish(step)
+        if not self.quiet:
+            print(
+                f"{self.workdir} is finished: step {step} of {self.job.steps}; nothing was done; "
+                "more config.steps go on from there, another --workdir begins anew"
+            )
+        return Result(self.bundle(), step, True, self.workdir, page.read_text())
 
     def finish(self, step: int) -> Result:
         """Writes the summary, and says what comes next."""

@@ -18,6 +18,7 @@ from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Bound, named
 from ptjax.algorithms.sft import token_weights
+from ptjax.config import check
 from ptjax.errors import UserError, check_keys
 from ptjax.forward import ForwardOptions
 from ptjax.models import lora as lora_module
@@ -67,6 +68,7 @@ def prepare(config: ConfigDict) -> Run:
     Raises:
       UserError: anything in the config, the model or the data that cannot be.
     """
+    check(config)
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     mesh = sharding.make_mesh(config.mesh.to_dict())
     bundle = load(
@@ -150,9 +152,9 @@ def _steps(config: ConfigDict, pipeline: data.Pipeline) -> int:
     if steps is None:
         raise UserError("config: give steps, epochs, or epochs for every data source")
     if pipeline.steps is not None and steps > pipeline.steps:
-        raise UserError(f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps}")
-    if steps < 1:
-        raise UserError(f"config.steps = {steps}: at least 1")
+        raise UserError(
+            f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps}"
+        )
     return steps
 
 

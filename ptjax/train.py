@@ -1,6 +1,6 @@
 """Trains: config -> model and data -> loop -> checkpoint and summary.
 
-    python -m ptjax.train --config=configs/sft.py --workdir=runs/sft --config.steps=100
+python -m ptjax.train --config=configs/sft.py --workdir=runs/sft --config.steps=100
 """
 
 import logging

@@ -1,8 +1,18 @@
-"""Eight virtual devices for every test; single-device tests use the first."""
+"""Eight virtual devices for every test; single-device tests use the first.
+
+Compiled programs are kept for the length of the session: whole runs compile the same few again and
+again, in this process and in those it starts.
+"""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+
+_programs = tempfile.TemporaryDirectory(prefix="ptjax-tests-xla-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -6,6 +6,7 @@ default. Every mistake is one line. Nothing here imports jax, so that `--help` i
 
 from ml_collections.config_dict import ConfigDict
 
+from ptjax.config.check import check
 from ptjax.config.cli import Flag, parse
 from ptjax.config.defaults import defaults, lora
 from ptjax.config.fields import leaves, override
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigDict",
     "Flag",
     "changed_keys",
+    "check",
     "config_hash",
     "defaults",
     "describe",

@@ -56,9 +56,13 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
             for key, item in new.items():
                 override(config, f"{path}.{key}", item)
         else:
-            holder[str(last)] = new
+            holder[str(last)] = ConfigDict(new) if _is_group(kind, new) else new
     else:
         holder[last] = read(value, type(holder[last]), holder[last], where)
+
+
+def _is_group(kind: type, value: Any) -> bool:
+    return issubclass(kind, ConfigDict) and isinstance(value, dict)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

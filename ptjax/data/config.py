@@ -86,7 +86,9 @@ def data_config(given: Any) -> DataConfig:
     check_keys(values, _names(DataConfig), "config.data")
     values["sources"] = _sources(values.get("sources"), "config.data.sources")
     held = values.get("validation")
-    if isinstance(held, list | tuple):
+    if isinstance(held, list | tuple) and len(held) == 1 and isinstance(held[0], int | float):
+        values["validation"] = held[0]  # a command line reads a list where the default is one
+    elif isinstance(held, list | tuple):
         values["validation"] = _sources(held, "config.data.validation")
     if values.get("buckets") is not None:
         values["buckets"] = tuple(sorted(int(length) for length in values["buckets"]))
@@ -148,6 +150,8 @@ def _source(given: Any, where: str) -> SourceConfig:
     """Reads one source."""
     if isinstance(given, SourceConfig):
         return given
+    if not isinstance(given, str | Mapping):
+        raise UserError(f"{where} = {given!r}: a path, or a mapping with one, is expected")
     values: dict[str, Any] = {"path": given} if isinstance(given, str) else dict(given)
     check_keys(values, _names(SourceConfig), where)
     if not values.get("path"):

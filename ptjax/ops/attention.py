@@ -161,9 +161,7 @@ def _attention_bwd(static: _Static, saved, d_out):
         if static.softcap is not None:
             d_scores = d_scores * (1 - jnp.square(raw / static.softcap))
         low = d_scores.astype(k.dtype)
-        d_v = d_v.at[:, :, :keys].add(
-            jnp.matmul(d_block.swapaxes(1, 2), weights.astype(v.dtype))
-        )
+        d_v = d_v.at[:, :, :keys].add(jnp.matmul(d_block.swapaxes(1, 2), weights.astype(v.dtype)))
         d_k = d_k.at[:, :, :keys].add(jnp.matmul(q_block.swapaxes(1, 2), low))
         d_q.append((jnp.matmul(low, k[:, :keys]) * static.scale).reshape(-1, groups, b - a, width))
     d_q = _heads_last(jnp.concatenate(d_q, 2), rows)

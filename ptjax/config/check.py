@@ -1,0 +1,124 @@
+"""A whole config's keys and ranges, looked at before anything is loaded."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections.config_dict import ConfigDict
+
+from ptjax.config.defaults import defaults
+from ptjax.config.fields import missing
+from ptjax.errors import UserError, check_keys, did_you_mean
+
+HELD_OUT = ("eval/loss", "eval/perplexity", "eval/accuracy")
+"""What a run measures on held-out data, and can keep its best checkpoint by."""
+
+_DTYPES = ("float32", "bfloat16")
+_OPEN = ("data", "hparams", "lora", "log.wandb")
+"""Groups whose keys their own readers know."""
+
+
+class _Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    text: str
+
+
+_COUNT = _Rule(lambda v: v >= 1, "at least 1")
+_NOT_NEGATIVE = _Rule(lambda v: 0 <= v < math.inf, "not negative")
+_POSITIVE = _Rule(lambda v: 0 < v < math.inf, "positive")
+_PART = _Rule(lambda v: 0 <= v < 1, "in [0, 1)")
+_FRACTION = _Rule(lambda v: 0 <= v <= 1, "in [0, 1]")
+
+_RULES: dict[str, _Rule] = {
+    "steps": _COUNT,
+    "epochs": _POSITIVE,
+    "accumulate": _COUNT,
+    "ema": _PART,
+    "neftune": _NOT_NEGATIVE,
+    "model.dropout": _PART,
+    "model.head_chunk": _COUNT,
+    "lora.rank": _COUNT,
+    "lora.dropout": _PART,
+    "optim.learning_rate": _POSITIVE,
+    "optim.warmup": _NOT_NEGATIVE,
+    "optim.final": _FRACTION,
+    "optim.decay": _FRACTION,
+    "optim.weight_decay": _NOT_NEGATIVE,
+    "optim.clip_norm": _POSITIVE,
+    "optim.b1": _PART,
+    "optim.b2": _PART,
+    "optim.eps": _POSITIVE,
+    "optim.momentum": _PART,
+    "guard.max_skipped": _COUNT,
+    "guard.spike": _NOT_NEGATIVE,
+    "guard.spike_window": _COUNT,
+    "checkpoint.every": _NOT_NEGATIVE,
+    "eval.every": _NOT_NEGATIVE,
+    "samples.every": _NOT_NEGATIVE,
+    "samples.max_tokens": _COUNT,
+    "samples.temperature": _NOT_NEGATIVE,
+    "log.every": _NOT_NEGATIVE,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a key that nothing reads, one that is missing, and a value out of its range.
+
+    Raises:
+      UserError: names the first of them.
+    """
+    absent = missing(config)
+    if absent:
+        raise UserError(f"required value(s) missing: {', '.join(absent)}")
+    _check_keys(config, defaults(), "config")
+    for path, rule in _RULES.items():
+        value = _get(config, path)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not rule.holds(value):
+            raise UserError(f"config.{path} = {value!r}: it must be {rule.text}")
+    for path in ("model.dtype", "model.param_dtype"):
+        value = _get(config, path)
+        if value not in _DTYPES:
+            raise UserError(f"config.{path} = {value!r}{did_you_mean(str(value), _DTYPES)}")
+    for path in ("trainable", "lora.targets"):
+        value = _get(config, path)
+        try:
+            re.compile(value or "")
+        except (re.error, TypeError) as error:
+            raise UserError(f"config.{path} = {value!r} is not a regex: {error}") from error
+    if config.checkpoint.best:
+        _check_best(list(config.checkpoint.best), config)
+
+
+def _check_best(best: list[Any], config: ConfigDict) -> None:
+    where = f"config.checkpoint.best = {best}"
+    if len(best) != 2 or best[1] not in ("min", "max"):
+        raise UserError(f"{where}: give a metric and 'min' or 'max', as in ['eval/loss', 'min']")
+    if best[0] not in HELD_OUT:
+        raise UserError(
+            f"{where}: unknown metric {best[0]!r}{did_you_mean(str(best[0]), HELD_OUT)}"
+        )
+    if config.data.validation is None:
+        raise UserError(f"{where} needs held-out data: give config.data.validation")
+
+
+def _check_keys(given: ConfigDict, known: ConfigDict, where: str) -> None:
+    check_keys(given, known, where)
+    for key, default in known.items(preserve_field_references=True):
+        path = f"{where}.{key}"
+        if key not in given:
+            raise UserError(f"{path} is missing; begin with ptjax.config.defaults()")
+        if isinstance(default, ConfigDict) and path.removeprefix("config.") not in _OPEN:
+            if not isinstance(given[key], ConfigDict):
+                raise UserError(f"{path} = {given[key]!r}: a group of settings is expected")
+            _check_keys(given[key], default, path)
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    """The value at a path; None where a group on the way is unset or lacks the key."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, ConfigDict) else None
+    return value

@@ -1,0 +1,219 @@
+"""What users get wrong: each is one line that names the place, an exit code, and nothing half-done."""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ptjax import errors, train
+from tests import tiny
+
+MODEL = "{folder}/model"
+OTHER = "{folder}/other"
+DATA = "config.data.sources[0]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a run needs, and beside it everything that is broken."""
+    folder = tiny.write(tmp_path_factory.mktemp("tiny"))
+    tiny.write_config(folder)
+    _data(folder)
+    _models(folder)
+    (folder / "template.jinja").write_text("{% for m in messages %}{{ m['content'] }}")
+    (folder / "key.py").write_text(_config(folder, "config.optim.lr = 0.1"))
+    (folder / "group.py").write_text(_config(folder, "config.optimizer = {'name': 'adamw'}"))
+    (folder / "kind.py").write_text(_config(folder, "config.steps = 'ten'"))
+    (folder / "raises.py").write_text(_config(folder, "config.steps = 1 // 0"))
+    (folder / "nothing.py").write_text("x = 1\n")
+    (folder / "file").write_text("")
+    return folder
+
+
+def _data(folder):
+    good = (folder / "chats.jsonl").read_text().splitlines()
+    torn = [*good[:6], good[6][:20], *good[7:]]
+    for name, lines in {
+        "torn": torn,
+        "column": [json.dumps({"question": "q", "answer": "a"})],
+        "role": [json.dumps({"messages": [{"content": "q"}]})],
+        "number": [json.dumps({"messages": 3})],
+        "empty": [],
+        "user_only": [json.dumps({"messages": [{"role": "user", "content": "q"}]})],
+        "one": good[:1],
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
+    (folder / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    (folder / "chats.xyz").write_text("hello")
+    (folder / "bad.parquet").write_bytes(b"PAR1 no parquet")
+
+
+def _models(folder):
+    model = folder / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    for name in ("cut", "missing", "shape", "kind", "json", "tokens", "bare", "quantised"):
+        other = folder / name
+        other.mkdir()
+        for path in model.iterdir():
+            (other / path.name).write_bytes(path.read_bytes())
+    (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    raw = json.loads((model / "config.json").read_text())
+    for name, change in {
+        "missing": {"tie_word_embeddings": False},
+        "shape": {"hidden_size": 48},
+        "kind": {"model_type": "lama"},
+        "quantised": {"quantization_config": {"bits": 4}},
+    }.items():
+        (folder / name / "config.json").write_text(json.dumps(raw | change))
+    (folder / "json" / "config.json").write_text("{")
+    (folder / "tokens" / "tokenizer.json").write_text("{")
+    tiny.write_model(folder / "bare", template=None)
+    (folder / "bare" / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "hollow").mkdir()
+
+
+def _config(folder, line):
+    return (
+        "from tests.tiny import tiny_config\n\n\ndef get_config():\n"
+        f"    config = tiny_config({str(folder)!r})\n    {line}\n    return config\n"
+    )
+
+
+# arguments -> what the line must say. `{folder}` is the fixture's folder.
+CASES = {
+    "data: torn line": (["data.sources[0].path={folder}/torn.jsonl"], "torn.jsonl, line 7"),
+    "data: missing column": (["data.sources[0].path={folder}/column.jsonl"], "question"),
+    "data: message without role": (
+        ["data.sources[0].path={folder}/role.jsonl"],
+        "role.jsonl, line 1",
+    ),
+    "data: messages is a number": (["data.sources[0].path={folder}/number.jsonl"], "number.jsonl"),
+    "data: empty file": (["data.sources[0].path={folder}/empty.jsonl"], "empty.jsonl"),
+    "data: no such file": (["data.sources[0].path={folder}/nothing.jsonl"], "nothing.jsonl"),
+    "data: not UTF-8": (["data.sources[0].path={folder}/latin.jsonl"], "latin.jsonl, line 1"),
+    "data: unknown kind of file": (["data.sources[0].path={folder}/chats.xyz"], "chats.xyz"),
+    "data: damaged parquet": (["data.sources[0].path={folder}/bad.parquet"], "bad.parquet"),
+    "data: nothing to train on": (
+        ["data.sources[0].path={folder}/user_only.jsonl"],
+        "only.jsonl, line 1",
+    ),
+    "data: max_length too small": (["data.max_length=8", "data.row_length=64"], "max_length = 8"),
+    "data: all dropped": (
+        ["data.sources[0].path={folder}/user_only.jsonl", "data.on_empty=drop"],
+        "no example is left (1 x nothing to train on)",
+    ),
+    "data: no source": (["data.sources=[]"], "config.data.sources: no source given"),
+    "data: held out leaves nothing": (
+        ["data.validation=0.5", "data.sources[0].path={folder}/one.jsonl"],
+        "config.data.validation",
+    ),
+    "data: validation out of range": (["data.validation=1.5"], "config.data.validation = 1.5"),
+    "data: unknown key of a source": (["data.sources[0].pth=x"], "'pth'"),
+    "data: unknown train_on": (["data.train_on=assistent"], "did you mean 'assistant'?"),
+    "data: tokens_per_batch": (["data.tokens_per_batch=500"], "tokens_per_batch = 500"),
+    "data: row_length": (["data.row_length=32"], "config.data.row_length = 32"),
+    "data: no batch size": (["data.packing=false"], "config.data.batch_size"),
+    "data: batch size does not divide": (
+        ["data.packing=false", "data.batch_size=9", "accumulate=2"],
+        "config.data.batch_size = 9",
+    ),
+    "data: bucket too short": (
+        ["data.packing=false", "data.batch_size=8", "data.buckets=[16]"],
+        "config.data.buckets: the longest is 16",
+    ),
+    "template: syntax": (["data.chat_template={folder}/template.jinja"], "template"),
+    "template: no such file": (["data.chat_template={folder}/nothing.jinja"], "nothing.jinja"),
+    "template: none": (["model.source={folder}/bare"], "chat template"),
+    "model: truncated": (["model.source={folder}/cut"], "cut/model.safetensors"),
+    "model: missing tensor": (["model.source={folder}/missing"], "'lm_head.weight' is missing"),
+    "model: wrong shape": (["model.source={folder}/shape"], "has shape"),
+    "model: unknown family": (["model.source={folder}/kind"], "did you mean 'llama'?"),
+    "model: quantised": (["model.source={folder}/quantised"], "quantised"),
+    "model: damaged config.json": (["model.source={folder}/json"], "json/config.json"),
+    "model: damaged tokenizer": (["model.source={folder}/tokens"], "tokenizer"),
+    "model: empty folder": (["model.source={folder}/hollow"], "config.json"),
+    "model: no such folder": (["model.source={folder}/nothing"], "{folder}/nothing"),
+    "model: param_dtype": (["model.param_dtype=float8"], "config.model.param_dtype = 'float8'"),
+    "model: dtype": (["model.dtype=float23"], "'float23'"),
+    "model: remat": (["model.remat=ful"], "did you mean 'full'?"),
+    "model: head_chunk": (["model.head_chunk=0"], "config.model.head_chunk = 0"),
+    "model: dropout": (["model.dropout=1.5"], "config.model.dropout = 1.5"),
+    "lora: matches nothing": (["lora={'targets': 'layers.nothing'}"], "lora.targets"),
+    "lora: not a regex": (["lora={'targets': '('}"], "lora.targets"),
+    "lora: unknown key": (["lora={'r': 8}"], "config.lora: unknown key 'r'"),
+    "lora: rank": (["lora={'rank': 0}"], "rank"),
+    "trainable: matches nothing": (["trainable=heads"], "config.trainable 'heads' matches no"),
+    "trainable: not a regex": (["trainable=("], "config.trainable = '('"),
+    "steps and epochs": (["epochs=2"], "steps or epochs, not both"),
+    "neither steps nor epochs": (["steps=none"], "give steps"),
+    "no steps": (["steps=0"], "config.steps = 0"),
+    "negative steps": (["steps=-3"], "config.steps = -3"),
+    "accumulate": (["accumulate=0"], "config.accumulate = 0"),
+    "ema": (["ema=1.5"], "config.ema = 1.5"),
+    "method": (["method=sfd"], "did you mean 'sft'?"),
+    "method: no such module": (["method=nowhere.loss"], "method 'nowhere.loss'"),
+    "method: hyperparameter": (["hparams={'smoothing': 0.1}"], "unknown key 'smoothing'"),
+    "method: value": (["hparams={'label_smoothing': 2.0}"], "label_smoothing 2.0"),
+    "mesh: does not divide": (["mesh.data=3"], "3 does not divide"),
+    "mesh: too many": (["mesh.data=16", "mesh.fsdp=1"], "needs 16 devices"),
+    "optim: name": (["optim.name=adamv"], "did you mean 'adamw'?"),
+    "optim: schedule": (["optim.schedule=cosin"], "did you mean 'cosine'?"),
+    "optim: rate": (["optim.learning_rate=-1.0"], "config.optim.learning_rate = -1.0"),
+    "optim: warmup": (["optim.warmup=100"], "100 warmup steps"),
+    "guard: max_skipped": (["guard.max_skipped=0"], "config.guard.max_skipped = 0"),
+    "checkpoint: keep": (["checkpoint.keep=1"], "keep=1"),
+    "checkpoint: best": (["checkpoint.best=['eval/los','min']"], "'eval/los'"),
+    "config: unknown key": (["optim.lr=0.1"], "unknown key 'lr'"),
+    "config: wrong type": (["steps=many"], "config.steps expects an int, got 'many'"),
+    "config: key in the file": ("--config={folder}/key.py", "unknown key 'lr'"),
+    "config: group in the file": ("--config={folder}/group.py", "unknown key 'optimizer'"),
+    "config: type in the file": ("--config={folder}/kind.py", "kind.py:6"),
+    "config: raises": ("--config={folder}/raises.py", "raises.py:6"),
+    "config: no get_config": ("--config={folder}/nothing.py", "get_config"),
+    "config: no such file": ("--config={folder}/tinny.py", "tinny.py"),
+    "workdir: missing": ("--workdir=", "missing --workdir"),
+    "workdir: is a file": ("--workdir={folder}/file", "{folder}/file"),
+    "workdir: below a file": ("--workdir={folder}/file/run", "{folder}/file/run"),
+    "unknown flag": ("--workdirs=x", "did you mean '--workdir'?"),
+}
+
+
+def command(folder, asked, workdir):
+    words = [asked] if isinstance(asked, str) else [f"--config.{one}" for one in asked]
+    words = [word.replace("{folder}", str(folder)) for word in words]
+    if not words[0].startswith("--config="):
+        words.insert(0, f"--config={folder}/tiny_config.py")
+    if not words[-1].startswith("--workdir"):
+        words.append(f"--workdir={workdir}")
+    return words
+
+
+@pytest.fixture
+def quiet_logs():
+    """Gives the loggers back as they were: a command sets them up for its own process."""
+    root, ours = logging.getLogger(), logging.getLogger("ptjax")
+    before, level = list(root.handlers), ours.level
+    yield
+    root.handlers[:] = before
+    ours.setLevel(level)
+
+
+@pytest.mark.usefixtures("quiet_logs")
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
+    asked, said = CASES[case]
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train", *command(folder, asked, workdir)])
+    with pytest.raises(SystemExit) as ended:
+        errors.run(train.main)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said.replace("{folder}", str(folder)) in err
+    assert not workdir.exists(), "nothing was begun"
+    assert (folder / "file").read_text() == ""
