@@ -1,0 +1,153 @@
+"""What the documentation says exists: config fields, files, commands, methods, figures."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from ptjax import config
+from ptjax.algorithms import METHODS
+from ptjax.data.config import DataConfig, SourceConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+)
+SOURCES = sorted([*(ROOT / "ptjax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
+
+_FLAG = re.compile(r"--(?:no)?config\.([\w\[\].]+)")
+_FIELD = re.compile(r"(?<![\w./])config\.([a-z_]\w*(?:\[\d+\])?(?:\.[a-z_]\w*)*)")
+_QUOTED = re.compile(r"`([a-z]+)\.([a-z_0-9]+)(?:[ =][^`]*)?`")
+_PATH = re.compile(r"(?<![\w/.:-])((?:ptjax|tests|configs|docs|benchmarks|colabs)/[\w./*-]*\w/?)")
+_MODULE = re.compile(r"python -m (ptjax[\w.]*)")
+_ROW = re.compile(r"^\| `([\w.]+)` \| (.+?) \| .*\|$", re.MULTILINE)
+_FILES = {"md", "py", "json", "jsonl", "gguf", "safetensors", "toml", "ipynb", "npz"}
+
+
+def fields():
+    """Every field of a config and its default, by dotted path."""
+    whole = config.defaults()
+    whole.lora = config.lora()
+    whole.model.source = ""
+    return dict(_leaves(whole.to_dict(), ""))
+
+
+def _leaves(group, prefix):
+    for name, value in group.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Fields, groups, and the fields of a source of data."""
+    paths = set(fields())
+    groups = {path.rsplit(".", n)[0] for path in paths for n in range(1, path.count(".") + 1)}
+    sources = {name: set(SourceConfig.__dataclass_fields__) for name in ("sources", "validation")}
+    inside = {f"data.{name}[0].{field}" for name, of in sources.items() for field in of}
+    return paths | groups | inside | {f"data.{name}[0]" for name in sources}
+
+
+def is_field(path, known):
+    path = re.sub(r"\[\w+\]", "[0]", path.rstrip("."))
+    return path in known or path.startswith("hparams.")
+
+
+def strings(path):
+    """The docstrings and messages of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fields_that_a_page_names_exist(page, known):
+    text = page.read_text()
+    ours = set(config.__all__) | {"json", "get_ref"}
+    named = [*_FLAG.findall(text)]
+    named += [f for f in _FIELD.findall(text) if f.split(".")[0] not in ours]
+    groups = {path.split(".")[0] for path in known}
+    named += [f"{g}.{f}" for g, f in _QUOTED.findall(text) if g in groups and f not in _FILES]
+    shown_as_mistakes = {"stepz", "model.sources"}
+    assert [f for f in named if not is_field(f, known) and f not in shown_as_mistakes] == []
+
+
+def test_flags_that_docstrings_and_messages_name_exist(known):
+    wrong = []
+    for path in SOURCES:
+        if path.parent.name == "config":
+            continue  # it explains the syntax with fields of its own
+        flags = [f for text in strings(path) for f in _FLAG.findall(text)]
+        wrong += [(path.name, f) for f in flags if not is_field(f, known)]
+    assert wrong == []
+
+
+def test_every_field_is_documented_with_its_default():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = dict(_ROW.findall(text))
+    source = {field: rows[field] for field in SourceConfig.__dataclass_fields__}
+    assert source["path"] == "required"
+    for path, default in fields().items():
+        assert path in rows, f"docs/configuration.md does not list {path}"
+        wanted = "required" if path == "model.source" else f"`{default!r}`".replace("|", r"\|")
+        assert rows[path] == wanted, path
+    unknown = set(rows) - set(fields()) - set(SourceConfig.__dataclass_fields__) - {"lora"}
+    assert unknown == set()
+
+
+def test_defaults_of_the_data_are_those_of_its_reader():
+    ours = {k.removeprefix("data."): v for k, v in fields().items() if k.startswith("data.")}
+    assert ours.keys() == DataConfig.__dataclass_fields__.keys()
+    for name, field in DataConfig.__dataclass_fields__.items():
+        if name != "sources":
+            assert ours[name] == field.default, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    users = {"configs/mine.py"}
+    missing = [
+        name
+        for name in _PATH.findall(page.read_text())
+        if name not in users and not list(ROOT.glob(name.rstrip("/")))
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_a_page_names_exist(page):
+    for module in set(_MODULE.findall(page.read_text())):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, module
+        if spec.submodule_search_locations:
+            assert importlib.util.find_spec(f"{module}.__main__") is not None, module
+
+
+def test_every_method_has_a_page_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for method in METHODS:
+        assert (ROOT / "docs" / "methods" / f"{method}.md").is_file(), method
+        assert f"methods/{method}.md" in navigation, method
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation, page
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_figure_is_measured(page):
+    marker = "MEASURE" + ":"
+    left = [line for line in page.read_text().splitlines() if marker in line]
+    assert left == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_a_page_compiles(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        compile(block, str(page), "exec")
