@@ -2,7 +2,7 @@
 
 The peer lives in an environment of its own; its script's head says how it is made.
 
-    python -m tests.golden.smollm2 smollm2                      # there, once: the weights as a folder
+    python -m tests.golden.smollm2 smollm2     # there, once: the weights as a folder
     python benchmarks/sft.py --model=smollm2 --data=chats.jsonl --peer_python=PEER/bin/python
 
 Both train the same weights on the same file in float32 on the CPU: AdamW, clipping, the same
@@ -129,7 +129,8 @@ def compare(args: argparse.Namespace) -> None:
     mine = [sys.executable, __file__, "--mode=ours", f"--accumulate={args.accumulate}"]
     mine += [f"--tokens_per_batch={args.tokens_per_batch}", f"--remat={args.remat}", *same]
     print(
-        "| trained | TRL | tokens/s ours | TRL's | ratio | CPU-s a token | peak GB ours | TRL's | ratio |"
+        "| trained | TRL | tokens/s ours | TRL's | ratio | ratio in CPU time "
+        "| peak GiB ours | TRL's | ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for train, peer in kinds:

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning of any supported model on any supported data.
+r"""Supervised fine-tuning of any supported model on any supported data.
 
-    python -m ptjax.train --config=configs/sft.py --workdir=runs/sft \\
+    python -m ptjax.train --config=configs/sft.py --workdir=runs/sft \
         --config.model.source=smollm2-135m-instruct --config.data.sources[0].path=chat.jsonl
 
 Full fine-tuning; `--config=configs/sft.py:lora` trains adapters instead.

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections.config_dict import ConfigDict
 
+from ptjax.config import Config
 from ptjax.prepare import Run, prepare
 from ptjax.sharding import BATCH
 from ptjax.types import tree_bytes
@@ -19,7 +19,7 @@ DTYPES = {
 _GIB = 2**30
 
 
-def report(config: ConfigDict) -> str:
+def report(config: Config) -> str:
     """Builds the run, compiles its largest step, and says what it found; nothing is written."""
     run = prepare(config)
     with jax.set_mesh(run.mesh):

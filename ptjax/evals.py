@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 import jax
-from ml_collections.config_dict import ConfigDict
 
 from ptjax import sharding
+from ptjax.config import Config
 from ptjax.data.iterate import Batches
 from ptjax.generate import sample
 from ptjax.models.load import Bundle
@@ -15,7 +15,7 @@ from ptjax.types import TrainState
 
 
 def evaluate(run: Run, state: TrainState, batches: Batches) -> dict[str, float]:
-    """`eval/loss` (nats a trained token), `eval/perplexity`, `eval/accuracy` over held-out batches."""
+    """Held-out `eval/loss` (nats a trained token), `eval/perplexity` and `eval/accuracy`."""
     params = state.merged()
     total = None
     for batch in batches:
@@ -27,9 +27,7 @@ def evaluate(run: Run, state: TrainState, batches: Batches) -> dict[str, float]:
     return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": means["accuracy"]}
 
 
-def sample_prompts(
-    bundle: Bundle, prompts: Sequence[str], config: ConfigDict
-) -> list[tuple[str, str]]:
+def sample_prompts(bundle: Bundle, prompts: Sequence[str], config: Config) -> list[tuple[str, str]]:
     """(prompt, reply) pairs; a prompt is a user's turn where the model has a chat template."""
     tokenizer = bundle.tokenizer
 

@@ -12,16 +12,16 @@ from jaxtyping import Array
 from ptjax import sharding
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
-from ptjax.config import ConfigDict, changed_keys, config_hash, from_json, to_json
+from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
 from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
 from ptjax.models.load import Bundle
+from ptjax.prepare import Run, fingerprint, prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
-from ptjax.prepare import Run, fingerprint, prepare
 from ptjax.types import TrainState
 from ptjax.workdir import write_model_files
 
@@ -46,7 +46,7 @@ class Result:
     summary: str
 
 
-def train(config: ConfigDict, workdir: str, *, quiet: bool = False) -> Result:
+def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
     """Trains what the config says, from where the workdir stands.
 
     Args:
@@ -107,7 +107,7 @@ class _Loop:
                 if start == 0:
                     self.look(0)
                 while step < steps:
-                    # ---- The step is dispatched; the numbers of the one before are read meanwhile ----
+                    # ---- A step is dispatched; the numbers of the last are read meanwhile ----
                     batch = next(self.batches)
                     began = time.perf_counter()
                     on_device = sharding.put_batch(batch.columns, self.job.mesh)
@@ -117,7 +117,7 @@ class _Loop:
                     self.read_pending()
                     self.pending = (step, batch, logged, host_seconds)
                     stopping = stop.requested(step)
-                    # ---- Metrics of step n are written before step n is saved: a resumed run drops later ones ----
+                    # ---- Metrics first, then the save: a resumed run drops what is later ----
                     last = step == steps or stopping
                     if last or _due(step, config.eval.every) or _due(step, config.samples.every):
                         self.read_pending()
@@ -145,7 +145,7 @@ class _Loop:
             )
         self.batches.set_state(found.host["data"])
         self.held_out = found.host["held_out"]
-        self.state = found.state.replace(frozen=self.state.frozen)
+        self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
         if found.step >= self.job.steps:
             return found.step
         before = from_json(json.dumps(found.host["config"]))
@@ -191,7 +191,7 @@ class _Loop:
                 self.progress.log(f"step {step}: {prompt!r} -> {completion!r}")
 
     def read_pending(self) -> None:
-        """Writes and shows the numbers of the last step that was dispatched; stops a run gone bad."""
+        """Writes and shows the numbers of the last dispatched step; stops a run gone bad."""
         if self.pending is None:
             return
         step, batch, logged, host_seconds = self.pending
@@ -219,7 +219,6 @@ class _Loop:
 
     def _give_up(self, step: int, batch: HostBatch, streak: int) -> None:
         import numpy as np
-
         from etils import epath
 
         path = epath.Path(self.workdir) / f"bad_batch_{step}.npz"
@@ -241,7 +240,7 @@ class _Loop:
         with self.speed.paused():
             self.checkpoints.save(
                 step,
-                self.state.replace(frozen={}),
+                dataclasses.replace(self.state, frozen={}),
                 host={
                     "data": self.batches.get_state(),
                     "config": json.loads(to_json(self.config)),

@@ -30,8 +30,8 @@ def make_schedule(
     Args:
       learning_rate: the peak.
       steps: optimizer steps of the whole run.
-      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`  (2404.06395):
-        constant, then linear down to `final` over the last `decay` of the run.
+      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`
+        (2404.06395): constant, then linear down to `final` over the last `decay` of the run.
       warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
       final: the last learning rate as a fraction of the peak.
       decay: the part of the run in which `wsd` goes down.
@@ -79,7 +79,9 @@ def make_optimizer(
         (2502.16982), and leaves embeddings, head, norms and biases to AdamW.
       weight_decay: decoupled, times the learning rate (adafactor: plain rate).
       clip_norm: the gradient's largest global norm; None for no limit.
-      b1, b2, eps: moments of adamw, lion, and muon's AdamW.
+      b1: decay of the first moment, of adamw, lion and muon's AdamW.
+      b2: decay of the second moment, of the same.
+      eps: added to the root of the second moment.
       momentum: of sgd and muon.
     """
     if name not in OPTIMIZERS:
@@ -100,7 +102,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(learning_rate),
         )
     else:
-        axes = {key: muon_axes(row) for key, row in rows.items()}
+        axes: Any = {key: muon_axes(row) for key, row in rows.items()}
         # optax would mask the decay of Muon's own leaves only, and run Nesterov's Adam on the rest.
         # A rate of -1 leaves the directions as they are; decay and rate follow for all leaves.
         tx = optax.chain(
@@ -118,10 +120,12 @@ def make_optimizer(
         )
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    return optax.GradientTransformation(
-        lambda params: tx.init(_wide(params)),
-        lambda grads, state, params=None: tx.update(grads, state, _wide(params)),
-    )
+    inner = tx
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(updates, state, _wide(params))
+
+    return optax.GradientTransformation(lambda params: inner.init(_wide(params)), update)
 
 
 def _wide(params: Any) -> Any:
@@ -130,7 +134,7 @@ def _wide(params: Any) -> Any:
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
-    """Which dimensions of a leaf are the matrix that Muon orthogonalises; None leaves it to AdamW."""
+    """The dimensions of a leaf's matrix that Muon orthogonalises; None leaves it to AdamW."""
     if not row.is_kernel or "vocab" in row.names:
         return None
     place = row.names.index
@@ -142,7 +146,7 @@ def muon_axes(row: Param) -> MuonDimensionNumbers | None:
 def state_shardings(
     tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
 ) -> Any:
-    """Shardings for the optimizer's state: a leaf of a parameter's shape lies where the parameter does.
+    """Shardings for the optimizer's state: what has a parameter's shape lies where that does.
 
     Args:
       tx: the transformation.

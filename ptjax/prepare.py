@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
-from ml_collections.config_dict import ConfigDict
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Bound, named
 from ptjax.algorithms.sft import token_weights
-from ptjax.config import check
+from ptjax.config import Config, check
 from ptjax.errors import UserError, check_keys
 from ptjax.forward import ForwardOptions
 from ptjax.models import lora as lora_module
@@ -28,7 +27,7 @@ from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
-from ptjax.types import Mean, Params, TrainState
+from ptjax.types import Params, TrainState
 from ptjax.workdir import load
 
 ADAPTER = r".*\.(lora_a|lora_b|dora_m)"
@@ -45,7 +44,7 @@ class Run:
       eval_step: `(params, batch) -> {name: Mean}`, jitted.
     """
 
-    config: ConfigDict
+    config: Config
     mesh: Mesh
     bundle: Bundle
     rows: dict[str, Param]
@@ -54,15 +53,15 @@ class Run:
     steps: int
     state: TrainState
     abstract: TrainState
-    train_step: Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
-    eval_step: Callable[[Params, Mapping[str, Array]], dict[str, Mean]]
+    train_step: Any
+    eval_step: Any
 
     def count(self, params: Params) -> int:
         """Parameters of some leaves."""
         return sum(leaf.size for leaf in params.values())
 
 
-def prepare(config: ConfigDict) -> Run:
+def prepare(config: Config) -> Run:
     """Builds the whole run up to its first step.
 
     Raises:
@@ -133,13 +132,13 @@ def prepare(config: ConfigDict) -> Run:
     )
 
 
-def compute(config: ConfigDict) -> Compute:
+def compute(config: Config) -> Compute:
     """The config's fields that say how a forward pass is computed."""
     model = config.model
     return Compute(dtype=model.dtype, remat=model.remat, dropout=model.dropout)
 
 
-def _steps(config: ConfigDict, pipeline: data.Pipeline) -> int:
+def _steps(config: Config, pipeline: data.Pipeline) -> int:
     """Optimizer steps of the run, from `steps`, `epochs` or the sources' own epochs."""
     if config.steps is not None and config.epochs is not None:
         raise UserError("config: give steps or epochs, not both")
@@ -158,7 +157,7 @@ def _steps(config: ConfigDict, pipeline: data.Pipeline) -> int:
     return steps
 
 
-def adapt(bundle: Bundle, config: ConfigDict, mesh: Mesh) -> tuple[Bundle, dict[str, Param]]:
+def adapt(bundle: Bundle, config: Config, mesh: Mesh) -> tuple[Bundle, dict[str, Param]]:
     """Adds the adapters that the config asks for; returns the rows of all leaves."""
     table = bundle.model.table
     if config.lora is None:
@@ -185,7 +184,7 @@ def adapt(bundle: Bundle, config: ConfigDict, mesh: Mesh) -> tuple[Bundle, dict[
 
 
 def optimizer(
-    config: ConfigDict, rows: Mapping[str, Param], params: Params, steps: int
+    config: Config, rows: Mapping[str, Param], params: Params, steps: int
 ) -> tuple[Schedule, optax.GradientTransformation]:
     """The schedule, and the transformation over the trainable leaves."""
     given = config.optim.to_dict()
@@ -195,8 +194,8 @@ def optimizer(
     return schedule, make_optimizer({k: rows[k] for k in trained}, schedule, **given)
 
 
-def trainable(config: ConfigDict, params: Params) -> list[str]:
-    """Names of the leaves that are trained: the regex `config.trainable`, else adapters, else all."""
+def trainable(config: Config, params: Params) -> list[str]:
+    """Names of the trained leaves: by the regex `config.trainable`, else adapters, else all."""
     pattern = config.trainable or (".*" if config.lora is None else ADAPTER)
     try:
         found = [name for name in params if re.fullmatch(pattern, name)]
@@ -210,7 +209,7 @@ def trainable(config: ConfigDict, params: Params) -> list[str]:
 
 
 def initial_state(
-    config: ConfigDict,
+    config: Config,
     params: Params,
     rows: Mapping[str, Param],
     tx: optax.GradientTransformation,
@@ -240,11 +239,11 @@ def abstract(state: TrainState) -> TrainState:
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    return shapes.replace(frozen={})
+    return replace(shapes, frozen={})
 
 
 def fingerprint(leaves: Params) -> dict[str, str]:
-    """A checksum of each leaf's bits, computed where it lies: equal for equal leaves on any mesh."""
+    """A checksum of each leaf's bits, computed where it lies, the same on any mesh."""
 
     @jax.jit
     def sums(leaves: Params) -> dict[str, Array]:

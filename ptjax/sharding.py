@@ -7,6 +7,7 @@ Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sha
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `data`, `fsdp` and `tensor`; one size may be -1 for "all that is left".
 
     Raises:
@@ -123,7 +124,7 @@ def active_batch_shards() -> int:
 
 
 def put_batch(columns: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """This process's rows of each column -> global arrays, the first axis over the batch axes."""
+    """The rows that this process has -> global arrays, the first axis over the batch axes."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
     return {
         name: jax.make_array_from_process_local_data(sharding, column)

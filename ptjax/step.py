@@ -3,9 +3,8 @@
 Shapes: the batch's columns have their leading axis split into `accumulate` micro-batches.
 """
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -155,7 +154,7 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     accept = finite & ~_is_spike(state.guard, loss, options)
 
-    def update(params: Params, opt_state: Any, ema: Params | None):
+    def update(params: Any, opt_state: Any, ema: Params | None):
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         if ema is not None:
@@ -176,8 +175,8 @@ def train_step(
     }
     guard = _remember(state.guard, loss, accept)
     logged |= {"skipped": guard["skipped"], "streak": guard["streak"]}
-    state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
+    state = replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
     )
     return state, logged
 

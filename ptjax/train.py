@@ -6,7 +6,7 @@ python -m ptjax.train --config=configs/sft.py --workdir=runs/sft --config.steps=
 import logging
 from typing import Any
 
-from ptjax.config import ConfigDict, Flag, parse
+from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
 
@@ -19,7 +19,7 @@ FLAGS = (
 )
 
 
-def train(config: ConfigDict, workdir: str, *, quiet: bool = False) -> Any:
+def train(config: Config, workdir: str, *, quiet: bool = False) -> Any:
     """Trains what a config says, from where the workdir stands; see `ptjax.loop.train`."""
     from ptjax.loop import train
 

@@ -10,13 +10,14 @@ Columns of a batch:
 |-----------|----------|---------|---------------------------------------------------|------------|
 | `tokens`  | [B,N,T]  | int32   | prompt and completion                             | data       |
 | `valid`   | [B,N,T]  | bool    | a real token, not padding                         | data       |
-| `mask`    | [B,N,T]  | float32 | 1 where the token is trained, never at a sequence's first token | data |
+| `mask`    | [B,N,T]  | float32 | 1 where the token is trained; a first token never | data       |
 | `weights` | [B,N]    | float32 | the sequence's weight in the loss; 0 for filler   | data       |
-| `pack`    | [R,L]    | int32   | packing: where in this shard's flattened [B,N,T] the row's token stands, -1 for padding | data |
+| `pack`    | [R,L]    | int32   | where its token stands in the flattened [B,N,T]   | data       |
 
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
-moves nothing between devices. `pack` counts within one (shard, micro-batch) block.
+moves nothing between devices. `pack` is there when rows are packed; it counts within one (shard,
+micro-batch) block, and padding is -1.
 """
 
 from typing import Any, NamedTuple
@@ -32,21 +33,24 @@ Leaf = Any
 """A leaf of a state: an array, or in a tree of shapes or of shardings what stands for one."""
 
 
+_ABSENT: Any = None
+
+
 class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
     Every field is 0 where the batch's `mask` is 0: the head is not computed there.
     """
 
-    logps: Float[Array, "B N T"] | None = None
+    logps: Float[Array, "B N T"] = _ABSENT
     """log p(tokens[t] | tokens[<t]), float32, in nats."""
-    logsumexp: Float[Array, "B N T"] | None = None
+    logsumexp: Float[Array, "B N T"] = _ABSENT
     """log of the softmax's denominator: what z-loss squares."""
-    mean_logps: Float[Array, "B N T"] | None = None
+    mean_logps: Float[Array, "B N T"] = _ABSENT
     """log-probability averaged over the vocabulary: what label smoothing adds."""
-    entropy: Float[Array, "B N T"] | None = None
+    entropy: Float[Array, "B N T"] = _ABSENT
     """Entropy of the next-token distribution, in nats."""
-    correct: Float[Array, "B N T"] | None = None
+    correct: Float[Array, "B N T"] = _ABSENT
     """1 where the most likely token is the token that stands there."""
 
 
@@ -64,7 +68,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Array, weights: Array) -> "Mean":
-        """The mean of `values` under `weights`, two arrays of one shape; values of weight 0 are not read."""
+        """The mean of `values` under `weights`, of one shape; values of weight 0 are not read."""
         values = jnp.where(weights == 0, 0, values)
         return cls(jnp.sum(values * weights), jnp.sum(weights))
 

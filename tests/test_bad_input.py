@@ -1,10 +1,7 @@
-"""What users get wrong: each is one line that names the place, an exit code, and nothing half-done."""
+"""What users get wrong: each is one line, an exit code, and nothing half-done."""
 
-import contextlib
 import json
 import logging
-import os
-import subprocess
 import sys
 
 import pytest

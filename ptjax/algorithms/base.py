@@ -83,13 +83,14 @@ def named(name: str, methods: Mapping[str, Algorithm]) -> Algorithm:
     if not module:
         raise UserError(f"method: unknown {name!r}{did_you_mean(name, methods)}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise UserError(f"method {name!r}: {error}") from error
     except AttributeError as error:
         raise UserError(f"method {name!r}: {module} has no {attribute!r}") from error
     if isinstance(found, Algorithm):
         return found
-    if callable(found):
-        return Algorithm(found)
-    raise UserError(f"method {name!r} is neither an Algorithm nor a loss function")
+    if not callable(found):
+        raise UserError(f"method {name!r} is neither an Algorithm nor a loss function")
+    loss: Any = found
+    return Algorithm(loss)

@@ -4,6 +4,8 @@
 default. Every mistake is one line. Nothing here imports jax, so that `--help` is quick.
 """
 
+from typing import Any
+
 from ml_collections.config_dict import ConfigDict
 
 from ptjax.config.check import check
@@ -13,7 +15,11 @@ from ptjax.config.fields import leaves, override
 from ptjax.config.file import describe, load, require
 from ptjax.config.record import changed_keys, config_hash, from_json, to_json
 
+Config = Any
+"""A ConfigDict to those who read it: what its fields hold, only `defaults` knows."""
+
 __all__ = [
+    "Config",
     "ConfigDict",
     "Flag",
     "changed_keys",

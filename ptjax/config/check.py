@@ -62,7 +62,7 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Any) -> None:
     """Refuses a key that nothing reads, one that is missing, and a value out of its range.
 
     Raises:
@@ -92,7 +92,7 @@ def check(config: ConfigDict) -> None:
         _check_best(list(config.checkpoint.best), config)
 
 
-def _check_best(best: list[Any], config: ConfigDict) -> None:
+def _check_best(best: list[Any], config: Any) -> None:
     where = f"config.checkpoint.best = {best}"
     if len(best) != 2 or best[1] not in ("min", "max"):
         raise UserError(f"{where}: give a metric and 'min' or 'max', as in ['eval/loss', 'min']")
@@ -104,7 +104,7 @@ def _check_best(best: list[Any], config: ConfigDict) -> None:
         raise UserError(f"{where} needs held-out data: give config.data.validation")
 
 
-def _check_keys(given: ConfigDict, known: ConfigDict, where: str) -> None:
+def _check_keys(given: Any, known: ConfigDict, where: str) -> None:
     check_keys(given, known, where)
     for key, default in known.items(preserve_field_references=True):
         path = f"{where}.{key}"
@@ -116,7 +116,7 @@ def _check_keys(given: ConfigDict, known: ConfigDict, where: str) -> None:
             _check_keys(given[key], default, path)
 
 
-def _get(config: ConfigDict, path: str) -> Any:
+def _get(config: Any, path: str) -> Any:
     """The value at a path; None where a group on the way is unset or lacks the key."""
     value: Any = config
     for key in path.split("."):

@@ -1,10 +1,12 @@
 """Every field of a training config and its default; recipes change what they need."""
 
+from typing import Any
+
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
 
-def defaults() -> ConfigDict:
+def defaults() -> Any:
     """A config with every field that `ptjax.train` reads; `model.source` and the data have none."""
     return ConfigDict(
         {
@@ -69,8 +71,8 @@ def defaults() -> ConfigDict:
     )
 
 
-def lora(**changes: object) -> ConfigDict:
-    """The group `config.lora`: what `ptjax.models.lora.Lora` takes, and an adapter to go on from."""
+def lora(**changes: object) -> Any:
+    """The group `config.lora`: the fields of `Lora`, and an adapter to go on from."""
     group = ConfigDict(
         {
             "rank": 16,

@@ -20,7 +20,7 @@ from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.generate.sampling import Sampling, draw
 from ptjax.generate.transcript import Completion, Transcript
-from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.models.decoder import DEFAULT, Cache, Compute, Decoder
 from ptjax.ops.attention import Span
 
 STRETCH, STREAMED = 32, 4
@@ -68,7 +68,7 @@ def sample(
     stop_strings: Sequence[str] = (),
     tokenizer: Any = None,
     seed: int | Sequence[int] = 0,
-    compute: Compute = Compute(),
+    compute: Compute = DEFAULT,
     on_tokens: Callable[[int, str], None] | None = None,
     rows: int = 64,
 ) -> list[Completion]:

@@ -42,7 +42,7 @@ def dft(logps: Float[Array, "*T"]) -> Float[Array, "*T"]:
 
 
 def z_loss(logsumexp: Float[Array, "*T"]) -> Float[Array, "*T"]:
-    """L_t = (log Σ_v exp logit_v)²: keeps the softmax's normaliser near one (2204.02311, section 5).
+    """L_t = (log Σ_v exp logit_v)²: keeps the normaliser near one (2204.02311, section 5).
 
     Args:
       logsumexp: log of the normaliser at each token.

@@ -12,7 +12,7 @@ GLOBAL_WINDOW = 2**30
 
 @dataclass(frozen=True)
 class Rope:
-    """One kind of rotary embedding: inverse frequencies (radians a position) and a factor on cos, sin."""
+    """A rotary embedding: inverse frequencies (radians a position), a factor on cos and sin."""
 
     inv_freq: tuple[float, ...]
     factor: float = 1.0
@@ -134,7 +134,7 @@ def _yarn_factor(parameters: Mapping[str, Any], factor: float) -> float:
 
 
 def from_hf(hf: Mapping[str, Any], **features: Any) -> ModelConfig:
-    """The config that all families share, from a normalised Hugging Face config; `features` override.
+    """What all families share, from a normalised Hugging Face config; `features` override.
 
     Args:
       hf: keys as `transformers` writes them today (`rope_parameters`, `layer_types`).
@@ -173,7 +173,7 @@ def from_hf(hf: Mapping[str, Any], **features: Any) -> ModelConfig:
         tied=bool(hf.get("tie_word_embeddings")),
         ropes=ropes,
         rope_kind=rope_kind,
-        window=tuple(window if k == "sliding_attention" else GLOBAL_WINDOW for k in kinds),
+        window=tuple(window or 0 if k == "sliding_attention" else GLOBAL_WINDOW for k in kinds),
         max_positions=max_positions,
         attn_scale=head_dim**-0.5,
         activation=hf.get("hidden_act") or hf["hidden_activation"],

@@ -129,7 +129,7 @@ def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any],
 def to_hf(
     table: Table, dims: Dims, params: Mapping[str, Array], dtypes: Mapping[str, np.dtype] | np.dtype
 ) -> Iterator[tuple[str, Lazy]]:
-    """Yields (name, tensor) for a whole model in the Hugging Face layout; each is fetched when used.
+    """Yields (name, tensor) of a model in the Hugging Face layout; each is fetched when used.
 
     Args:
       table: the model's rows.

@@ -53,8 +53,11 @@ class Compute:
             )
 
 
+DEFAULT = Compute()
+
+
 class Head(NamedTuple):
-    """The output projection: logits = cap(hidden · kernelᵀ), capped to ±softcap where there is one."""
+    """The output projection: logits = hidden · kernelᵀ, capped to ±softcap where there is one."""
 
     kernel: Float[Array, "V D"] | Float[Array, "D V"]
     vocab_first: bool
@@ -144,7 +147,7 @@ class Decoder:
         tokens: Int[Array, "R L"],
         span: Span,
         *,
-        compute: Compute = Compute(),
+        compute: Compute = DEFAULT,
         key: Array | None = None,
         noise: Float[Array, "R L"] | None = None,
     ) -> Float[Array, "R L D"]:
@@ -178,7 +181,7 @@ class Decoder:
         span: Span,
         cache: Cache,
         *,
-        compute: Compute = Compute(),
+        compute: Compute = DEFAULT,
     ) -> tuple[Float[Array, "R L D"], Cache]:
         """Hidden states of new tokens after those in the cache, and the cache with them added."""
         x, layers, flags = self._prepare(params, tokens, compute, None, None)
@@ -227,7 +230,9 @@ class Decoder:
         }
         return constrain(x, "batch", None, None), layers, flags
 
-    def _layer(self, weights, x, tables, flag, span, seen, compute, key, cache):
+    def _layer(
+        self, weights, x, tables, flag, span, seen, compute, key, cache
+    ) -> tuple[Array, Any]:
         """One layer; with a cache, keys and values go through it and it is returned."""
         config = self.config
         keys: tuple[Array | None, ...] = (None,) * 9

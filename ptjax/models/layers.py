@@ -49,7 +49,7 @@ def project(layer: Layer, name: str, x: Array, lora: Lora | None, key: Array | N
 def rotate(
     x: Float[Array, "R L H E"], cos: Float[Array, "R L half"], sin: Float[Array, "R L half"]
 ) -> Float[Array, "R L H E"]:
-    """Rotary embedding with halves, not pairs, rotated together (2104.09864; Hugging Face's order)."""
+    """Rotary embedding, halves and not pairs rotated (2104.09864, in Hugging Face's order)."""
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, :, None].astype(x.dtype), sin[:, :, None].astype(x.dtype)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

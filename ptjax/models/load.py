@@ -94,7 +94,7 @@ def load(
 
 
 def resize_vocab(bundle: Bundle, vocab: int, mesh: Mesh | None = None) -> Bundle:
-    """The same model with more rows in its embeddings and head, each the mean of those there are."""
+    """The same model with more rows in embeddings and head, each the mean of those there are."""
     config = bundle.model.config
     params = dict(bundle.params)
     for name in ("embed", "head"):

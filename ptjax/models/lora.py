@@ -103,7 +103,7 @@ def contract(x: Array, kernel: Array) -> Array:
 def adapted(
     layer: Mapping[str, Array], name: str, x: Array, out: Array, lora: Lora, key: Array | None
 ) -> Array:
-    """A kernel's output x·W with its adapter's: x·W + scale · (x·A)·B, for DoRA times m / ‖W + scale·A·B‖."""
+    """x·W + scale · (x·A)·B, for DoRA times m / ‖W + scale·A·B‖; `out` is x·W."""
     a, b = layer[f"{name}.lora_a"].astype(x.dtype), layer[f"{name}.lora_b"].astype(x.dtype)
     inputs = x
     if key is not None and lora.dropout:

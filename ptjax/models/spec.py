@@ -76,7 +76,7 @@ def shapes(table: Table, dims: Dims, dtype: jnp.dtype) -> dict[str, jax.ShapeDty
     return {k: jax.ShapeDtypeStruct(shape(p, dims), dtype) for k, p in table.items()}
 
 
-def init(table: Table, dims: Dims, key: Array, dtype: jnp.dtype = jnp.dtype("float32")) -> Params:
+def init(table: Table, dims: Dims, key: Array, dtype: str = "float32") -> Params:
     """Random parameters for a table, each leaf from its own fold of the key."""
 
     def leaf(name: str, param: Param, key: Array) -> Array:

@@ -59,8 +59,10 @@ class TensorSpec(NamedTuple):
 class TensorSource(Protocol):
     """One checkpoint's tensors under Hugging Face names, read one at a time."""
 
-    origin: str
-    """Where the tensors come from, for messages."""
+    @property
+    def origin(self) -> str:
+        """Where the tensors come from, for messages."""
+        ...
 
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of every tensor, in the checkpoint's order."""

@@ -18,7 +18,7 @@ _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
 class Span(NamedTuple):
-    """Where tokens stand: their positions in their own sequence, and which sequence (0 = padding)."""
+    """Where tokens stand: positions in their own sequence, and which sequence (0 = padding)."""
 
     positions: Int[Array, "R L"]
     segments: Int[Array, "R L"]
@@ -31,7 +31,7 @@ class _Static(NamedTuple):
 
 
 def visible(query: Span, key: Span, window: Int[Array, ""] | int) -> Bool[Array, "R Q S"]:
-    """Which keys a query sees: its own sequence, not after it, fewer than `window` positions back."""
+    """Which keys a query sees: its own sequence, not after it, less than `window` back."""
     distance = query.positions[:, :, None] - key.positions[:, None, :]
     same = query.segments[:, :, None] == key.segments[:, None, :]
     return same & (distance >= 0) & (distance < window)
@@ -54,8 +54,11 @@ def attention(
     Scores and softmax are float32. The backward pass computes the scores again (2205.14135).
 
     Args:
-      q, k, v: projections, rotated.
-      query, key: where their tokens stand.
+      q: queries, rotated.
+      k: keys, rotated.
+      v: values.
+      query: where the queries stand.
+      key: where the keys stand.
       window: positions that a query looks back, itself included; may be traced.
       scale: multiplies the scores.
       softcap: scores become softcap · tanh(scores / softcap).

@@ -7,7 +7,7 @@ chunk, D embed, V vocabulary.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,7 @@ def token_stats(
     trips = -(-jnp.max(jnp.sum(scored, axis=1)) // chunk)
     static = _Static(fields, vocab_first, softcap, temperature, chunk)
     arrays = (compact(hidden), kernel, compact(targets), trips)
+    stats: Any
     if linear is None:
         stats = _recompute(static, *arrays)
     else:
@@ -94,16 +95,19 @@ def logit_stats(
     return {name: jnp.where(scored, value, 0) for name, value in stats.items()}
 
 
-class _Static(tuple):
-    """The settings that are constant under jit: fields, vocab_first, softcap, temperature, chunk."""
+class _Static(NamedTuple):
+    """The settings that are constant under jit."""
 
-    def __new__(cls, *values: Any):
-        return super().__new__(cls, values)
+    fields: tuple[str, ...]
+    vocab_first: bool
+    softcap: float | None
+    temperature: float
+    chunk: int
 
 
 def _project(static: _Static, hidden: Array, kernel: Array) -> Float[Array, "S C V"]:
     """Raw float32 logits of one chunk."""
-    contract = (((2,), (1 if static[1] else 0,)), ((), ()))
+    contract = (((2,), (1 if static.vocab_first else 0,)), ((), ()))
     kernel = kernel.astype(hidden.dtype)
     return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
 
@@ -144,11 +148,11 @@ def _put_all(stats: Stats, parts: Mapping[str, Array], i: Array, chunk: int) -> 
 
 
 def _zeros(static: _Static, targets: Array) -> Stats:
-    return {name: jnp.zeros(targets.shape, jnp.float32) for name in static[0]}
+    return {name: jnp.zeros(targets.shape, jnp.float32) for name in static.fields}
 
 
 def _forward(static: _Static, hidden: Array, kernel: Array, targets: Array, trips: Array) -> Stats:
-    chunk = static[-1]
+    chunk = static.chunk
 
     def body(i: Array, stats: Stats) -> Stats:
         h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
@@ -170,7 +174,7 @@ def _gradients(
 
     The kernel's gradient is summed in float32 a shard, and over shards only once, at the end.
     """
-    vocab_first, chunk = static[1], static[-1]
+    vocab_first, chunk = static.vocab_first, static.chunk
     shards = hidden.shape[0]
     sums = jnp.zeros((shards, *kernel.shape), jnp.float32) if wants_kernel else None
 
@@ -213,7 +217,10 @@ def _recompute_fwd(static: _Static, hidden: Any, kernel: Any, targets: Any, trip
 def _recompute_bwd(static: _Static, saved: Any, cotangents: Stats):
     values, asked = saved
     cotangents = jax.tree.map(_dense, cotangents, is_leaf=_is_symbolic)
-    _, d_hidden, d_kernel = _gradients(static, *values, cotangents, "kernel" in asked)
+    hidden, kernel, targets, trips = values
+    _, d_hidden, d_kernel = _gradients(
+        static, hidden, kernel, targets, trips, cotangents, "kernel" in asked
+    )
     return d_hidden, d_kernel, None, None
 
 

@@ -9,7 +9,7 @@ from ptjax.models.spec import Param
 
 
 class Family(NamedTuple):
-    """How a family reads its config, its table of weights, and the architecture that it is saved as."""
+    """How a family reads its config, its table, and the architecture that it is saved as."""
 
     config: Callable[[Mapping[str, Any]], ModelConfig]
     table: Mapping[str, Param]
@@ -29,7 +29,7 @@ FAMILIES = {
 
 
 def table(config: ModelConfig) -> dict[str, Param]:
-    """The rows of a family's table that this config has: no head where tied, biases where asked for."""
+    """The rows that this config has: no head where tied, biases where asked for."""
     biases = {f"layers.{name}.bias" for name in config.attn_bias}
     if config.mlp_bias:
         biases |= {f"layers.{name}.bias" for name in ("gate", "up", "down")}
