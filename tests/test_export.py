@@ -133,7 +133,7 @@ def test_a_runs_adapter_takes_along_what_was_trained_beside_it(tmp_path):
     write_run(tmp_path / "run", bundle, tmp_path / "in", trained, steps=(2,))
     export(str(tmp_path / "run"), tmp_path / "out", kind="adapter")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["embed_tokens", "norm", "lm_head"]
+    assert config["modules_to_save"] == ["model.embed_tokens", "model.norm", "lm_head"]
     assert config["base_model_name_or_path"] == str(tmp_path / "in")
     _, leaves = peft.read_adapter(tmp_path / "out", bundle.model.table, bundle.model.config.dims)
     assert leaves.keys() == set(trained)

@@ -94,7 +94,11 @@ def adapter_config(
                 f"{name} was trained beside the adapter, and an adapter folder cannot hold it; "
                 "export the merged model instead"
             )
-    modules = [_module(table[name]) for name in saved]
+    # PEFT looks for names that end so, dot or no dot: "norm" would be every norm of the model.
+    modules = [
+        _module(table[name]) if table[name].stacked else table[name].hf.rpartition(".")[0]
+        for name in saved
+    ]
     if "embed" in saved and "head" not in table:
         modules.append("lm_head")
     return {

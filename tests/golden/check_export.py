@@ -6,7 +6,8 @@
     python -m tests.golden.check_export torch ADAPTER logits.npz --base=BASE # a PEFT folder
 
 `ours` takes anything that `ptjax.load` takes, a run's workdir too, so that an export is compared
-with the run it came from. `torch` prints the largest difference and exits with 1 above 1e-4.
+with the run it came from. `torch` prints the largest difference and exits with 1 above --limit, by
+default 1e-4. SmolLM2-135M needs 1e-3: torch's own logits are 7e-5 from those it has in float64.
 """
 
 import argparse
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 TEXT = "Give me three reasons to write tests first, and one against it."
-LIMIT = 1e-4
 
 
 def ours(source: str) -> dict[str, np.ndarray]:
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("numbers", help="where the two sides meet: an .npz file")
     parser.add_argument("--base", help="the model an adapter belongs to")
+    parser.add_argument("--limit", type=float, default=1e-4)
     options = parser.parse_args()
     if options.side == "ours":
         np.savez(options.numbers, **ours(options.folder))
@@ -81,7 +82,7 @@ def main() -> None:
         sys.exit("error: the tokenizers differ")
     difference = float(np.abs(wanted["logits"] - got["logits"]).max())
     print(f"{got['ids'].size} tokens, largest difference of logits {difference:.2e}")
-    sys.exit(difference > LIMIT)
+    sys.exit(difference > options.limit)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_a_tied_models_saved_head_is_its_embeddings(write):
     np.testing.assert_array_equal(leaves["embed"], embed)
     lora = Lora(targets="layers.q")
     config = peft.adapter_config(table, lora, base="b", saved=["embed", "layers.attn_norm"])
-    assert config["modules_to_save"] == ["embed_tokens", "input_layernorm", "lm_head"]
+    assert config["modules_to_save"] == ["model.embed_tokens", "input_layernorm", "lm_head"]
     other = saved | {"base_model.model.lm_head.weight": embed + 1}
     write_safetensors(other.items(), folder, stem=peft.STEM)
     with pytest.raises(UserError, match="adapts no layer of this model"):
