@@ -100,7 +100,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(learning_rate),
         )
     else:
-        axes = {key: muon_axes(row) for key, row in rows.items()}
+        axes: Any = {key: muon_axes(row) for key, row in rows.items()}
         # optax would mask the decay of Muon's own leaves only, and run Nesterov's Adam on the rest.
         # A rate of -1 leaves the directions as they are; decay and rate follow for all leaves.
         tx = optax.chain(
@@ -118,10 +118,16 @@ def make_optimizer(
         )
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    return optax.GradientTransformation(
-        lambda params: tx.init(_wide(params)),
-        lambda grads, state, params=None: tx.update(grads, state, _wide(params)),
-    )
+
+    def init(params: optax.Params) -> optax.OptState:
+        return tx.init(_wide(params))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return tx.update(updates, state, _wide(params))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _wide(params: Any) -> Any:

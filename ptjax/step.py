@@ -3,7 +3,6 @@
 Shapes: the batch's columns have their leading axis split into `accumulate` micro-batches.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
