@@ -67,7 +67,8 @@ def load(
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
     Args:
-      source: a registered name, a local folder, a .gguf file or a hub id.
+      source: a registered name, a local folder, a .gguf file, a hub id, or `flax:my_file.build` for
+        a module of the user's own (see `ptjax.models.flax_adapter`).
       param_dtype: of the parameters, `float32` or `bfloat16`; the compute dtype is another matter.
       mesh: where the parameters go, by the rules of `ptjax.sharding`; None for the first device.
       chat_template: replaces the source's; Jinja text or a path.
@@ -78,6 +79,14 @@ def load(
     """
     if param_dtype not in ("float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
+    if source.startswith("flax:"):
+        from ptjax.models.flax_adapter import load_flax
+
+        if special_tokens:
+            raise UserError("model.special_tokens: a flax module's embeddings cannot grow")
+        return load_flax(
+            source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
+        )
     path = resolve_source(source)
     raw, generation, tensors = _open(path)
     config = read_config(raw, str(path))
