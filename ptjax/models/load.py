@@ -168,7 +168,16 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the keys that `transformers` writes today."""
+    """A config.json with the keys that `transformers` writes today.
+
+    Raises:
+      ValueError: a value of the wrong type.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
     kept = {k: v for k, v in raw.items() if k not in ("model_type", "transformers_version")}
-    return auto_config_class().for_model(raw["model_type"], **kept).to_dict()
+    try:
+        return auto_config_class().for_model(raw["model_type"], **kept).to_dict()
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error
