@@ -54,7 +54,7 @@ class Compute:
 
 
 class Head(NamedTuple):
-    """The output projection: logits = cap(hidden · kernelᵀ), capped to ±softcap where there is one."""
+    """The output projection: logits = hidden · kernelᵀ, capped to ±softcap where there is one."""
 
     kernel: Float[Array, "V D"] | Float[Array, "D V"]
     vocab_first: bool

@@ -232,7 +232,8 @@ def wrap(
     tables = [n for n, r in rows.items() if r.names[:1] == ("vocab",)]
     embed = out.shape[-1] if chunked else leaves[tables[0]].shape[1] if tables else 0
     sizes = {a: s for n, r in rows.items() for a, s in zip(r.names, leaves[n].shape, strict=True)}
-    called = inspect.signature(module.hidden if chunked else type(module).__call__).parameters
+    kind: Any = type(module)
+    called = inspect.signature(kind.hidden if chunked else kind.__call__).parameters
     model = FlaxModel(
         _config(vocab, embed, max_positions, sizes),
         apply=apply,
