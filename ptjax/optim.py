@@ -30,8 +30,8 @@ def make_schedule(
     Args:
       learning_rate: the peak.
       steps: optimizer steps of the whole run.
-      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`
-        (2404.06395): constant, then linear down to `final` over the last `decay` of the run.
+      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`  (2404.06395):
+        constant, then linear down to `final` over the last `decay` of the run.
       warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
       final: the last learning rate as a fraction of the peak.
       decay: the part of the run in which `wsd` goes down.
@@ -79,9 +79,7 @@ def make_optimizer(
         (2502.16982), and leaves embeddings, head, norms and biases to AdamW.
       weight_decay: decoupled, times the learning rate (adafactor: plain rate).
       clip_norm: the gradient's largest global norm; None for no limit.
-      b1: decay of the first moment, of adamw, lion and muon's AdamW.
-      b2: decay of the second moment, of the same.
-      eps: added to the root of the second moment.
+      b1, b2, eps: moments of adamw, lion, and muon's AdamW.
       momentum: of sgd and muon.
     """
     if name not in OPTIMIZERS:
@@ -120,12 +118,16 @@ def make_optimizer(
         )
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    inner = tx
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return inner.update(updates, state, _wide(params))
+    def init(params: optax.Params) -> optax.OptState:
+        return tx.init(_wide(params))
 
-    return optax.GradientTransformation(lambda params: inner.init(_wide(params)), update)
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return tx.update(updates, state, _wide(params))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _wide(params: Any) -> Any:
@@ -134,7 +136,7 @@ def _wide(params: Any) -> Any:
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
-    """The dimensions of a leaf's matrix that Muon orthogonalises; None leaves it to AdamW."""
+    """Which dimensions of a leaf are the matrix that Muon orthogonalises; None leaves it to AdamW."""
     if not row.is_kernel or "vocab" in row.names:
         return None
     place = row.names.index
@@ -146,7 +148,7 @@ def muon_axes(row: Param) -> MuonDimensionNumbers | None:
 def state_shardings(
     tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
 ) -> Any:
-    """Shardings for the optimizer's state: what has a parameter's shape lies where that does.
+    """Shardings for the optimizer's state: a leaf of a parameter's shape lies where the parameter does.
 
     Args:
       tx: the transformation.

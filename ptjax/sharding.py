@@ -63,17 +63,19 @@ def batch_shards(mesh: Mesh) -> int:
 def partition(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """Where the rules put an array with these logical axes.
 
-    An axis whose size its mesh axes do not divide is replicated, with a log line.
+    An axis whose size its mesh axes do not divide is replicated, with a log line. An axis that is
+    named by a number has no meaning to the rules and is replicated.
 
     Raises:
       ValueError: a logical axis without a rule, or two that ask for the same mesh axis.
     """
-    if unknown := [axis for axis in axes if axis not in RULES]:
+    rules = {axis: None if axis[0].isdigit() else RULES.get(axis, axis) for axis in axes}
+    if unknown := [axis for axis, rule in rules.items() if rule == axis]:
         raise ValueError(f"no sharding rule for axis {unknown[0]!r} of {tuple(axes)}")
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
-        rule = RULES[axis]
+        rule = rules[axis]
         names = (rule,) if isinstance(rule, str) else rule or ()
         if used & set(names):
             raise ValueError(f"axes {tuple(axes)} use mesh axis {min(used & set(names))!r} twice")

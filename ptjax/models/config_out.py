@@ -27,7 +27,8 @@ def write_configs(
     """
     folder = Path(folder)
     config = dict(bundle.hf_config)
-    config.setdefault("architectures", [FAMILIES[config["model_type"]].architecture])
+    if "architectures" not in config:
+        config["architectures"] = [FAMILIES[config["model_type"]].architecture]
     config["vocab_size"] = bundle.model.config.vocab
     if dtype is not None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype

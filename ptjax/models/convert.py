@@ -16,6 +16,8 @@ from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shap
 from ptjax.models.weights import Lazy, TensorSource
 from ptjax.types import Params
 
+# Rows of a tied head that are compared with the embeddings at a time.
+_ROWS = 4096
 # Buffers that old checkpoints hold beside their weights, and that every reader computes instead.
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
@@ -84,8 +86,15 @@ def _check_tied(table: Table, source: TensorSource) -> None:
     """A tied model may come with a head of its own only if that is the embeddings again."""
     if "head" in table or "lm_head.weight" not in source.specs():
         return
-    embed = source.read(table["embed"].hf)
-    if not np.array_equal(source.read("lm_head.weight"), embed):
+    embed = table["embed"].hf
+    specs = source.specs()
+    same = specs["lm_head.weight"].shape == specs[embed].shape
+    for start in range(0, specs[embed].shape[0], _ROWS) if same else ():
+        rows = (slice(start, start + _ROWS),)
+        same = same and np.array_equal(
+            source.read("lm_head.weight", rows), source.read(embed, rows)
+        )
+    if not same:
         raise UserError(
             f"{source.origin}: lm_head.weight differs from the embeddings, but the config ties "
             "them; set tie_word_embeddings to false in config.json"

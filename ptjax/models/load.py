@@ -67,7 +67,8 @@ def load(
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
     Args:
-      source: a registered name, a local folder, a .gguf file or a hub id.
+      source: a registered name, a local folder, a .gguf file, a hub id, or `flax:my_file.build` for
+        a module of the user's own (see `ptjax.models.flax_adapter`).
       param_dtype: of the parameters, `float32` or `bfloat16`; the compute dtype is another matter.
       mesh: where the parameters go, by the rules of `ptjax.sharding`; None for the first device.
       chat_template: replaces the source's; Jinja text or a path.
@@ -78,6 +79,14 @@ def load(
     """
     if param_dtype not in ("float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
+    if source.startswith("flax:"):
+        from ptjax.models.flax_adapter import load_flax
+
+        if special_tokens:
+            raise UserError("model.special_tokens: a flax module's embeddings cannot grow")
+        return load_flax(
+            source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
+        )
     path = resolve_source(source)
     raw, generation, tensors = _open(path)
     config = read_config(raw, str(path))
@@ -159,7 +168,16 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the keys that `transformers` writes today."""
+    """A config.json with the keys that `transformers` writes today.
+
+    Raises:
+      ValueError: a value of the wrong type.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
     kept = {k: v for k, v in raw.items() if k not in ("model_type", "transformers_version")}
-    return auto_config_class().for_model(raw["model_type"], **kept).to_dict()
+    try:
+        return auto_config_class().for_model(raw["model_type"], **kept).to_dict()
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error

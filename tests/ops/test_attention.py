@@ -1,0 +1,139 @@
+"""Blocked attention = a naive softmax over whole rows, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from ptjax.models.config import GLOBAL_WINDOW
+from ptjax.ops import attention as module
+from ptjax.ops.attention import Span, attention, visible
+
+R, H, K, E = 2, 4, 2, 8
+
+
+def arrays(queries, keys, seed=0):
+    state = np.random.RandomState(seed)
+    shapes = (R, queries, H, E), (R, keys, K, E), (R, keys, K, E), (R, queries, H, E)
+    return [jnp.asarray(state.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def packed_span(length):
+    """Two rows: three sequences and padding; padding and one sequence."""
+    cuts = [length // 4, length // 2 + 1, length - 3]
+    segments = np.zeros((R, length), np.int32)
+    positions = np.zeros((R, length), np.int32)
+    for number, (a, b) in enumerate(zip([0, *cuts], cuts, strict=False), 1):
+        segments[0, a:b], positions[0, a:b] = number, np.arange(b - a)
+    segments[1, 5:], positions[1, 5:] = 1, np.arange(length - 5)
+    return Span(jnp.asarray(positions), jnp.asarray(segments))
+
+
+def naive(q, k, v, query, key, window, *, scale, softcap=None):
+    k, v = (jnp.repeat(x, H // K, axis=2) for x in (k, v))
+    scores = jnp.einsum("rqhe,rshe->rhqs", q, k) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    mask = visible(query, key, window)[:, None]
+    return jnp.einsum("rhqs,rshe->rqhe", jax.nn.softmax(jnp.where(mask, scores, -1e30)), v)
+
+
+def check(got, wanted, q, k, v, ways):
+    """Values, and the gradients of a random projection of them."""
+
+    def both(function):
+        def loss(q, k, v):
+            out = function(q, k, v)
+            return jnp.sum(out * ways), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    for a, b in zip(jax.tree.leaves(both(got)), jax.tree.leaves(both(wanted)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+CASES = {
+    "packed": dict(scale=0.3),
+    "window": dict(scale=0.3, window=7),
+    "softcap": dict(scale=0.8, softcap=1.5),
+    "window and softcap": dict(scale=0.8, softcap=1.5, window=5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_that_do_not_divide_a_row(case, monkeypatch):
+    monkeypatch.setattr(module, "MIN_BLOCK", 16)
+    settings = dict(CASES[case])
+    window = settings.pop("window", GLOBAL_WINDOW)
+    q, k, v, ways = arrays(37, 37)
+    span = packed_span(37)
+    ways = ways * (span.segments > 0)[..., None, None]
+    run = functools.partial(attention, query=span, key=span, window=window, aligned=True)
+    wanted = functools.partial(naive, query=span, key=span, window=window)
+    check(lambda *x: run(*x, **settings), lambda *x: wanted(*x, **settings), q, k, v, ways)
+
+
+@pytest.mark.parametrize("window", [GLOBAL_WINDOW, 6])
+def test_queries_at_the_end_of_longer_keys(window):
+    """As decoding does: the cache's slots are keys, some hold nothing."""
+    q, k, v, ways = arrays(5, 30)
+    segments = jnp.ones((R, 30), jnp.int32).at[0, :4].set(0)
+    positions = jnp.maximum(jnp.cumsum(segments, 1) - 1, 0)
+    key = Span(positions, segments.at[:, 25:].set(0))
+    query = Span(positions[:, 20:25], segments[:, 20:25])
+    run = functools.partial(attention, query=query, key=key, window=window, scale=0.3)
+    wanted = functools.partial(naive, query=query, key=key, window=window, scale=0.3)
+    check(lambda *x: run(*x, aligned=False), wanted, q, k, v, ways)
+
+
+def test_one_block_is_many(monkeypatch):
+    q, k, v, _ = arrays(40, 40)
+    span = packed_span(40)
+    run = functools.partial(attention, scale=0.3, aligned=True)
+    whole = run(q, k, v, span, span, 9)
+    monkeypatch.setattr(module, "MIN_BLOCK", 8)
+    np.testing.assert_allclose(run(q, k, v, span, span, 9), whole, atol=1e-6)
+
+
+def test_a_traced_window_is_a_static_one():
+    q, k, v, _ = arrays(12, 12)
+    span = packed_span(12)
+    run = jax.jit(lambda w: attention(q, k, v, span, span, w, scale=0.3, aligned=True))
+    np.testing.assert_array_equal(run(jnp.int32(3)), run(3))
+    assert not np.allclose(run(3), run(4))
+
+
+def test_rows_of_padding_are_finite():
+    q, k, v, _ = arrays(9, 9)
+    nothing = Span(jnp.zeros((R, 9), jnp.int32), jnp.zeros((R, 9), jnp.int32))
+    unseen = Span(nothing.positions, nothing.segments + 3)
+
+    def total(q, key, aligned):
+        return jnp.sum(attention(q, k, v, nothing, key, 4, scale=1.0, aligned=aligned))
+
+    for key, aligned in ((nothing, True), (unseen, False)):
+        value, gradient = jax.value_and_grad(total)(q, key, aligned)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_finite_differences():
+    q, k, v, _ = arrays(10, 10)
+    span = packed_span(10)
+
+    @jax.jit
+    def run(q, k, v, window):
+        return attention(q, k, v, span, span, window, scale=0.5, softcap=2.0, aligned=True)
+
+    check_grads(lambda *x: run(*x, 4), (q, k, v), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
+
+
+def test_bfloat16_stays_near_float32():
+    q, k, v, _ = arrays(24, 24)
+    span = packed_span(24)
+    run = functools.partial(attention, query=span, key=span, window=99, scale=0.3, aligned=True)
+    low = run(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), run(q, k, v), atol=0.04)

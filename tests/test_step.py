@@ -1,0 +1,199 @@
+"""The step: guards that change nothing, averages, repeatability, held-out numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax.algorithms.sft import token_weights
+from ptjax.forward import ForwardOptions
+from ptjax.models import lora as lora_module
+from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.lora import Lora
+from ptjax.optim import make_optimizer, make_schedule
+from ptjax.step import StepOptions, eval_step, new_guard, split, train_step
+from ptjax.types import TrainState
+from tests import toy
+
+EXAMPLES = toy.examples()
+GUARDED = StepOptions(ema=0.9, spike=6.0, spike_window=3)
+SCHEDULE = make_schedule(learning_rate=0.01, steps=20, schedule="linear", warmup=0.1)
+TX = make_optimizer(toy.MODEL.table, SCHEDULE, weight_decay=0.1)
+
+
+PLAIN = ForwardOptions()
+
+
+@functools.cache
+def compiled(options=GUARDED, model=toy.MODEL, tx=TX, forward_options=PLAIN):
+    run = functools.partial(
+        train_step,
+        model=model,
+        bound=toy.bound(),
+        tx=tx,
+        schedule=SCHEDULE,
+        options=options,
+        forward_options=forward_options,
+    )
+    return jax.jit(run, compiler_options=toy.QUICK)
+
+
+def start(options=GUARDED, params=None, frozen=None, tx=TX):
+    params = toy.params() if params is None else params
+    ema = dict(params) if options.ema else None
+    state = tx.init(params)
+    return TrainState(jnp.int32(0), params, frozen or {}, state, new_guard(options), ema)
+
+
+def arrays(columns):
+    return {k: jnp.asarray(v) for k, v in columns.items()}
+
+
+GOOD = arrays(toy.batch(EXAMPLES))
+NAN = {**GOOD, "weights": GOOD["weights"].at[3].set(jnp.nan)}
+INF = {**GOOD, "weights": GOOD["weights"].at[0].set(jnp.inf)}
+
+
+def bytes_of(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def learned(state):
+    return bytes_of((state.params, state.opt_state, state.ema))
+
+
+@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    run = compiled()
+    state, _ = run(start(), GOOD)
+    once, logged = run(state, bad)
+    assert learned(once) == learned(state)
+    assert not np.isfinite(logged["loss"]) and logged["accepted"] == 0
+    twice, logged = run(once, bad)
+    assert learned(twice) == learned(state)
+    assert (twice.guard["skipped"], twice.guard["streak"], twice.step) == (2, 2, 3)
+    assert (logged["skipped"], logged["streak"]) == (2, 2)
+    assert np.isfinite(twice.guard["losses"]).all()
+
+
+def test_later_steps_are_as_if_nothing_had_been():
+    run = compiled()
+    clean, poisoned = start(), start()
+    for batch in (GOOD, NAN, GOOD, INF, GOOD):
+        poisoned, logged = run(poisoned, batch)
+        if batch is GOOD:
+            clean, expected = run(clean, batch)
+            assert bytes_of(logged["lr"]) == bytes_of(expected["lr"])
+    assert learned(poisoned) == learned(clean)
+    assert bytes_of(poisoned.guard["losses"]) == bytes_of(clean.guard["losses"])
+    assert (poisoned.guard["accepted"], poisoned.guard["streak"], poisoned.step) == (3, 0, 5)
+
+
+def with_losses(accepted, losses):
+    state = start()
+    guard = {**state.guard, "accepted": jnp.int32(accepted), "losses": jnp.array(losses)}
+    return state.replace(guard=guard)
+
+
+def test_a_spike_changes_nothing_once_the_window_is_full():
+    run = compiled()
+    low = [0.5, 0.6, 0.55]
+    spiked, logged = run(with_losses(3, low), GOOD)
+    assert logged["loss"] > 3 and logged["accepted"] == 0
+    assert learned(spiked) == learned(start())
+    np.testing.assert_array_equal(spiked.guard["losses"], np.float32(low))
+    young, logged = run(with_losses(2, low), GOOD)
+    assert logged["accepted"] == 1 and young.guard["losses"][2] == logged["loss"]
+    spread, logged = run(with_losses(3, [0.5, 2.5, 4.5]), GOOD)
+    assert logged["accepted"] == 1
+    assert spread.guard["losses"][0] == logged["loss"]
+
+
+def test_the_average_follows_the_parameters():
+    run = compiled()
+    state = start()
+    wanted = {k: np.asarray(v, np.float64) for k, v in state.params.items()}
+    for _ in range(3):
+        state, _ = run(state, GOOD)
+        wanted = {k: 0.9 * v + 0.1 * np.asarray(state.params[k]) for k, v in wanted.items()}
+    for name, leaf in wanted.items():
+        np.testing.assert_allclose(state.ema[name], leaf, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(state.ema["head"], state.params["head"], atol=1e-4)
+
+
+def test_training_lowers_the_loss_and_logs_what_it_did():
+    run, state, losses = compiled(), start(), []
+    for step in range(8):
+        state, logged = run(state, GOOD)
+        losses.append(float(logged["loss"]))
+        np.testing.assert_allclose(logged["lr"], SCHEDULE(step), rtol=1e-6)
+    assert losses[-1] < 0.9 * losses[0]
+    assert logged["grad_norm"] > 0
+    assert logged["tokens"] == sum(len(e.tokens) for e in EXAMPLES)
+    assert logged["trained_tokens"] == sum(e.mask.sum() for e in EXAMPLES)
+
+
+RANDOM = ForwardOptions(Compute(dropout=0.2), neftune=5.0)
+
+
+def test_randomness_repeats_bit_for_bit_and_follows_the_step():
+    """Dropout, NEFTune and the adapters' dropout all on; only adapters are trained."""
+    lora = Lora(rank=2, dropout=0.3)
+    model = Decoder(toy.CONFIG, lora)
+    rows = lora_module.rows(toy.MODEL.table, lora)
+    dims, key = toy.CONFIG.dims, jax.random.key(1)
+    adapters = jax.jit(lambda: lora_module.add(toy.params(), toy.MODEL.table, dims, lora, key))()
+    options = StepOptions(seed=3, accumulate=2)
+    tx = make_optimizer(rows, SCHEDULE)
+    run = compiled(options, model, tx, RANDOM)
+
+    def train(step):
+        state = start(options, adapters, toy.params(), tx).replace(step=jnp.int32(step))
+        losses = []
+        for _ in range(3):
+            state, logged = run(state, GOOD)
+            losses.append(float(logged["loss"]))
+        return state, losses
+
+    one, again, later = train(0), train(0), train(1)
+    assert one[1] == again[1] and bytes_of(one[0]) == bytes_of(again[0])
+    assert one[1][0] != later[1][0]
+    assert len(set(one[1])) == 3
+    assert set(one[0].params) == set(rows)
+    assert bytes_of(one[0].frozen) == bytes_of(toy.params())
+    assert any(np.abs(one[0].params[name]).max() > 0 for name in rows if name.endswith("lora_b"))
+
+
+def test_bfloat16_parameters_keep_one_program():
+    params = {k: v.astype(jnp.bfloat16) for k, v in toy.params().items()}
+    options = StepOptions()
+    run = compiled(options)
+    state = start(options, params)
+    for _ in range(3):
+        state, logged = run(state, GOOD)
+    assert run._cache_size() == 1
+    assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype("bfloat16")}
+    assert logged["accepted"] == 1
+
+
+def test_split_takes_every_nth_row():
+    columns = {"tokens": jnp.arange(12).reshape(6, 2)}
+    np.testing.assert_array_equal(split(columns, 3)["tokens"][1], [[2, 3], [8, 9]])
+
+
+def test_held_out_numbers_are_those_of_training():
+    run = functools.partial(
+        eval_step,
+        model=toy.MODEL,
+        weights=token_weights,
+        accumulate=2,
+        forward_options=ForwardOptions(neftune=5.0),
+    )
+    means = jax.jit(run)(toy.params(), arrays(toy.packed(EXAMPLES, accumulate=2)))
+    nll, _ = toy.loss_and_gradients(toy.batch(EXAMPLES))
+    np.testing.assert_allclose(means["nll"].value(), nll, rtol=1e-5)
+    weight = sum(e.mask.sum() * e.weight for e in EXAMPLES)
+    np.testing.assert_allclose(means["accuracy"].weight, weight)
+    assert 0 <= means["accuracy"].value() < 0.5
