@@ -1,5 +1,7 @@
 """`--dry_run`: everything up to the first compiled step, and what it would take."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -32,6 +34,8 @@ def report(config: Config) -> str:
         memory = run.train_step.lower(run.state, batch).compile().memory_analysis()
     trained, frozen = run.count(run.state.params), run.count(run.state.frozen)
     found = run.pipeline.report
+    slots = math.prod(shapes.get("pack", shapes["tokens"]))
+    tokens = round(found.efficiency * slots)
     lines = [
         f"model      {config.model.source}: {trained + frozen:,} parameters, {trained:,} trained, "
         f"{frozen:,} frozen",
@@ -43,7 +47,7 @@ def report(config: Config) -> str:
         f"batches    {', '.join(f'{k} {v}' for k, v in shapes.items())}; "
         f"{len(run.pipeline.shapes)} shape(s), {found.efficiency:.1%} of their places used",
         f"steps      {run.steps:,} ({run.pipeline.steps_per_epoch:,} an epoch), "
-        f"{config.accumulate} micro-batch(es) each",
+        f"{config.accumulate} micro-batch(es) and {tokens:,} tokens a step, of {slots:,} places",
         f"memory     a device, by XLA: {memory.argument_size_in_bytes / _GIB:.2f} GiB arguments, "
         f"{memory.temp_size_in_bytes / _GIB:.2f} GiB temporaries, "
         f"{memory.alias_size_in_bytes / _GIB:.2f} GiB donated",

@@ -6,6 +6,9 @@ again, in this process and in those it starts.
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -16,3 +19,14 @@ _programs = tempfile.TemporaryDirectory(prefix="ptjax-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="module")
+def quick_compile() -> Iterator[None]:
+    """Programs that run for milliseconds, compiled in half the time."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -19,7 +19,7 @@ def read(value: Any, kind: type, default: Any, where: str) -> Any:
     if not isinstance(value, str):
         if kind is float and type(value) is int:
             return float(value)
-        groups = isinstance(default, ConfigDict) and isinstance(value, Mapping)
+        groups = issubclass(kind, ConfigDict) and isinstance(value, Mapping)
         wrong_bool = isinstance(value, bool) and kind in (int, float)
         if groups or kind in (object, type(None)) or (isinstance(value, kind) and not wrong_bool):
             return value

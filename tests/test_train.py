@@ -1,0 +1,239 @@
+"""Whole runs: what they leave behind, what they train, and that they repeat bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ptjax import loop, train
+from ptjax.checkpoint import open_step
+from ptjax.config import from_json, lora
+from ptjax.models.load import load
+from ptjax.prepare import prepare
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+PROMPTS = ["what is blue", "add one"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def full(folder):
+    """A run of full fine-tuning with everything that a run can write; every step is kept."""
+    config = tiny.tiny_config(
+        folder,
+        ema=0.5,
+        **{"samples.prompts": PROMPTS, "samples.every": 4, "samples.max_tokens": 4},
+        **{"checkpoint.every": 1, "checkpoint.keep": 10, "log.tensorboard": True},
+    )
+    return loop.train(config, str(folder / "full"), quiet=True)
+
+
+def params_at(workdir, step=None):
+    """Every array of a checkpoint, by name."""
+    stored = open_step(workdir, step)
+    return {name: np.asarray(leaf) for name, leaf in stored.read(stored.leaves).items()}
+
+
+def test_a_run_leaves_its_config_model_metrics_samples_summary_and_checkpoints(full, folder):
+    workdir = folder / "full"
+    assert (full.step, full.finished) == (6, True)
+    names = {path.name for path in workdir.iterdir()}
+    files = {"config.json", "model", "metrics.jsonl", "samples.jsonl", "summary.md"}
+    assert names == files | {"checkpoints", "tensorboard"}
+    assert from_json((workdir / "config.json").read_text()).steps == 6
+    model = {path.name for path in (workdir / "model").iterdir()}
+    assert model >= {"config.json", "tokenizer.json", "chat_template.jinja", "ptjax.json"}
+    assert not any(name.endswith(".safetensors") for name in model)
+    assert [p.name for p in sorted((workdir / "checkpoints").iterdir())] == [
+        f"{step:08d}" for step in range(1, 7)
+    ]
+    assert (workdir / "summary.md").read_text() == full.summary
+    assert "Held-out data" in full.summary
+    assert PROMPTS[0] in full.summary
+
+
+def test_every_step_and_every_evaluation_is_one_row(full, folder):
+    rows = tiny.rows(folder / "full")
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5, 6]
+    assert training[-1]["loss"] < training[0]["loss"] - 1
+    assert all(row["accepted"] == 1 and row["tokens"] > 0 for row in training)
+    held_out = [row for row in rows if "eval/loss" in row]
+    assert [row["step"] for row in held_out] == [0, 3, 6]
+    assert len(rows) == 9
+    assert held_out[-1]["eval/loss"] < held_out[0]["eval/loss"] - 1
+    for row in held_out:
+        assert row["eval/perplexity"] == pytest.approx(np.exp(row["eval/loss"]))
+        assert 0 <= row["eval/accuracy"] <= 1
+
+
+def test_samples_stand_side_by_side_before_during_and_after(full, folder):
+    lines = (folder / "full" / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    asked = [(row["step"], row["prompt"]) for row in samples]
+    assert asked == [(step, prompt) for step in (0, 4, 6) for prompt in PROMPTS]
+    assert all(isinstance(row["completion"], str) for row in samples)
+
+
+def test_the_moving_average_is_that_of_the_parameters_of_every_step(full, folder):
+    start = load(str(folder / "model")).params
+    average = {name: np.asarray(leaf) for name, leaf in start.items()}
+    for step in range(1, 7):
+        leaves = params_at(folder / "full", step)
+        for name in average:
+            average[name] = 0.5 * average[name] + 0.5 * leaves[f"params/{name}"]
+            np.testing.assert_allclose(leaves[f"ema/{name}"], average[name], atol=1e-6)
+    assert any((average[name] != leaves[f"params/{name}"]).any() for name in average)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(full, folder):
+    config = full_config = from_json((folder / "full" / "config.json").read_text())
+    loop.train(full_config, str(folder / "again"), quiet=True)
+    assert tiny.saved(folder / "again") == tiny.saved(folder / "full")
+    assert tiny.rows(folder / "again") == tiny.rows(folder / "full")
+    config.seed = 1
+    other = loop.train(config, str(folder / "other"), quiet=True)
+    assert tiny.digest(other.bundle.params) != tiny.digest(full.bundle.params)
+
+
+def test_a_loss_in_a_file_of_ones_own_trains(full, folder, monkeypatch):
+    (folder / "my_loss.py").write_text(
+        "from ptjax.types import Mean\n\n\n"
+        "def halved(outputs, batch, *, factor):\n"
+        "    weights = batch['mask'] * batch['weights'][..., None]\n"
+        "    return Mean.of(-factor * 2 * outputs.logps, weights), {}\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    config = from_json((folder / "full" / "config.json").read_text())
+    config.method, config.hparams.factor = "my_loss.halved", 0.5
+    mine = loop.train(config, str(folder / "mine"), quiet=True)
+    for name, leaf in full.bundle.params.items():
+        np.testing.assert_allclose(mine.bundle.params[name], leaf, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "leaves"),
+    [
+        (r"layers\.(q|v)", {"layers.q", "layers.v"}),
+        ("head", {"head"}),
+    ],
+)
+def test_a_regex_says_what_is_trained(folder, trainable, leaves):
+    untied = folder / "untied"
+    if not untied.exists():
+        tiny.write_model(untied, tie_word_embeddings=False)
+    config = tiny.tiny_config(
+        folder, trainable=trainable, steps=2, **{"model.source": str(untied), "eval.every": 0}
+    )
+    result = loop.train(config, str(folder / f"only {len(leaves)}"), quiet=True)
+    before = load(str(untied)).params
+    changed = {n for n, leaf in result.bundle.params.items() if (leaf != before[n]).any()}
+    assert changed == leaves
+    saved = params_at(folder / f"only {len(leaves)}")
+    assert {name for name in saved if name.startswith("params/")} == {f"params/{n}" for n in leaves}
+    assert not any(name.startswith("frozen/") for name in saved)
+
+
+def test_adapters_train_and_the_rest_is_neither_changed_nor_saved(folder):
+    config = tiny.tiny_config(folder, lora=lora(rank=4, targets=r"layers\.(q|up)"), steps=2)
+    result = loop.train(config, str(folder / "lora"), quiet=True)
+    base = load(str(folder / "model")).params
+    saved = params_at(folder / "lora")
+    adapters = {f"layers.{name}.lora_{part}" for name in ("q", "up") for part in "ab"}
+    assert {name for name in saved if name.startswith("params/")} == {f"params/{a}" for a in adapters}
+    assert set(result.bundle.params) == set(base) | adapters
+    assert all((np.asarray(result.bundle.params[name]) == leaf).all() for name, leaf in base.items())
+    assert all(np.abs(saved[f"params/{name}"]).max() > 0 for name in adapters)
+
+
+def test_micro_batches_add_up_to_the_batch(folder):
+    digests = []
+    for accumulate in (1, 2):
+        config = tiny.tiny_config(
+            folder,
+            accumulate=accumulate,
+            steps=3,
+            **{"data.batch_size": 16, "data.validation": None, "checkpoint.every": 0},
+        )
+        result = loop.train(config, str(folder / f"accumulate {accumulate}"), quiet=True)
+        digests.append({name: np.asarray(leaf) for name, leaf in result.bundle.params.items()})
+    for name, leaf in digests[0].items():
+        np.testing.assert_allclose(digests[1][name], leaf, atol=2e-4, err_msg=name)
+
+
+def test_ragged_batches_compile_no_more_programs_than_there_are_buckets(folder, monkeypatch):
+    runs, shapes = [], set()
+
+    def watched(config):
+        run = prepare(config)
+        runs.append(run)
+        return run
+
+    def put(columns, mesh):
+        shapes.add(columns["tokens"].shape)
+        return put_batch(columns, mesh)
+
+    put_batch = loop.sharding.put_batch
+    monkeypatch.setattr(loop.sharding, "put_batch", put)
+    monkeypatch.setattr(loop, "prepare", watched)
+    config = tiny.tiny_config(
+        folder,
+        steps=200,
+        lora=lora(rank=2, targets=r"layers\.q"),
+        **{"data.packing": False, "data.batch_size": 8, "data.buckets": [24, 64]},
+        **{"checkpoint.every": 0, "eval.every": 0},
+    )
+    result = loop.train(config, str(folder / "ragged"), quiet=True)
+    assert (result.step, len(shapes)) == (200, 2)
+    assert runs[0].train_step._cache_size() == 2
+    assert runs[0].eval_step._cache_size() <= 2
+
+
+@pytest.fixture(scope="module")
+def commanded(folder):
+    """A run by command, on one device."""
+    tiny.write_config(folder, **{"samples.prompts": PROMPTS, "samples.max_tokens": 4})
+    command = [sys.executable, "-m", "ptjax.train", f"--config={folder}/tiny_config.py"]
+    command += [f"--workdir={folder}/commanded", "--config.lora={'rank': 4}", "--config.steps=4"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+
+
+def test_the_command_trains_and_shows_the_summary(commanded, folder):
+    assert commanded.returncode == 0, commanded.stderr
+    assert commanded.stdout.startswith("# sft of ")
+    assert "python -m ptjax.generate" in commanded.stdout
+    assert "step 4/4" in commanded.stderr
+    assert "Traceback" not in commanded.stderr
+    assert "PyTorch" not in commanded.stderr
+    step, _ = tiny.saved(folder / "commanded")
+    assert step == 4
+    assert [row["step"] for row in tiny.rows(folder / "commanded") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
+    config = tiny.write_config(folder, ema=0.5)
+    workdir = tmp_path / "run"
+    words = ["train", f"--config={config}", f"--workdir={workdir}", "--dry_run"]
+    monkeypatch.setattr(sys, "argv", words)
+    train.main()
+    said = capsys.readouterr().out
+    assert not workdir.exists()
+    count = sum(leaf.size for leaf in load(str(folder / "model")).params.values())
+    assert f"{count:,} parameters, {count:,} trained, 0 frozen" in said
+    assert "48 examples, 8 held out" in said
+    assert "tokens (8, 64)" in said or "pack (8, 64)" in said
+    assert f"over {jax.device_count()} x" in said
+    assert "memory     a device, by XLA" in said
+    assert "tokens a step" in said
+    assert "example 0: <|im_start|>user" in said
+    assert "[" in said.split("example 0")[1]
