@@ -1,0 +1,34 @@
+"""Supervised fine-tuning on a slice of 8 v5e chips (v5litepod-8, 16 GB each).
+
+    python -m ptjax.train --config=configs/sft_v5e_8.py --workdir=gs://bucket/sft \\
+        --config.data.sources[0].path=chat.jsonl
+
+Llama-3.1-8B-Instruct with LoRA; `--config=configs/sft_v5e_8.py:full` trains all of
+Qwen2.5-3B-Instruct instead.
+"""
+
+from ptjax.config import ConfigDict, defaults, lora
+from ptjax.errors import UserError
+
+
+def get_config(arg: str = "lora") -> ConfigDict:
+    config = defaults()
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.sources = [{"path": None}]
+    config.data.validation = 0.02
+    config.data.max_length = 2048
+    config.data.tokens_per_batch = 65536
+    config.accumulate = 2
+    config.epochs = 1.0
+    if arg == "lora":
+        config.model.source = "meta-llama/Llama-3.1-8B-Instruct"
+        config.model.param_dtype = "bfloat16"
+        config.lora = lora(rank=32, alpha=64.0)
+        config.optim.learning_rate = 2e-4
+    elif arg == "full":
+        config.model.source = "Qwen/Qwen2.5-3B-Instruct"
+        config.optim.learning_rate = 1e-5
+    else:
+        raise UserError(f"configs/sft_v5e_8.py:{arg}: the argument is lora or full")
+    return config

@@ -1,0 +1,116 @@
+"""Every recipe in configs/ loads, says its command, and asks for things that exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ptjax import prepare, sharding
+from ptjax.algorithms import METHODS
+from ptjax.algorithms.base import named
+from ptjax.config import defaults, from_json, leaves, load, to_json
+from ptjax.data.config import data_config
+from ptjax.errors import UserError
+from ptjax.models import families, lora
+from ptjax.models.decoder import REMAT
+from ptjax.models.lora import Lora
+from tests.toy import CONFIG
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(path.name for path in FOLDER.glob("*.py"))
+VARIANTS = FILES + [
+    f"{name}:{arg}"
+    for name in FILES
+    for arg in re.findall(rf"--config=configs/{re.escape(name)}:(\w+)", (FOLDER / name).read_text())
+]
+
+
+def get(variant):
+    return load(str(FOLDER / variant), partial=True)
+
+
+def test_every_recipe_is_here():
+    assert {"quickstart.py", "sft.py", "sft_colab_tpu.py", "sft_v5e_8.py"} <= set(FILES)
+    assert len(VARIANTS) > len(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_docstring_says_the_command(name):
+    text = (FOLDER / name).read_text()
+    docstring = text.split('"""')[1]
+    assert f"python -m ptjax.train --config=configs/{name} --workdir=" in docstring
+    assert len(docstring.splitlines()[0]) <= 100
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_has_the_fields_of_the_defaults_and_no_others(variant):
+    config = get(variant)
+    known = {re.sub(r"\[\d+\].*", "", path) for path, _ in leaves(defaults())}
+    for path, _ in leaves(config):
+        path = re.sub(r"\[\d+\].*", "", path)
+        assert path in known or path.startswith(("lora.", "hparams.")), path
+    assert to_json(from_json(to_json(config))) == to_json(config)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_its_parts_are_valid(variant):
+    """Optimizer, schedule, trained leaves and data of a recipe, on a small model in its place."""
+    config = get(variant)
+    named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    assert config.model.dtype in ("float32", "bfloat16")
+    assert config.model.param_dtype in ("float32", "bfloat16")
+    assert config.model.remat in REMAT
+    assert config.steps is None or config.epochs is None
+    for source in config.data.sources:
+        source["path"] = source["path"] or "chats.jsonl"
+    data_config(config.data)
+    rows = families.table(CONFIG)
+    dims = dict(CONFIG.dims)
+    if config.lora is not None:
+        given = {k: v for k, v in config.lora.to_dict().items() if k != "adapter"}
+        dims["rank"] = given["rank"]
+        rows = {**rows, **lora.rows(rows, Lora(**given))}
+    params = {name: jnp.zeros([dims[axis] for axis in row.names]) for name, row in rows.items()}
+    trained = prepare.trainable(config, params)
+    assert all(("lora" in name) == (config.lora is not None) for name in trained)
+    schedule, tx = prepare.optimizer(config, rows, params, 100)
+    rates = [float(schedule(step)) for step in range(101)]
+    assert max(rates) == pytest.approx(config.optim.learning_rate, rel=1e-6)
+    assert min(rates) >= 0 and rates[-1] < max(rates)
+    jax.eval_shape(tx.init, {name: params[name] for name in trained})
+
+
+@pytest.mark.parametrize(
+    ("variant", "chips"),
+    [
+        ("sft_colab_tpu.py", 1),
+        ("sft_colab_tpu.py:full", 1),
+        ("sft_v5e_8.py", 8),
+        ("sft_v5e_8.py:full", 8),
+        ("sft_v5p_256.py", 256),
+        ("sft_v5p_256.py:8b", 256),
+    ],
+)
+def test_batch_divides_over_its_slice(variant, chips):
+    config = get(variant)
+    sizes = dict(config.mesh.to_dict())
+    sizes["fsdp"] = chips // (sizes["data"] * sizes["tensor"])
+    assert sizes["data"] * sizes["fsdp"] * sizes["tensor"] == chips
+    parts = sizes["data"] * sizes["fsdp"] * config.accumulate
+    length = config.data.row_length or config.data.max_length
+    assert config.data.tokens_per_batch % (length * parts) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n != "quickstart.py"])
+def test_an_argument_it_does_not_know(name):
+    with pytest.raises(UserError, match=rf"configs/{name}:wrong: the argument is"):
+        get(f"{name}:wrong")
+
+
+def test_quickstart_fits_any_batch_axis_of_its_machine():
+    config = get("quickstart.py")
+    mesh = sharding.make_mesh({"fsdp": 1}, jax.devices()[:1])
+    unit = config.data.max_length * sharding.batch_shards(mesh) * config.accumulate
+    assert config.data.tokens_per_batch % unit == 0
