@@ -149,9 +149,13 @@ def test_adapters_train_and_the_rest_is_neither_changed_nor_saved(folder):
     base = load(str(folder / "model")).params
     saved = params_at(folder / "lora")
     adapters = {f"layers.{name}.lora_{part}" for name in ("q", "up") for part in "ab"}
-    assert {name for name in saved if name.startswith("params/")} == {f"params/{a}" for a in adapters}
+    assert {name for name in saved if name.startswith("params/")} == {
+        f"params/{a}" for a in adapters
+    }
     assert set(result.bundle.params) == set(base) | adapters
-    assert all((np.asarray(result.bundle.params[name]) == leaf).all() for name, leaf in base.items())
+    assert all(
+        (np.asarray(result.bundle.params[name]) == leaf).all() for name, leaf in base.items()
+    )
     assert all(np.abs(saved[f"params/{name}"]).max() > 0 for name in adapters)
 
 
