@@ -17,13 +17,13 @@ def get_config() -> ConfigDict:
     config.data.sources = [{"path": str(DATA / "quickstart.jsonl")}]
     config.data.validation = [{"path": str(DATA / "quickstart_heldout.jsonl")}]
     config.data.max_length = 256
-    config.data.tokens_per_batch = 1024
-    config.steps = 60
+    config.data.tokens_per_batch = 512
+    config.steps = 30
     config.optim.learning_rate = 1e-3
     config.optim.warmup = 0.1
-    config.checkpoint.every = 30
-    config.eval.every = 20
+    config.checkpoint.every = 15
+    config.eval.every = 15
     config.samples.prompts = (DATA / "quickstart_prompts.txt").read_text().splitlines()
-    config.samples.every = 30
+    config.samples.every = 15
     config.samples.max_tokens = 48
     return config

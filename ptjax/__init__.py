@@ -4,7 +4,7 @@
 
     config = ptjax.config.load("configs/quickstart.py")
     run = ptjax.train(config, "runs/quickstart")
-    print(ptjax.sample(run.bundle, ["Who are you?"]))
+    print(ptjax.reply(run.bundle, ["Who are you?"]))
     ptjax.export(run.bundle, "runs/quickstart/export")
     model = ptjax.load("runs/quickstart")
 
@@ -16,13 +16,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__all__ = ["UserError", "config", "data", "export", "load", "sample", "train"]
+__all__ = ["UserError", "config", "data", "export", "load", "reply", "sample", "train"]
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "UserError": "ptjax.errors",
     "export": "ptjax.export.writing",
     "load": "ptjax.workdir",
+    "reply": "ptjax.generate.replies",
     "sample": "ptjax.generate",
     "train": "ptjax.loop",
 }

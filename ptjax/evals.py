@@ -8,7 +8,7 @@ import jax
 from ptjax import sharding
 from ptjax.config import Config
 from ptjax.data.iterate import Batches
-from ptjax.generate import sample
+from ptjax.generate.replies import reply
 from ptjax.models.load import Bundle
 from ptjax.prepare import Run, compute
 from ptjax.types import TrainState
@@ -28,28 +28,13 @@ def evaluate(run: Run, state: TrainState, batches: Batches) -> dict[str, float]:
 
 
 def sample_prompts(bundle: Bundle, prompts: Sequence[str], config: Config) -> list[tuple[str, str]]:
-    """(prompt, reply) pairs; a prompt is a user's turn where the model has a chat template."""
-    tokenizer = bundle.tokenizer
-
-    def encode(prompt: str) -> list[int]:
-        if not tokenizer.chat_template:
-            return tokenizer.encode(prompt)
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-
-    replies = sample(
-        bundle.model,
-        bundle.params,
-        [encode(prompt) for prompt in prompts],
+    """(prompt, reply) pairs, by the config's settings."""
+    replies = reply(
+        bundle,
+        prompts,
         max_tokens=config.samples.max_tokens,
         temperature=config.samples.temperature,
-        stop_ids=bundle.stop_ids,
-        tokenizer=tokenizer,
         seed=config.seed,
         compute=compute(config),
     )
-    return [(p, r.text.strip()) for p, r in zip(prompts, replies, strict=True)]
+    return list(zip(prompts, replies, strict=True))

@@ -119,10 +119,12 @@ class _Loop:
                     stopping = stop.requested(step)
                     # ---- Metrics first, then the save: a resumed run drops what is later ----
                     last = step == steps or stopping
-                    if last or _due(step, config.eval.every) or _due(step, config.samples.every):
+                    saves = last or _due(step, config.checkpoint.every)
+                    looks = _due(step, config.eval.every) or _due(step, config.samples.every)
+                    if last or looks or (saves and config.checkpoint.best):
                         self.read_pending()
                         self.look(step, last=step == steps)
-                    if last or _due(step, config.checkpoint.every):
+                    if saves:
                         self.read_pending()
                         self.save(step)
                     if stopping:
@@ -175,7 +177,9 @@ class _Loop:
         config = self.config
         with self.speed.paused():
             held_out = self.job.pipeline.validation()
-            if held_out is not None and (step == 0 or last or _due(step, config.eval.every)):
+            if held_out is not None and (
+                step == 0 or last or config.checkpoint.best or _due(step, config.eval.every)
+            ):
                 self.held_out = evaluate(self.job, self.state, held_out)
                 self.metrics.write(step, self.held_out)
                 self.progress.log(
@@ -226,7 +230,7 @@ class _Loop:
         try:
             if self.primary:
                 with path.open("wb") as file:
-                    np.savez(file, **batch.columns)
+                    np.savez(file, **dict[str, Any](batch.columns))
         except OSError as error:
             kept = f"its batch could not be written ({error.strerror or error})"
         raise UserError(

@@ -79,7 +79,9 @@ def make_optimizer(
         (2502.16982), and leaves embeddings, head, norms and biases to AdamW.
       weight_decay: decoupled, times the learning rate (adafactor: plain rate).
       clip_norm: the gradient's largest global norm; None for no limit.
-      b1, b2, eps: moments of adamw, lion, and muon's AdamW.
+      b1: decay of the first moment, of adamw, lion and muon's AdamW.
+      b2: decay of the second moment, of the same.
+      eps: added to the root of the second moment.
       momentum: of sgd and muon.
     """
     if name not in OPTIMIZERS:
@@ -136,7 +138,7 @@ def _wide(params: Any) -> Any:
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
-    """Which dimensions of a leaf are the matrix that Muon orthogonalises; None leaves it to AdamW."""
+    """The dimensions of a leaf's matrix that Muon orthogonalises; None leaves it to AdamW."""
     if not row.is_kernel or "vocab" in row.names:
         return None
     place = row.names.index
@@ -148,7 +150,7 @@ def muon_axes(row: Param) -> MuonDimensionNumbers | None:
 def state_shardings(
     tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
 ) -> Any:
-    """Shardings for the optimizer's state: a leaf of a parameter's shape lies where the parameter does.
+    """Shardings for the optimizer's state: what has a parameter's shape lies where that does.
 
     Args:
       tx: the transformation.

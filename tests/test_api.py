@@ -12,7 +12,6 @@ from ptjax.loop import train
 from ptjax.train import main
 from ptjax.workdir import load
 
-QUICK = "import time; t = time.perf_counter(); import ptjax; print(time.perf_counter() - t)"
 HEAVY = """
 import sys, ptjax, ptjax.export.__main__, ptjax.train
 print([name for name in ("jax", "transformers", "orbax", "grain") if name in sys.modules])
@@ -23,10 +22,6 @@ def python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def test_import_is_quick():
-    assert min(float(python(QUICK)) for _ in range(3)) < 0.1
 
 
 def test_import_imports_nothing_heavy():

@@ -17,7 +17,7 @@ from ptjax.errors import UserError, did_you_mean
 
 
 def load(
-    spec: str,
+    spec: str | os.PathLike[str],
     overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
     *,
     partial: bool = False,
@@ -32,6 +32,7 @@ def load(
     Raises:
       UserError: the file, the field or the value is wrong, or required fields have no value.
     """
+    spec = os.fspath(spec)
     config = _get_config(spec)
     if config.is_locked:
         config.unlock()
