@@ -137,7 +137,7 @@ def load_workdir(
     lora = Lora(**record["lora"]) if record["lora"] else None
     model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
     trained = _read(stored, _rows(model), model, mesh, ema=ema)
-    frozen = _frozen(config, model, trained, mesh)
+    frozen, changed = _frozen(config, model, trained, mesh)
     _same_base(frozen, stored, config)
     params = {**frozen, **trained}
     return RunBundle(
@@ -149,7 +149,7 @@ def load_workdir(
         dtypes={name: jnp.dtype(dtype) for name, dtype in record["tensor_dtypes"].items()},
         source=config["model"]["source"] if lora else f"{path}@{stored.step}",
         step=stored.step,
-        changed=_changed(config, model, trained),
+        changed=tuple(name for name in model.table if name in trained or name in changed),
     )
 
 
@@ -178,11 +178,17 @@ def _read(
     return {name.removeprefix(prefix): leaf for name, leaf in stored.read(asked).items()}
 
 
-def _frozen(config: Mapping[str, Any], model: Decoder, trained: Params, mesh: Mesh) -> Params:
-    """The leaves that the checkpoint lacks: the base model's, and adapters as they were made."""
+def _frozen(
+    config: Mapping[str, Any], model: Decoder, trained: Params, mesh: Mesh
+) -> tuple[Params, set[str]]:
+    """The leaves that the checkpoint lacks, and those of them that the base model does not have so.
+
+    They are the base model's; where it was changed before the first step (adapters as they were
+    made, leaves that came with an adapter's folder), that is done again.
+    """
     missing = [name for name in _rows(model) if name not in trained]
     if not missing:
-        return {}
+        return {}, set()
     settings = config["model"]
     base = load(
         settings["source"],
@@ -190,19 +196,19 @@ def _frozen(config: Mapping[str, Any], model: Decoder, trained: Params, mesh: Me
         mesh=mesh,
         special_tokens=tuple(settings["special_tokens"]),
     )
-    if any(name not in base.params for name in missing):
+    params = base.params
+    folder = (config.get("lora") or {}).get("adapter")
+    came_along = folder is not None and os.path.isdir(folder)
+    if came_along or any(name not in params for name in missing):
         from ptjax.config import ConfigDict
         from ptjax.prepare import adapt
 
-        base, _ = adapt(base, ConfigDict(config), mesh)
-    if absent := [name for name in missing if name not in base.params]:
+        params = adapt(base, ConfigDict(config), mesh)[0].params
+    if absent := [name for name in missing if name not in params]:
         raise UserError(f"{settings['source']} has no {absent[0]}: it is not the run's base model")
-    return {name: base.params[name] for name in missing}
-
-
-def _changed(config: Mapping[str, Any], model: Decoder, trained: Params) -> tuple[str, ...]:
-    grown = ("embed", "head") if config["model"]["special_tokens"] else ()
-    return tuple(name for name in model.table if name in trained or name in grown)
+    grown = ("embed", "head") if settings["special_tokens"] else ()
+    changed = {n for n in missing if n in grown or params[n] is not base.params.get(n)}
+    return {name: params[name] for name in missing}, changed
 
 
 def _same_base(frozen: Params, stored: Stored, config: Mapping[str, Any]) -> None:

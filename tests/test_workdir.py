@@ -1,5 +1,6 @@
 """Runs' workdirs, written by hand through `Checkpoints.save`, loaded as models."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ptjax.config import to_json
 from ptjax.config.defaults import defaults
 from ptjax.config.defaults import lora as lora_group
 from ptjax.errors import UserError
+from ptjax.export import export
 from ptjax.models import tokenizer as tokenizers
 from ptjax.models.load import load as load_pretrained
 from ptjax.models.lora import Lora
@@ -35,7 +37,9 @@ def base(tmp_path):
 def logits(bundle):
     tokens = jnp.arange(12).reshape(2, 6) + 5
     span = Span(jnp.tile(jnp.arange(6), (2, 1)), jnp.ones((2, 6), jnp.int32))
-    return bundle.model.logits(bundle.params, bundle.model.hidden(bundle.params, tokens, span))
+    model = bundle.model
+    run = jax.jit(lambda params: model.logits(params, model.hidden(params, tokens, span)))
+    return run(bundle.params)
 
 
 def test_a_run_that_trained_everything_needs_no_base(base, tmp_path):
@@ -83,6 +87,21 @@ def test_adapters_that_were_partly_frozen_are_made_again(base, tmp_path):
     write_run(tmp_path / "run", bundle, base, trained, steps=(1,))
     (tmp_path / "run" / "config.json").write_text(to_json(config))
     got = load_workdir(tmp_path / "run")
+    for name, leaf in bundle.params.items():
+        np.testing.assert_array_equal(got.params[name], leaf, err_msg=name)
+
+
+def test_a_run_that_went_on_from_an_adapter(base, tmp_path):
+    """What came whole with the adapter's folder is neither in the checkpoint nor the base's."""
+    bundle = adapted(base)
+    bundle = replace(bundle, params={**bundle.params, "norm": bundle.params["norm"] + 1})
+    export(bundle, tmp_path / "adapter", kind="adapter", saved=["norm"])
+    write_run(tmp_path / "run", bundle, base, ADAPTERS, steps=(1,))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["lora"] = {"adapter": str(tmp_path / "adapter")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    got = load_workdir(tmp_path / "run")
+    assert got.changed == ("norm",)
     for name, leaf in bundle.params.items():
         np.testing.assert_array_equal(got.params[name], leaf, err_msg=name)
 

@@ -1,5 +1,6 @@
 """Writes a model's folder: weights in shards, configs, tokenizer; or a PEFT adapter's."""
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -178,14 +180,19 @@ def _slice(
     params: Mapping[str, Array], name: str, param: Param, layer: int | None, lora: Lora | None
 ) -> Array:
     """One layer of a leaf, with its adapter folded in."""
-    parts = (name, f"{name}.lora_a", f"{name}.lora_b", f"{name}.dora_m")
-    own = {part: params[part] for part in parts if part in params}
-    if layer is not None:
-        own = {part: leaf[layer] for part, leaf in own.items()}
-        param = param._replace(axes=param.axes.removeprefix("layers "))
+    parts = {part: f"kernel{part}" for part in ("", ".lora_a", ".lora_b", ".dora_m")}
+    own = {ours: params[name + part] for part, ours in parts.items() if name + part in params}
+    if layer is None:
+        return params[name]
     if lora is None or len(own) == 1:
-        return own[name]
-    return lora_module.merge(own, {name: param}, lora)[name]
+        return params[name][layer]
+    return _merged_layer(own, layer, axes=param.axes, lora=lora)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "lora"))
+def _merged_layer(own: Mapping[str, Array], layer: int | Array, *, axes: str, lora: Lora) -> Array:
+    one = {part: leaf[layer] for part, leaf in own.items()}
+    return lora_module.merge(one, {"kernel": Param(axes.removeprefix("layers "))}, lora)["kernel"]
 
 
 def _cast(name: str, tensor: Lazy, dtype: np.dtype) -> Lazy:
