@@ -57,7 +57,9 @@ def params(config=CONFIG):
             math.prod(config.dims[axis] for axis in row.inputs) ** -0.5 if row.is_kernel else 0.2
         )
         center = 1.0 if row.init == "ones" else 0.0
-        made[name] = jnp.asarray(center + scale * state.standard_normal(shape), jnp.float32)
+        value = center + scale * state.standard_normal(shape)
+        with jax.ensure_compile_time_eval():
+            made[name] = jnp.asarray(value, jnp.float32)
     return made
 
 

@@ -80,20 +80,11 @@ def test_a_tied_head_is_compared_in_parts(monkeypatch):
         from_hf(MODEL.table, DIMS, source)
 
 
-def test_bfloat16(params):
+def test_bfloat16_there_and_back():
     low = read(dtype="bfloat16")
-    for name, leaf in params.items():
-        assert low[name].dtype == jnp.bfloat16
-        wanted = np.asarray(leaf).astype(ml_dtypes.bfloat16)
-        assert np.asarray(low[name]).tobytes() == wanted.tobytes()
-
-
-def test_a_bfloat16_checkpoint_comes_back_byte_for_byte():
-    stored = {k: v.astype(ml_dtypes.bfloat16) for k, v in TENSORS.items()}
-    for dtype in ("float32", "bfloat16"):
-        out = to_hf(MODEL.table, DIMS, read(stored, dtype=dtype), np.dtype(ml_dtypes.bfloat16))
-        for name, tensor in out:
-            assert tensor.get().tobytes() == stored[name].tobytes()
+    assert {leaf.dtype for leaf in low.values()} == {jnp.dtype("bfloat16")}
+    for name, tensor in to_hf(MODEL.table, DIMS, low, np.dtype(ml_dtypes.bfloat16)):
+        assert tensor.get().tobytes() == TENSORS[name].astype(ml_dtypes.bfloat16).tobytes()
 
 
 def without(name):
