@@ -30,8 +30,8 @@ def make_schedule(
     Args:
       learning_rate: the peak.
       steps: optimizer steps of the whole run.
-      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`  (2404.06395):
-        constant, then linear down to `final` over the last `decay` of the run.
+      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`
+        (2404.06395): constant, then linear down to `final` over the last `decay` of the run.
       warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
       final: the last learning rate as a fraction of the peak.
       decay: the part of the run in which `wsd` goes down.

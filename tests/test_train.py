@@ -136,7 +136,8 @@ def test_a_regex_says_what_is_trained(folder, trainable, leaves):
     )
     result = loop.train(config, str(folder / f"only {len(leaves)}"), quiet=True)
     before = load(str(untied)).params
-    changed = {n for n, leaf in result.bundle.params.items() if (leaf != before[n]).any()}
+    after = {name: np.asarray(leaf) for name, leaf in result.bundle.params.items()}
+    changed = {name for name, leaf in after.items() if (leaf != np.asarray(before[name])).any()}
     assert changed == leaves
     saved = params_at(folder / f"only {len(leaves)}")
     assert {name for name in saved if name.startswith("params/")} == {f"params/{n}" for n in leaves}
@@ -153,9 +154,7 @@ def test_adapters_train_and_the_rest_is_neither_changed_nor_saved(folder):
         f"params/{a}" for a in adapters
     }
     assert set(result.bundle.params) == set(base) | adapters
-    assert all(
-        (np.asarray(result.bundle.params[name]) == leaf).all() for name, leaf in base.items()
-    )
+    assert tiny.digest({name: result.bundle.params[name] for name in base}) == tiny.digest(base)
     assert all(np.abs(saved[f"params/{name}"]).max() > 0 for name in adapters)
 
 

@@ -3,6 +3,7 @@
 A whole run of `tiny_config(write(folder))` takes a few seconds and needs no real weights.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,14 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ptjax.checkpoint import open_step
-from ptjax.config import ConfigDict, defaults, override
+from ptjax.config import ConfigDict, defaults, override, to_json
 from ptjax.models.families import FAMILIES
 from ptjax.models.load import read_config
 from ptjax.models.spec import hf_names, hf_shape
 from ptjax.models.weights_out import write_safetensors
+from ptjax.prepare import Run, prepare
+from ptjax.types import Batch, Mean, Outputs
 from tests.data.conftest import make_tokenizer
 from tests.data.templates import CHATML
 
@@ -136,6 +141,26 @@ def write_config(folder: Path, **overrides: Any) -> Path:
         f"    return tiny_config({str(folder)!r}, **{overrides!r})\n"
     )
     return path
+
+
+def scaled(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+    """A loss that a sequence's weight scales: what it is multiplied by shows in the batch's loss."""
+    return Mean.of(-outputs.logps * batch["weights"][..., None], batch["mask"]), {}
+
+
+class Prepared:
+    """`prepare`, done once for each config: a second run starts from a copy of the first state."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Run] = {}
+
+    def __call__(self, config: ConfigDict) -> Run:
+        """Takes the place of `ptjax.loop.prepare`."""
+        key = to_json(config)
+        if key not in self.known:
+            self.known[key] = prepare(config)
+        run = self.known[key]
+        return dataclasses.replace(run, state=jax.tree.map(jnp.copy, run.state))
 
 
 def digest(params: Mapping[str, Any]) -> str:
