@@ -91,7 +91,7 @@ class TrainState:
     """optax state over `params`."""
     guard: Any
     """What the step's guards remember: skipped steps, accepted losses."""
-    ema: dict[str, Leaf] | None = None
+    ema: Any = None
     """Exponential moving average of `params`, where asked for."""
     carry: dict[str, Any] = flax.struct.field(default_factory=dict)
     """What an algorithm's stages remember, by stage name."""
