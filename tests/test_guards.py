@@ -57,9 +57,7 @@ def learned(workdir, step=None):
     """Digest of parameters and optimizer, and the guard's counts."""
     stored = open_step(workdir, step)
     leaves = stored.read(stored.leaves)
-    counts = {
-        name: int(leaves[f"guard/{name}"]) for name in ("accepted", "skipped", "streak")
-    }
+    counts = {name: int(leaves[f"guard/{name}"]) for name in ("accepted", "skipped", "streak")}
     kept = {n: leaf for n, leaf in leaves.items() if n.startswith(("params/", "opt_state/"))}
     return tiny.digest(kept), counts
 
@@ -86,7 +84,9 @@ def test_a_spike_before_the_window_is_full_is_no_spike(run):
 
 def test_bad_batches_in_a_row_stop_the_run_and_leave_the_last_of_them(run, tmp_path, folder):
     bad = dict.fromkeys(range(4, 20), np.nan)
-    with pytest.raises(UserError, match=r"5 steps in a row .* up to step 8; .*bad_batch_8.npz") as e:
+    with pytest.raises(
+        UserError, match=r"5 steps in a row .* up to step 8; .*bad_batch_8.npz"
+    ) as e:
         run("stops", bad, steps=12)
     assert e.value.exit_code == 4
     workdir = tmp_path / "stops"

@@ -197,7 +197,9 @@ def test_other_data_are_refused(run, folder):
 def test_other_adapters_are_refused(run, folder):
     workdir = copy_of(run, folder, "other rank")
     before = files(workdir)
-    with pytest.raises(UserError, match=r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"):
+    with pytest.raises(
+        UserError, match=r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"
+    ):
         run("other rank", **{"lora.rank": 8})
     assert files(workdir) == before
 
@@ -221,7 +223,9 @@ def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(folder, tmp_path,
         sizes = {f"mesh.{axis}": size for axis, size in ({"fsdp": 1} | mesh).items()}
         abstract = prepare(tiny.tiny_config(folder, **CONFIGS["full"], **sizes)).abstract
         restored = Checkpoints(tmp_path).restore(abstract).state
-        for leaf, asked, old in zip(*map(jax.tree.leaves, (restored, abstract, state)), strict=True):
+        for leaf, asked, old in zip(
+            *map(jax.tree.leaves, (restored, abstract, state)), strict=True
+        ):
             assert leaf.sharding == asked.sharding
             assert np.asarray(leaf).tobytes() == np.asarray(old).tobytes()
         assert len(restored.params["layers.q"].sharding.device_set) == 8
