@@ -6,11 +6,7 @@ Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sha
 
 import logging
 import math
-<<<<<<< HEAD
-from collections.abc import Mapping, Sequence
-=======
 from collections.abc import Callable, Mapping, Sequence
->>>>>>> mesh
 from typing import Any
 
 import jax
@@ -124,7 +120,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def local(
-    function: Callable[..., Array],
+    function: Callable[..., Any],
     *args: Array,
     inputs: Sequence[Sequence[str | None]],
     output: Sequence[str | None],
@@ -148,7 +144,11 @@ def local(
         rule = RULES[axis] or ()
         return math.prod(mesh.shape[name] for name in ((rule,) if isinstance(rule, str) else rule))
 
-    sizes = [pair for axes, x in zip(inputs, args, strict=True) for pair in zip(axes, x.shape, strict=True)]
+    sizes = [
+        pair
+        for axes, x in zip(inputs, args, strict=True)
+        for pair in zip(axes, x.shape, strict=True)
+    ]
     whole = {RULES[axis] for axis, size in sizes if axis and size % parts(axis)}
 
     def spec(axes: Sequence[str | None]) -> PartitionSpec:

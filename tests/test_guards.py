@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(folder, prepared, tmp_path, monkeypatch):
-    """Runs with batches changed: {number: factor of the loss}; those of factor None are left out."""
+    """Runs with batches changed: {number: factor of the loss}; factor None leaves one out."""
 
     def train(name, factors, **changes):
         def pull(batches):

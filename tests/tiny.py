@@ -144,7 +144,7 @@ def write_config(folder: Path, **overrides: Any) -> Path:
 
 
 def scaled(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-    """A loss that a sequence's weight scales: what it is multiplied by shows in the batch's loss."""
+    """A loss that a sequence's weight scales: the factor shows in the loss."""
     return Mean.of(-outputs.logps * batch["weights"][..., None], batch["mask"]), {}
 
 

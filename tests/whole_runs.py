@@ -206,8 +206,8 @@ def stop_at_random(runs: Runs, tries: int) -> bool:
         early += code == -signal.SIGTERM
     same = sum(runs.finish(workdir) for workdir in sorted(workdirs))
     print(
-        f"SIGTERM at random moments: {tries}; {stopped} saved and exited with 0, {early} before the "
-        f"loop began; {same} of {len(workdirs)} runs bit-identical"
+        f"SIGTERM at random moments: {tries}; {stopped} saved and exited with 0, {early} were "
+        f"before the loop began; {same} of {len(workdirs)} runs bit-identical"
     )
     return same == len(workdirs) and stopped + early == tries
 
