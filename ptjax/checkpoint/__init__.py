@@ -8,8 +8,6 @@ _HOME = {
     "Restored": "reading",
     "Stored": "reading",
     "Watch": "preemption",
-    "changed_keys": "configs",
-    "config_hash": "configs",
     "open_step": "reading",
     "watch": "preemption",
 }
