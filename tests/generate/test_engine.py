@@ -1,0 +1,274 @@
+"""The engine against the full forward pass, alone and in company, on one device and on eight."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax import sharding
+from ptjax.errors import UserError
+from ptjax.forward import ForwardOptions, forward
+from ptjax.generate import engine, sample
+from ptjax.models.convert import from_hf
+from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.load import read_config
+from ptjax.models.weights import TensorSpec
+from ptjax.ops.attention import Span
+from tests import toy
+from tests.golden import weights
+
+FAMILIES = sorted(path.stem for path in (weights.FOLDER / "models").glob("*.npz"))
+PROMPTS = [[3, 9, 4], [5], [8, 8, 1, 2, 60, 7, 7], [1, 2], [30, 31, 32, 33, 34]]
+toy_sample = functools.partial(sample, toy.MODEL)
+quick_jit = functools.partial(jax.jit, compiler_options=toy.QUICK)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly_compiled():
+    """These programs are compiled more often than they are run."""
+    slow = engine._prefill, engine._decode
+    static = ("model", "compute", "slots")
+    engine._prefill = quick_jit(slow[0].__wrapped__, static_argnames=static)
+    engine._decode = quick_jit(
+        slow[1].__wrapped__, static_argnames=static[:2], donate_argnames=("state",)
+    )
+    yield
+    engine._prefill, engine._decode = slow
+
+
+class Letters:
+    """A tokenizer of one character a token."""
+
+    all_special_tokens, all_special_ids = ("<end>",), (63,)
+
+    def decode(self, ids, **_):
+        return "".join(chr(32 + i) for i in ids)
+
+
+class Memory:
+    """A checkpoint that lies in a dict."""
+
+    origin = "memory"
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def specs(self):
+        return {name: TensorSpec(t.shape, t.dtype) for name, t in self.tensors.items()}
+
+    def read(self, name, index=None):
+        return self.tensors[name][index or ()]
+
+
+def family(name):
+    golden = weights.load(f"models/{name}")
+    config = read_config(golden["config"], name)
+    tensors = weights.state_dict(golden["shapes"], golden["config"])
+    model = Decoder(config)
+    return golden, model, from_hf(model.table, config.dims, Memory(tensors))
+
+
+def trainer_logps(model, params, prompts, completions, temperature):
+    """Log-probabilities of the completions by the trainer's forward pass, padded on the right."""
+    longest = max(len(p) + len(c.tokens) for p, c in zip(prompts, completions, strict=True))
+    shape = (len(prompts), 1, longest)
+    columns = {"tokens": np.zeros(shape, np.int32), "valid": np.zeros(shape, bool)}
+    columns["mask"] = np.zeros(shape, np.float32)
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        whole = [*prompt, *completion.tokens]
+        columns["tokens"][i, 0, : len(whole)] = whole
+        columns["valid"][i, 0, : len(whole)] = True
+        columns["mask"][i, 0, len(prompt) : len(whole)] = 1
+    batch = {name: jnp.asarray(column) for name, column in columns.items()}
+    options = ForwardOptions(temperature=temperature)
+    logps = quick_jit(lambda params: forward(model, params, batch, options=options).logps)(params)
+    return [np.asarray(logps)[i, 0][columns["mask"][i, 0] > 0] for i in range(len(prompts))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampler_and_trainer_agree(name):
+    golden, model, params = family(name)
+    ids = golden["ids"]
+    prompts = [ids[0, :11].tolist(), ids[0, 3:5].tolist(), ids[1, :7].tolist()]
+    done = sample(model, params, prompts, max_tokens=6, temperature=0.8, seed=3)
+    wanted = trainer_logps(model, params, prompts, done, 0.8)
+    for completion, logps in zip(done, wanted, strict=True):
+        assert len(completion.tokens) == 6 and completion.finished == "length"
+        np.testing.assert_allclose(completion.logps, logps, atol=1e-4)
+
+
+@functools.cache
+def greedy():
+    return toy_sample(toy.params(), PROMPTS, max_tokens=9)
+
+
+def test_greedy_tokens_are_the_full_forwards():
+    tokens = np.zeros((len(PROMPTS), 16), np.int32)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, greedy(), strict=True)):
+        tokens[row, : len(prompt) + 9] = [*prompt, *completion.tokens]
+
+    @quick_jit
+    def full(tokens):
+        span = Span(jnp.broadcast_to(jnp.arange(16), tokens.shape), jnp.ones_like(tokens))
+        logits = toy.MODEL.logits(toy.params(), toy.MODEL.hidden(toy.params(), tokens, span))
+        return jnp.argmax(logits, -1), jax.nn.log_softmax(logits).max(-1)
+
+    likeliest, logps = map(np.asarray, full(tokens))
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, greedy(), strict=True)):
+        said = slice(len(prompt) - 1, len(prompt) + 8)
+        assert likeliest[row, said].tolist() == list(completion.tokens)
+        np.testing.assert_allclose(logps[row, said], completion.logps, atol=1e-4)
+
+
+def test_a_completion_depends_on_its_own_prompt_and_seed():
+    settings = {"max_tokens": 7, "temperature": 1.5, "top_p": 0.95}
+    seeds = [11, 12, 13, 12, 15]
+    whole = toy_sample(toy.params(), PROMPTS, seed=seeds, **settings)
+    backwards = toy_sample(toy.params(), PROMPTS[::-1], seed=seeds[::-1], rows=2, **settings)
+    alone = toy_sample(toy.params(), PROMPTS[2:3], seed=seeds[2:3], **settings)
+    assert [c.tokens for c in backwards[::-1]] == [c.tokens for c in whole]
+    assert alone[0].tokens == whole[2].tokens
+    twice = toy_sample(toy.params(), [PROMPTS[0]] * 4, seed=[1, 1, 2, 3], **settings)
+    assert twice[0].tokens == twice[1].tokens
+    assert len({c.tokens for c in twice}) == 3
+    shared = toy_sample(toy.params(), [PROMPTS[0]] * 4, seed=1, **settings)
+    assert len({c.tokens for c in shared}) == 4
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}]
+)
+def test_a_mesh_changes_nothing(sizes):
+    mesh = sharding.make_mesh(sizes)
+    params = {
+        name: jax.device_put(leaf, sharding.named(toy.MODEL.table[name].names, leaf.shape, mesh))
+        for name, leaf in toy.params().items()
+    }
+    done = toy_sample(params, PROMPTS, max_tokens=9)
+    for one, other in zip(done, greedy(), strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
+
+
+def test_stop_tokens_end_rows_one_by_one():
+    stop = greedy()[1].tokens[4]
+    done = toy_sample(toy.params(), PROMPTS, max_tokens=9, stop_ids=[stop, 9999])
+    for got, free in zip(done, greedy(), strict=True):
+        end = free.tokens.index(stop) + 1 if stop in free.tokens else 9
+        assert got.tokens == free.tokens[:end]
+        assert got.finished == ("stop" if stop in free.tokens else "length")
+
+
+def test_decoding_ends_when_all_rows_have(monkeypatch):
+    calls = []
+    decode = engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
+    every = list(range(toy.CONFIG.vocab))
+    done = toy_sample(toy.params(), PROMPTS, max_tokens=40, stop_ids=every)
+    assert [len(c.tokens) for c in done] == [1] * 5 and not calls
+
+
+def test_the_loop_stops_early_inside_a_stretch():
+    first, second = greedy()[0].tokens[:2]
+    done = np.array([False, True])
+    tokens = np.zeros((2, 16), np.int32)
+    tokens[:, 13:] = PROMPTS[0]
+    common = engine.Sampling(), np.array([second if second != first else -5], np.int32)
+    _, state = engine._prefill(
+        toy.MODEL, toy.params(), tokens, np.array([3, 3]), np.zeros((2, 2), np.uint32), *common,
+        compute=Compute(), slots=64,
+    )  # fmt: skip
+    made, state = engine._decode(
+        toy.MODEL, toy.params(), state, done, np.int32(32), *common, compute=Compute()
+    )
+    steps = int(state.count) - 1
+    assert made.done.all() and steps == int((np.asarray(made.tokens[0]) >= 0).sum()) < 32
+    assert (np.asarray(made.tokens[1]) == -1).all()
+
+
+def test_text_streams_and_ends_before_a_stop_string():
+    free = [Letters().decode(c.tokens) for c in greedy()]
+    stop = free[2][3:5]
+    heard = [""] * len(PROMPTS)
+
+    def hear(row, text):
+        heard[row] += text
+
+    done = toy_sample(
+        toy.params(), PROMPTS, max_tokens=9, tokenizer=Letters(), stop_strings=[stop, "<end>"],
+        on_tokens=hear,
+    )  # fmt: skip
+    assert [c.text for c in done] == heard
+    special = chr(32 + 63)
+    assert heard == [re.split(f"{re.escape(stop)}|{special}", text)[0] for text in free]
+    assert Letters().decode(done[2].tokens) == heard[2] + stop and done[2].finished == "stop"
+
+
+def test_the_models_positions_bound_a_completion():
+    room = toy.CONFIG.max_positions
+    done = toy_sample(toy.params(), [[1] * (room - 3), [2, 3]], max_tokens=10)
+    assert [len(c.tokens) for c in done] == [3, 10]
+    with pytest.raises(UserError, match=f"prompt 1 has {room} tokens.*{room} positions"):
+        toy_sample(toy.params(), [[1], [1] * room], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"stop_strings": ["x"]}, "tokenizer"),
+        ({"stop_strings": [""], "tokenizer": Letters()}, "empty"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        toy_sample(toy.params(), [[1]], **{"max_tokens": 1, **settings})
+
+
+def test_an_empty_prompt_is_named_and_no_prompts_are_no_work():
+    with pytest.raises(UserError, match="prompt 1 has no tokens"):
+        toy_sample(toy.params(), [[1], []], max_tokens=1)
+    assert toy_sample(toy.params(), [], max_tokens=1) == []
+
+
+def test_ragged_calls_compile_no_more_than_their_buckets():
+    sizes = [engine._prefill._cache_size(), engine._decode._cache_size()]
+    state = np.random.RandomState(0)
+    asked = set()
+    for _ in range(20):
+        lengths = state.randint(1, 20, state.randint(3, 5))
+        prompts = [state.randint(0, 64, length).tolist() for length in lengths]
+        toy_sample(
+            toy.params(),
+            prompts,
+            max_tokens=int(state.randint(2, 8)),
+            temperature=state.rand() + 0.1,
+        )
+        asked.add((engine.bucket(len(prompts)), engine.bucket(int(max(lengths)), least=16)))
+    made = [engine._prefill._cache_size(), engine._decode._cache_size()]
+    assert len(asked) == 4
+    assert all(new - old <= len(asked) for new, old in zip(made, sizes, strict=True))
+
+
+@pytest.mark.parametrize("least", [1, 16])
+def test_buckets_are_few_and_never_half_empty(least):
+    found = [engine.bucket(size, least=least) for size in range(1, 1000)]
+    assert all(size <= got for size, got in enumerate(found, 1))
+    assert all(got < 2 * size for size, got in enumerate(found, 1) if size >= least)
+    assert len(set(found)) < 22 and found == sorted(found)
+
+
+def test_bfloat16_follows_float32():
+    settings = {"max_tokens": 4, "compute": Compute(dtype="bfloat16")}
+    for one, other in zip(toy_sample(toy.params(), PROMPTS, **settings), greedy(), strict=True):
+        assert abs(one.logps[0] - other.logps[0]) < 0.1
