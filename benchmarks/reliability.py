@@ -1,8 +1,10 @@
-r"""The reliability campaign of checkpoints: damage, kills inside saves, kills at random moments.
+r"""The reliability campaign: damage, kills inside saves, kills and SIGTERM at random moments.
 
-    python benchmarks/reliability.py --flips=1000 --truncations=200 --deletions=50 \
+    python -m benchmarks.reliability --flips=1000 --truncations=200 --deletions=50 \
       --phases=100 --kills=100
 
+The parts named `run_...` are about whole runs, which must end in the very bits of one that nothing
+disturbed (tests/whole_runs.py); the others about a small state that is saved again and again.
 Prints one line a part and exits with 1 where a promise was broken. Modules are loaded once and
 every trial runs in a forked process, as a kill needs a process to kill.
 """
@@ -10,6 +12,7 @@ every trial runs in a forked process, as a kill needs a process to kill.
 import argparse
 import os
 import pathlib
+import platform
 import random
 import shutil
 import signal
@@ -25,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ptjax.checkpoint import Checkpoints
+from tests import whole_runs
 
 PHASES = ["copied", "arrays-written", "hashed", "manifest-tmp", "manifest-renamed", "verified"]
 SHAPES = {"w": ((300, 400), np.float32), "b": ((7,), jnp.bfloat16), "step": ((), np.int32)}
@@ -169,13 +173,24 @@ def kills(folder: pathlib.Path, tries: int) -> bool:
     return good == tries
 
 
+def cpu() -> str:
+    """What kind of processor this is."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    defaults = {"flips": 100, "truncations": 40, "deletions": 20, "phases": 12, "kills": 25}
+    alone = {"flips": 100, "truncations": 40, "deletions": 20, "phases": 12, "kills": 25}
+    whole = {"kills": 25, "save_kills": 10, "sigterms": 20, "flips": 100, "truncations": 40}
+    defaults = alone | {f"run_{name}": default for name, default in whole.items()}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
-    print(f"jax {jax.__version__}, orbax {ocp.__version__}, {os.cpu_count()} cores", flush=True)
+    started = time.monotonic()
+    print(f"jax {jax.__version__}, orbax {ocp.__version__}, {cpu()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         kept = [
@@ -184,7 +199,11 @@ def main() -> None:
             damage(folder, "deletions", asked.deletions, lambda whole: None),
             phases(folder, asked.phases),
             kills(folder, asked.kills),
+            whole_runs.campaign(
+                folder, **{name: getattr(asked, f"run_{name}") for name in whole}
+            ),
         ]
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes; every promise held: {all(kept)}")
     sys.exit(0 if all(kept) else 1)
 
 

@@ -92,7 +92,7 @@ def test_bad_batches_in_a_row_stop_the_run_and_leave_the_last_of_them(run, tmp_p
     workdir = tmp_path / "stops"
     with np.load(workdir / "bad_batch_8.npz") as batch:
         assert set(batch) >= {"tokens", "mask", "weights"}
-        assert np.isnan(batch["weights"]).all()
+        assert np.isnan(batch["weights"]).any()
     newest, counts = learned(workdir)
     assert newest == learned(workdir, 3)[0]
     assert counts["accepted"] == 3
