@@ -6,7 +6,7 @@ Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sha
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,43 @@ def constrain(x: Array, *axes: str | None) -> Array:
         divides = size % math.prod(mesh.shape[name] for name in names) == 0
         spec.append(tuple(names) if names and divides else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def local(
+    function: Callable[..., Array],
+    *args: Array,
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Array:
+    """`function(*args)`, each device on its own part of the arrays: nothing moves between devices.
+
+    Where a mesh axis does not divide every array that the rules lay on it, no array is cut along it
+    and its devices do the same work.
+
+    Args:
+      function: of arrays; what it does must not mix entries of the axes that are sharded.
+      *args: its arguments.
+      inputs: the logical axes of each argument, None for one that is not sharded.
+      output: those of its result.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*args)
+
+    def parts(axis: str) -> int:
+        rule = RULES[axis] or ()
+        return math.prod(mesh.shape[name] for name in ((rule,) if isinstance(rule, str) else rule))
+
+    sizes = [pair for axes, x in zip(inputs, args, strict=True) for pair in zip(axes, x.shape, strict=True)]
+    whole = {RULES[axis] for axis, size in sizes if axis and size % parts(axis)}
+
+    def spec(axes: Sequence[str | None]) -> PartitionSpec:
+        rules = [RULES[axis] if axis else None for axis in axes]
+        return PartitionSpec(*(None if rule in whole else rule for rule in rules))
+
+    specs: Any = tuple(map(spec, inputs))
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec(output), check_vma=False)
+    return mapped(*args)
 
 
 def active_batch_shards() -> int:

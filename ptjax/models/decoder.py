@@ -121,8 +121,12 @@ class Decoder:
         **asked: Any,
     ) -> dict[str, Float[Array, "S M"]]:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
+        kernel, vocab_first, softcap = self.head(params)
+        axes = ("vocab", None) if vocab_first else (None, "vocab")
+        # On a mesh it is gathered once, not once a chunk.
+        kernel = constrain(kernel.astype(hidden.dtype), *axes)
         return token_stats(
-            hidden, targets=targets, scored=scored, **self.head(params)._asdict(), **asked
+            hidden, kernel, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
         )
 
     def is_random(self, compute: Compute) -> bool:
@@ -209,7 +213,9 @@ class Decoder:
     def _prepare(self, params, tokens, compute, key, noise):
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
         config = self.config
-        x = params["embed"].astype(compute.dtype)[tokens]
+        # Every device looks up its own tokens: the table is gathered, not the tokens.
+        x = constrain(params["embed"].astype(compute.dtype), "vocab", None)[tokens]
+        x = constrain(x, "batch", None, None)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
         if noise is not None and key is not None:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ptjax.sharding import local
+
 MIN_BLOCK, MAX_BLOCKS = 128, 8
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
@@ -66,7 +68,19 @@ def attention(
         keys after a block of queries are never visible and are skipped.
     """
     static = _Static(scale, softcap, aligned)
-    return _attention(static, q, k, v, query, key, jnp.asarray(window, jnp.int32))
+
+    def run(q, k, v, query_at, query_of, key_at, key_of, window):
+        spans = Span(query_at, query_of), Span(key_at, key_of)
+        return _attention(static, q, k, v, *spans, window)
+
+    # Rows and heads are independent: a partitioner left to itself gathers all heads of a row.
+    heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+    return local(
+        run,
+        *(q, k, v, *query, *key, jnp.asarray(window, jnp.int32)),
+        inputs=(heads, kv_heads, kv_heads, *[("batch", None)] * 4, ()),
+        output=heads,
+    )
 
 
 def _blocks(static: _Static, queries: int, keys: int) -> list[tuple[int, int, int]]:
