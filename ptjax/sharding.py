@@ -144,7 +144,11 @@ def local(
         rule = RULES[axis] or ()
         return math.prod(mesh.shape[name] for name in ((rule,) if isinstance(rule, str) else rule))
 
-    sizes = [pair for axes, x in zip(inputs, args, strict=True) for pair in zip(axes, x.shape, strict=True)]
+    sizes = [
+        pair
+        for axes, x in zip(inputs, args, strict=True)
+        for pair in zip(axes, x.shape, strict=True)
+    ]
     whole = {RULES[axis] for axis, size in sizes if axis and size % parts(axis)}
 
     def spec(axes: Sequence[str | None]) -> PartitionSpec:
