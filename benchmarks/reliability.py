@@ -199,9 +199,7 @@ def main() -> None:
             damage(folder, "deletions", asked.deletions, lambda whole: None),
             phases(folder, asked.phases),
             kills(folder, asked.kills),
-            whole_runs.campaign(
-                folder, **{name: getattr(asked, f"run_{name}") for name in whole}
-            ),
+            whole_runs.campaign(folder, **{name: getattr(asked, f"run_{name}") for name in whole}),
         ]
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; every promise held: {all(kept)}")
     sys.exit(0 if all(kept) else 1)
