@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from ptjax import errors, train
+from ptjax import errors
+from ptjax.train import main
 from tests import tiny
 
 MODEL = "{folder}/model"
@@ -206,7 +207,7 @@ def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["train", *command(folder, asked, workdir)])
     with pytest.raises(SystemExit) as ended:
-        errors.run(train.main)
+        errors.run(main)
     err = capsys.readouterr().err
     assert ended.value.code == 2
     assert err.startswith("error: ")

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from ptjax import loop, train
+from ptjax import loop
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.models.load import load
 from ptjax.prepare import prepare
+from ptjax.train import main
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -228,7 +229,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     workdir = tmp_path / "run"
     words = ["train", f"--config={config}", f"--workdir={workdir}", "--dry_run"]
     monkeypatch.setattr(sys, "argv", words)
-    train.main()
+    main()
     said = capsys.readouterr().out
     assert not workdir.exists()
     count = sum(leaf.size for leaf in load(str(folder / "model")).params.values())
