@@ -11,7 +11,8 @@ import pytest
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
-from ptjax.generate import engine, sample
+from ptjax.generate import engine, sample, steps
+from ptjax.generate.sampling import Sampling
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
@@ -29,14 +30,14 @@ quick_jit = functools.partial(jax.jit, compiler_options=toy.QUICK)
 @pytest.fixture(autouse=True, scope="module")
 def quickly_compiled():
     """These programs are compiled more often than they are run."""
-    slow = engine._prefill, engine._decode
+    slow = steps.prefill, steps.decode
     static = ("model", "compute", "slots")
-    engine._prefill = quick_jit(slow[0].__wrapped__, static_argnames=static)
-    engine._decode = quick_jit(
+    steps.prefill = quick_jit(slow[0].__wrapped__, static_argnames=static)
+    steps.decode = quick_jit(
         slow[1].__wrapped__, static_argnames=static[:2], donate_argnames=("state",)
     )
     yield
-    engine._prefill, engine._decode = slow
+    steps.prefill, steps.decode = slow
 
 
 class Letters:
@@ -171,8 +172,8 @@ def test_stop_tokens_end_rows_one_by_one():
 
 def test_decoding_ends_when_all_rows_have(monkeypatch):
     calls = []
-    decode = engine._decode
-    monkeypatch.setattr(engine, "_decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
+    decode = steps.decode
+    monkeypatch.setattr(steps, "decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
     every = list(range(toy.CONFIG.vocab))
     done = toy_sample(toy.params(), PROMPTS, max_tokens=40, stop_ids=every)
     assert [len(c.tokens) for c in done] == [1] * 5 and not calls
@@ -183,16 +184,16 @@ def test_the_loop_stops_early_inside_a_stretch():
     done = np.array([False, True])
     tokens = np.zeros((2, 16), np.int32)
     tokens[:, 13:] = PROMPTS[0]
-    common = engine.Sampling(), np.array([second if second != first else -5], np.int32)
-    _, state = engine._prefill(
+    common = Sampling(), np.array([second if second != first else -5], np.int32)
+    _, state = steps.prefill(
         toy.MODEL, toy.params(), tokens, np.array([3, 3]), np.zeros((2, 2), np.uint32), *common,
         compute=Compute(), slots=64,
     )  # fmt: skip
-    made, state = engine._decode(
+    made, state = steps.decode(
         toy.MODEL, toy.params(), state, done, np.int32(32), *common, compute=Compute()
     )
-    steps = int(state.count) - 1
-    assert made.done.all() and steps == int((np.asarray(made.tokens[0]) >= 0).sum()) < 32
+    count = int(state.count) - 1
+    assert made.done.all() and count == int((np.asarray(made.tokens[0]) >= 0).sum()) < 32
     assert (np.asarray(made.tokens[1]) == -1).all()
 
 
@@ -249,7 +250,7 @@ def test_an_empty_prompt_is_named_and_no_prompts_are_no_work():
 
 
 def test_ragged_calls_compile_no_more_than_their_buckets():
-    sizes = [engine._prefill._cache_size(), engine._decode._cache_size()]
+    sizes = [steps.prefill._cache_size(), steps.decode._cache_size()]
     state = np.random.RandomState(0)
     asked = set()
     for _ in range(20):
@@ -262,7 +263,7 @@ def test_ragged_calls_compile_no_more_than_their_buckets():
             temperature=state.rand() + 0.1,
         )
         asked.add((engine.bucket(len(prompts)), engine.bucket(int(max(lengths)), least=16)))
-    made = [engine._prefill._cache_size(), engine._decode._cache_size()]
+    made = [steps.prefill._cache_size(), steps.decode._cache_size()]
     assert len(asked) == 2
     assert all(new - old <= len(asked) for new, old in zip(made, sizes, strict=True))
 
