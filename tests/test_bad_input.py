@@ -7,11 +7,9 @@ import sys
 import pytest
 
 from ptjax import errors, train
+from ptjax.checkpoint import Checkpoints
 from tests import tiny
 
-MODEL = "{folder}/model"
-OTHER = "{folder}/other"
-DATA = "config.data.sources[0]"
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +212,55 @@ def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
     assert said.replace("{folder}", str(folder)) in err
     assert not workdir.exists(), "nothing was begun"
     assert (folder / "file").read_text() == ""
+
+
+def test_the_command_itself_prints_one_line_and_no_traceback(folder, tmp_path):
+    workdir = tmp_path / "run"
+    words = command(folder, ["data.sources[0].path={folder}/torn.jsonl"], workdir)
+    done = subprocess.run(
+        [sys.executable, "-m", "ptjax.train", *words], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {folder}/torn.jsonl, line 7: is not JSON")
+    assert done.stderr.count("\n") == 1
+    assert not workdir.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
+    with contextlib.ExitStack() as stack:
+        try:
+            mounted = subprocess.run(mount, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            mounted = False
+        if not mounted:
+            pytest.skip("mounting a small file system needs root")
+        stack.callback(subprocess.run, ["umount", "-l", str(where)], check=True)
+        yield where
+
+
+@pytest.mark.usefixtures("quiet_logs", "quick_compile")
+@pytest.mark.parametrize("left", [700_000, 20_000])
+def test_a_full_disk_costs_no_checkpoint_that_was_there(folder, small_disk, left, monkeypatch, capsys):
+    """Room for a checkpoint and not for two; and not even for the model's files."""
+    with open(small_disk / "ballast", "wb") as ballast:
+        ballast.write(b"x" * (2**20 - left))
+    workdir = small_disk / "run"
+    asked = ["log.tensorboard=true", "checkpoint.every=1"]
+    monkeypatch.setattr(sys, "argv", ["train", *command(folder, asked, workdir)])
+    with pytest.raises(SystemExit) as ended:
+        errors.run(train.main)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    errors_said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors_said) == 1
+    assert "full" in errors_said[0] or "No space left" in errors_said[0]
+    assert "Traceback" not in err
+    os.unlink(small_disk / "ballast")
+    good = Checkpoints(workdir).steps()
+    assert good == ([1] if left > 100_000 else [])
+    assert all(tiny.saved(workdir, step)[0] == step for step in good)
