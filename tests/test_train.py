@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from ptjax import loop, train
+from ptjax import loop
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.models.load import load
 from ptjax.prepare import prepare
+from ptjax.train import main
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -167,7 +168,9 @@ def test_micro_batches_add_up_to_the_batch(folder):
         np.testing.assert_allclose(digests[1][name], leaf, atol=2e-4, err_msg=name)
 
 
-def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets(folder, monkeypatch):
+def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets(
+    folder, monkeypatch
+):
     runs, shapes = [], set()
 
     def watched(config):
@@ -223,7 +226,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     workdir = tmp_path / "run"
     words = ["train", f"--config={config}", f"--workdir={workdir}", "--dry_run"]
     monkeypatch.setattr(sys, "argv", words)
-    train.main()
+    main()
     said = capsys.readouterr().out
     assert not workdir.exists()
     count = sum(leaf.size for leaf in load(str(folder / "model")).params.values())

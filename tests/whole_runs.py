@@ -25,9 +25,10 @@ from pathlib import Path
 import jax
 from jax._src.xla_bridge import backends_are_initialized
 
-from ptjax import errors, loop, train
+from ptjax import errors, loop
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import load, lora
+from ptjax.train import main as train_main
 from tests import tiny
 
 PHASES = ("copied", "arrays-written", "hashed", "manifest-tmp", "manifest-renamed", "verified")
@@ -75,7 +76,7 @@ class Runs:
             sys.argv = ["train", f"--config={self.config}", f"--workdir={workdir}"]
             if fault is not None:
                 loop.Checkpoints = functools.partial(Checkpoints, fault=fault)
-            errors.run(train.main)
+            errors.run(train_main)
 
         return fork(command)
 
