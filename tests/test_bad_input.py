@@ -1,18 +1,18 @@
 """What users get wrong: each is one line, an exit code, and nothing half-done."""
 
+import contextlib
 import json
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
 
 from ptjax import errors
+from ptjax.checkpoint import Checkpoints
 from ptjax.train import main
 from tests import tiny
-
-MODEL = "{folder}/model"
-OTHER = "{folder}/other"
-DATA = "config.data.sources[0]"
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +215,69 @@ def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
     assert said.replace("{folder}", str(folder)) in err
     assert not workdir.exists(), "nothing was begun"
     assert (folder / "file").read_text() == ""
+
+
+def test_the_command_itself_prints_one_line_and_no_traceback(folder, tmp_path):
+    workdir = tmp_path / "run"
+    words = command(folder, ["data.sources[0].path={folder}/torn.jsonl"], workdir)
+    done = subprocess.run(
+        [sys.executable, "-m", "ptjax.train", *words], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {folder}/torn.jsonl, line 7: is not JSON")
+    assert done.stderr.count("\n") == 1
+    assert not workdir.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
+    with contextlib.ExitStack() as stack:
+        try:
+            mounted = subprocess.run(mount, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            mounted = False
+        if not mounted:
+            pytest.skip("mounting a small file system needs root")
+        stack.callback(subprocess.run, ["umount", "-l", str(where)], check=True)
+        yield where
+
+
+def test_a_full_disk_costs_no_checkpoint_that_was_there(folder, small_disk):
+    """Room for a checkpoint or two, and not for more."""
+    workdir = small_disk / "run"
+    words = command(folder, ["checkpoint.every=1"], workdir)
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ptjax.train", *words, "--config.log.tensorboard=true"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "the disk is full at" in said[0]
+    assert "the last good step is" in said[0]
+    assert "Traceback" not in done.stderr
+    good = Checkpoints(workdir).steps()
+    assert len(good) >= 1
+    assert [tiny.saved(workdir, step)[0] for step in good] == good
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_a_disk_too_full_to_begin_is_one_line(folder, small_disk, monkeypatch, capsys):
+    (small_disk / "ballast").write_bytes(b"x" * (2**20 - 20_000))
+    words = ["train", *command(folder, ["log.tensorboard=true"], small_disk / "run")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        errors.run(main)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {small_disk}/run/model: cannot write")
+    assert err.count("\n") == 1
+    assert Checkpoints(small_disk / "run").latest() is None

@@ -28,7 +28,7 @@ from jax._src.xla_bridge import backends_are_initialized
 from ptjax import errors, loop
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import load, lora
-from ptjax.train import main as train_command
+from ptjax.train import main as train_main
 from tests import tiny
 
 PHASES = ("copied", "arrays-written", "hashed", "manifest-tmp", "manifest-renamed", "verified")
@@ -76,7 +76,7 @@ class Runs:
             sys.argv = ["train", f"--config={self.config}", f"--workdir={workdir}"]
             if fault is not None:
                 loop.Checkpoints = functools.partial(Checkpoints, fault=fault)
-            errors.run(train_command)
+            errors.run(train_main)
 
         return fork(command)
 
@@ -144,7 +144,7 @@ def at_random(runs: Runs, number: int, wanted: int, seed: int) -> Iterator[tuple
         place += 1
         workdir = runs.folder / f"signal {number} {place}"
         for _ in range(4):
-            said = len(runs.log.read_text())
+            said, started = len(runs.log.read_text()), time.monotonic()
             child = runs.start(workdir)
             if draw.random() < 0.8:
                 runs.begun(workdir, child)
@@ -155,6 +155,7 @@ def at_random(runs: Runs, number: int, wanted: int, seed: int) -> Iterator[tuple
                 os.kill(child, number)
             code = ended(child)
             if code == 0 and "stopped at step" not in runs.log.read_text()[said:]:
+                runs.seconds = min(runs.seconds, time.monotonic() - started)
                 break
             met += 1
             yield workdir, code

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptjax.errors import UserError
+from ptjax.metrics.board import Board
 from ptjax.metrics.files import (
     METRICS,
     SAMPLES,
@@ -56,7 +57,7 @@ class Metrics:
     ):
         self._enabled = process_index == 0
         self._clock = clock
-        self._board: Any = None
+        self._board: Board | None = None
         self._wandb: Any = None
         self._files: dict[str, Any] = {}
         if not self._enabled:
@@ -80,9 +81,8 @@ class Metrics:
             return
         numbers = {name: _number(value) for name, value in values.items()}
         self._append(METRICS, step, {k: _finite(v) for k, v in numbers.items()})
-        for name, value in numbers.items():
-            if self._use_board:
-                self._tensorboard().add_scalar(name, value, step)
+        if self._use_board:
+            self._guarded(lambda: self._scalars(step, numbers))
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
         self._sync()
@@ -98,7 +98,7 @@ class Metrics:
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Shows a text in TensorBoard."""
         if self._enabled and self._use_board:
-            self._tensorboard().add_text(tag, markdown, step)
+            self._guarded(lambda: self._tensorboard().text(step, tag, markdown))
 
     def resume(self, step: int) -> None:
         """Drops what is later than `step`, so that a run continued from there has each step once.
@@ -114,17 +114,17 @@ class Metrics:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             self._guarded(lambda path=path, text=text: replace_file(path, text))
             self._open(name)
-        self._board = _board(self._folder, purge_step=step + 1) if self._use_board else None
+        if self._use_board:
+            folder = self._folder / "tensorboard"
+            self._board = self._guarded(lambda: Board(folder, purge_step=step + 1))
 
     def close(self) -> None:
         """Flushes and closes everything; may be called twice."""
         if not self._enabled:
             return
-        for file in self._files.values():
+        for file in (*self._files.values(), *([self._board] if self._board else [])):
             with contextlib.suppress(OSError):  # a line that did not fit was reported by its write
                 file.close()
-        if self._board is not None:
-            self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
         self._sync(force=True)
@@ -136,9 +136,13 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _tensorboard(self) -> Any:
+    def _scalars(self, step: int, numbers: Mapping[str, Any]) -> None:
+        for name, value in numbers.items():
+            self._tensorboard().scalar(step, name, value)
+
+    def _tensorboard(self) -> Board:
         if self._board is None:
-            self._board = _board(self._folder)
+            self._board = Board(self._folder / "tensorboard")
         return self._board
 
     def _open(self, name: str) -> None:
@@ -171,12 +175,6 @@ def _number(value: Any) -> float | int:
 
 def _finite(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
-
-
-def _board(folder: Path, purge_step: int | None = None) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
 
 def _start_wandb(folder: Path, arguments: dict[str, Any]) -> Any:
