@@ -1,7 +1,8 @@
 """What a config's step takes on a TPU, by the TPU compiler: nothing is loaded, no TPU is needed.
 
     pip install -e . "libtpu==0.0.42.*"      # in an environment of its own
-    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python -m benchmarks.fits v5e:1x1 configs/sft_colab_tpu.py
+    export TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu
+    python -m benchmarks.fits v5e:1x1 configs/sft_colab_tpu.py
 
 Compiles the train step from shapes alone: parameters, optimizer state and a packed batch, sharded
 as the config says. Prints a chip's memory: arguments (state and batch), temporaries, peak. It says

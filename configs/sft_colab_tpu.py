@@ -1,6 +1,6 @@
-"""Supervised fine-tuning on the one free TPU chip of a Colab notebook (v5e-1, 16 GB).
+r"""Supervised fine-tuning on the one free TPU chip of a Colab notebook (v5e-1, 16 GB).
 
-    python -m ptjax.train --config=configs/sft_colab_tpu.py --workdir=runs/colab \\
+    python -m ptjax.train --config=configs/sft_colab_tpu.py --workdir=runs/colab \
         --config.data.sources[0].path=chat.jsonl
 
 Qwen2.5-1.5B-Instruct with LoRA; `--config=configs/sft_colab_tpu.py:full` trains all of
