@@ -182,7 +182,7 @@ class _Loop:
             ):
                 self.held_out = evaluate(self.job, self.state, held_out)
                 self.metrics.write(step, self.held_out)
-                self.progress.log(
+                self.say(
                     f"step {step}: held-out loss {self.held_out['eval/loss']:.4f}, perplexity "
                     f"{self.held_out['eval/perplexity']:.2f}, accuracy "
                     f"{self.held_out['eval/accuracy']:.1%}"
@@ -192,7 +192,12 @@ class _Loop:
                 pairs = sample_prompts(self.bundle(), prompts, config)
                 self.metrics.samples(step, pairs)
                 prompt, completion = pairs[0]
-                self.progress.log(f"step {step}: {prompt!r} -> {completion!r}")
+                self.say(f"step {step}: {prompt!r} -> {completion!r}")
+
+    def say(self, text: str) -> None:
+        """Shows a line, once for all processes."""
+        if self.primary:
+            self.progress.log(text)
 
     def read_pending(self) -> None:
         """Writes and shows the numbers of the last dispatched step; stops a run gone bad."""
@@ -210,7 +215,7 @@ class _Loop:
             self.progress.update(step, values)
         self._count_compilations(step, batch)
         if not values["accepted"]:
-            self.progress.log(f"step {step}: loss {values['loss']}: skipped, nothing changed")
+            self.say(f"step {step}: loss {values['loss']}: skipped, nothing changed")
         if streak >= self.config.guard.max_skipped:
             self._give_up(step, batch, int(streak))
 

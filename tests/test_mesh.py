@@ -1,4 +1,4 @@
-"""A run on eight devices is the run on one: losses, parameters, evaluation, what moves."""
+"""A run on eight devices is the run on one: losses, parameters, samples, and what moves."""
 
 import functools
 import re
@@ -74,8 +74,7 @@ def prepared(folder):
         if name != "one":
             return build(name, kind)
         with pytest.MonkeyPatch.context() as patch:
-            first = jax.devices()[:1]
-            patch.setattr(jax, "devices", lambda: first)
+            patch.setattr(jax, "devices", functools.partial(list, jax.devices()[:1]))
             return build(name, kind)
 
     return on

@@ -1,0 +1,206 @@
+"""A run of two processes over loopback is the run of one; one goes on from what two saved."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ptjax import data
+from ptjax.checkpoint import open_step
+from ptjax.errors import UserError
+from ptjax.loop import train
+from ptjax.models.load import load
+from ptjax.prepare import prepare
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+STEPS = 3
+OVERRIDES = {
+    "steps": STEPS,
+    "accumulate": 2,
+    "optim.schedule": "constant",
+    # Adam divides by gradients' sizes: without this, rounding of the smallest decides.
+    "optim.eps": 1e-3,
+    "data.tokens_per_batch": 1024,
+    "checkpoint.every": 0,
+    "eval.every": 2,
+    "samples.prompts": ["red sky", "tea"],
+    "samples.max_tokens": 4,
+}
+
+
+def start(folder, **overrides):
+    """Two processes of `python -m ptjax.train` with two devices each, in one workdir."""
+    config = tiny.write_config(folder, **{**OVERRIDES, **overrides})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "ptjax.train", f"--config={config}"]
+    command += [f"--workdir={folder / 'run'}", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    processes = []
+    for index in range(2):
+        out, err = folder / f"out{index}.txt", folder / f"err{index}.txt"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            made = [*command, f"--process={index}"]
+            processes.append(subprocess.Popen(made, stdout=stdout, stderr=stderr, env=environment))
+    return processes
+
+
+def finish(folder, processes):
+    """Waits for both; what they wrote to standard output."""
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    told = [(folder / f"err{index}.txt").read_text()[-3000:] for index in range(2)]
+    assert codes == [0, 0], told
+    return [(folder / f"out{index}.txt").read_text() for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("processes"), vocab_size=384)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The single process's programs are compiled as those of the two."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    """Standard output of two processes that ran to their last step."""
+    return finish(folder, start(folder))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, folder):
+    """The workdir of the same run in this process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    train(tiny.tiny_config(folder, **OVERRIDES), str(workdir), quiet=True)
+    return workdir
+
+
+def arrays(workdir):
+    stored = open_step(workdir)
+    return stored.step, stored.read(stored.leaves)
+
+
+def close(one, other, atol):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], atol=atol, err_msg=name)
+
+
+def test_two_processes_train_what_one_trains(folder, both, alone):
+    rows, wanted = tiny.rows(folder / "run"), tiny.rows(alone)
+    assert [(row["step"], "loss" in row) for row in rows] == [
+        (row["step"], "loss" in row) for row in wanted
+    ]
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row.keys() == expected.keys()
+        for name, value in row.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-5, err_msg=name)
+    (step, leaves), (wanted_step, wanted_leaves) = arrays(folder / "run"), arrays(alone)
+    assert step == wanted_step == STEPS
+    close(leaves, wanted_leaves, 5e-6)
+
+
+def test_the_first_process_alone_writes_and_speaks(folder, both, alone):
+    def texts(workdir):
+        lines = (workdir / "samples.jsonl").read_text().splitlines()
+        return [(row["step"], row["completion"]) for row in map(json.loads, lines)]
+
+    assert texts(folder / "run") == texts(alone)
+    steps = [row["step"] for row in tiny.rows(folder / "run") if "loss" in row]
+    assert steps == list(range(1, STEPS + 1))
+    assert "## Held-out data" in both[0]
+    assert all(line.startswith("[Gloo]") for line in both[1].splitlines())
+    spoken = (folder / "err1.txt").read_text()
+    assert "held-out loss" not in spoken and "tok/s" not in spoken
+    assert "held-out loss" in (folder / "err0.txt").read_text()
+
+
+def test_a_term_signal_to_one_stops_both_and_one_process_goes_on(folder, both, tmp_path):
+    processes = start(folder, steps=100_000)
+    try:
+        metrics = folder / "run" / "metrics.jsonl"
+        patience = time.monotonic() + 200
+        while tiny.rows(folder / "run")[-1]["step"] < STEPS + 3:
+            assert time.monotonic() < patience, metrics.read_text()
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+        out = finish(folder, processes)
+    finally:
+        for process in processes:
+            process.kill()
+    stopped, _ = arrays(folder / "run")
+    assert stopped > STEPS
+    assert f"stopped at step {stopped} of 100000" in out[0]
+    losses = [row["step"] for row in tiny.rows(folder / "run") if "loss" in row]
+    assert losses == list(range(1, stopped + 1))
+    config = tiny.tiny_config(folder, **{**OVERRIDES, "steps": stopped + 1, "samples.prompts": []})
+    result = train(config, str(folder / "run"), quiet=True)
+    assert (result.step, result.finished) == (stopped + 1, True)
+    losses = [row["step"] for row in tiny.rows(folder / "run") if "loss" in row]
+    assert losses == list(range(1, stopped + 2))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_process_makes_only_its_rows(folder, packing):
+    config = tiny.tiny_config(folder, **{**OVERRIDES, "data.packing": packing})
+    if not packing:
+        config.data.batch_size = 16
+    tokenizer = load(config.model.source).tokenizer
+
+    def build(index, count):
+        return data.build(
+            config.data,
+            tokenizer,
+            seed=0,
+            shards=4,
+            accumulate=2,
+            process_index=index,
+            process_count=count,
+        )
+
+    whole, parts = build(0, 1), [build(index, 2) for index in range(2)]
+    streams = [pipeline.train() for pipeline in (whole, *parts)]
+    for _ in range(4):
+        wanted, *got = [next(stream) for stream in streams]
+        assert sum((part.examples for part in got), []) == wanted.examples
+        assert len(got[0].examples) == len(got[1].examples)
+        for name, column in wanted.columns.items():
+            joined = np.concatenate([part.columns[name] for part in got])
+            np.testing.assert_array_equal(joined, column, err_msg=name)
+    for stream in streams:
+        stream.close()
+
+
+def test_shards_that_do_not_divide_over_the_processes(folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    config = tiny.tiny_config(folder, **OVERRIDES)
+    with pytest.raises(UserError, match="8 data shards do not divide over 3 processes"):
+        prepare(config)
