@@ -4,6 +4,7 @@ tensorboardX's own SummaryWriter writes in a thread that dies when the disk is f
 fills, and the training loop waits for ever.
 """
 
+import importlib
 import itertools
 import os
 import socket
@@ -27,16 +28,17 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         from tensorboardX.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         place = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._event, self._flushed = Event, time.monotonic()
+        self._event, self._flushed = events.Event, time.monotonic()
         self._records = RecordWriter(str(folder / f"events.out.tfevents.{place}"))
         self._write(file_version="brain.Event:2")
         if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            started = events.SessionLog(status=events.SessionLog.START)
+            self._write(step=purge_step, session_log=started)
 
     def scalar(self, step: int, tag: str, value: float) -> None:
         """Adds a number."""
