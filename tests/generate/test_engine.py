@@ -97,9 +97,9 @@ def test_sampler_and_trainer_agree(name):
     check_logps(model, params, prompts, max_tokens=6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 9, "top_p": 0.9, "min_p": 0.02}])
-def test_sampler_and_trainer_agree_at_a_temperature(settings):
-    check_logps(toy.MODEL, toy.params(), PROMPTS, max_tokens=6, temperature=0.8, seed=3, **settings)
+def test_sampler_and_trainer_agree_at_a_temperature():
+    filters = {"top_k": 9, "top_p": 0.9, "min_p": 0.02}
+    check_logps(toy.MODEL, toy.params(), PROMPTS, max_tokens=6, temperature=0.8, seed=3, **filters)
 
 
 def check_logps(model, params, prompts, temperature=0.0, **settings):
@@ -146,9 +146,7 @@ def test_a_completion_depends_on_its_own_prompt_and_seed():
     assert len({c.tokens for c in shared}) == 4
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}]
-)
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_a_mesh_changes_nothing(sizes):
     mesh = sharding.make_mesh(sizes)
     params = {
