@@ -161,6 +161,7 @@ def test_micro_batches_add_up_to_the_batch(folder):
             accumulate=accumulate,
             steps=3,
             **{"data.batch_size": 16, "data.validation": None, "checkpoint.every": 0},
+            **{"optim.name": "sgd", "optim.momentum": 0.0, "optim.learning_rate": 0.1},
         )
         result = loop.train(config, str(folder / f"accumulate {accumulate}"), quiet=True)
         digests.append({name: np.asarray(leaf) for name, leaf in result.bundle.params.items()})
