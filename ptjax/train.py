@@ -39,7 +39,6 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ptjax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors are raised and told by us
-    _hear_only_the_main_thread()
     _start_jax(options)
     if options.dry_run:
         from ptjax.dry_run import report
@@ -47,20 +46,6 @@ def main() -> None:
         print(report(config))
         return
     train(config, options.workdir)
-
-
-def _hear_only_the_main_thread() -> None:
-    """Drops tracebacks of background threads: their errors are raised where they are waited for."""
-    import sys
-    import threading
-
-    shown = sys.excepthook
-
-    def hook(*raised: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            shown(*raised)
-
-    sys.excepthook = hook
 
 
 def _start_jax(options: Any) -> None:
