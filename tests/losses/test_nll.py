@@ -1,5 +1,7 @@
 """Supervised losses on arrays: TRL's values and gradients, finite differences, invariances."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from ptjax.algorithms.sft import SFT
 from ptjax.forward import ForwardOptions, forward
 from ptjax.losses.nll import dft, nll, smoothed_nll, z_loss
-from ptjax.models.decoder import Compute
+from ptjax.models.decoder import Compute, Decoder, Head
 from ptjax.ops.logprobs import token_stats
 from ptjax.types import Mean, Outputs
 from tests import toy
@@ -125,24 +127,23 @@ def test_neftunes_noise_is_as_wide_as_transformers(alpha, tokens, width, bound):
     tokens, width = int(tokens), int(width)
     widths = []
 
-    class Spy:
-        config = type("Config", (), {"embed": width})
-
+    class Spy(Decoder):
         def hidden(self, params, ids, span, *, compute, key, noise):
             widths.append(noise)
             return jnp.zeros((*ids.shape, 4))
 
         def head(self, params):
-            return jnp.zeros((4, 8)), False, None
+            return Head(jnp.zeros((4, 8)), False, None)
 
+    spy = Spy(replace(toy.CONFIG, embed=width))
     columns = toy.batch([toy.Example(np.arange(tokens), np.zeros(tokens), 1.0)], tokens + 3)
     options = ForwardOptions(Compute(), neftune=float(alpha))
     batch = {k: jnp.asarray(v) for k, v in columns.items()}
 
     @jax.jit
     def noise(batch):
-        forward(Spy(), {}, batch, options=options, key=jax.random.key(0))
-        forward(Spy(), {}, batch, options=options, key=None)
+        forward(spy, {}, batch, options=options, key=jax.random.key(0))
+        forward(spy, {}, batch, options=options, key=None)
         return widths[0]
 
     wanted = np.where(np.arange(tokens + 3) < tokens, bound, 0)[None]
