@@ -46,15 +46,15 @@ class Lora:
 
 
 def rows(table: Table, lora: Lora) -> dict[str, Param]:
-    """The adapter's own rows of the table, for every kernel of a layer that the targets match.
+    """The adapter's own rows of the table, for every kernel but the head that the targets match.
 
-    The head is not among them: log-probs are computed from its kernel alone.
+    Log-probs are computed from the head's kernel alone.
 
     Raises:
       UserError: the regex matches no kernel.
     """
     added: dict[str, Param] = {}
-    kernels = [name for name, param in table.items() if param.is_kernel and param.stacked]
+    kernels = [name for name, param in table.items() if param.is_kernel and name != "head"]
     for name in kernels:
         if not re.fullmatch(lora.targets, name):
             continue

@@ -1,6 +1,6 @@
 """Supervised losses on arrays: TRL's values and gradients, finite differences, invariances."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -128,14 +128,14 @@ def test_neftunes_noise_is_as_wide_as_transformers(alpha, tokens, width, bound):
     widths = []
 
     class Spy(Decoder):
-        def hidden(self, params, tokens, span, *, compute, key, noise):
+        def hidden(self, params, ids, span, *, compute, key, noise):
             widths.append(noise)
-            return jnp.zeros((*tokens.shape, 4))
+            return jnp.zeros((*ids.shape, 4))
 
         def head(self, params):
             return Head(jnp.zeros((4, 8)), False, None)
 
-    spy = Spy(dataclasses.replace(toy.CONFIG, embed=width))
+    spy = Spy(replace(toy.CONFIG, embed=width))
     columns = toy.batch([toy.Example(np.arange(tokens), np.zeros(tokens), 1.0)], tokens + 3)
     options = ForwardOptions(Compute(), neftune=float(alpha))
     batch = {k: jnp.asarray(v) for k, v in columns.items()}
