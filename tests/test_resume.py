@@ -99,18 +99,6 @@ def same(one, other):
     return tiny.saved(one) == tiny.saved(other) and tiny.rows(one) == tiny.rows(other)
 
 
-def test_a_run_cut_short_twice_ends_as_one_that_was_not(run, folder, kind):
-    name = f"{kind} cut"
-    for step in (4, 6):
-        with pytest.raises(PowerCut):
-            run(name, kind, {step: cut_power})
-    result = run(name, kind)
-    assert (result.step, result.finished) == (6, True)
-    assert same(folder / name, whole(run, folder, kind))
-    best = [Checkpoints(folder / n).steps() for n in (name, kind)]
-    assert best[0] == best[1]
-
-
 def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
     with pytest.raises(PowerCut):
         run("early", at={2: cut_power})
