@@ -52,6 +52,16 @@ _LLAMA = {
 }
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 MODELS = {
+    "smollm2-135m-instruct": _LLAMA
+    | dict(zip(SIZES, (576, 1536, 30, 9), strict=True))
+    | {
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+        "rope_theta": 1e5,
+        "max_position_embeddings": 8192,
+    },
     "Qwen/Qwen2.5-0.5B-Instruct": _QWEN
     | dict(zip(SIZES, (896, 4864, 24, 14), strict=True))
     | {"num_key_value_heads": 2},
@@ -120,12 +130,18 @@ def abstract_batch(config, mesh):
     return {k: jax.ShapeDtypeStruct(s, d, sharding=at) for k, (s, d) in columns.items()}
 
 
-def compile_step(config, mesh):
-    """The config's train step, compiled for the mesh's devices."""
+def compile_step(config, mesh, *, decoder=Decoder):
+    """The config's train step, compiled for the mesh's devices.
+
+    Args:
+      config: of a model in `MODELS`.
+      mesh: of devices that are there, or of a topology.
+      decoder: the model's class.
+    """
     lora = None
     if config.lora is not None:
         lora = Lora(**{k: v for k, v in config.lora.to_dict().items() if k != "adapter"})
-    model = Decoder(read_config(MODELS[config.model.source], config.model.source), lora)
+    model = decoder(read_config(MODELS[config.model.source], config.model.source), lora)
     rows = model.table | (lora_module.rows(model.table, lora) if lora else {})
     options = StepOptions(accumulate=config.accumulate, ema=config.ema)
     schedule, tx, state = abstract_state(config, mesh, model, rows, options)
