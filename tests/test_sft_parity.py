@@ -133,8 +133,8 @@ def test_as_trl(name, monkeypatch):
                 columns = as_trl(columns, rows)
             state, logged = job.train_step(state, sharding.put_batch(columns, job.mesh))
             assert logged["trained_tokens"] == wanted["tokens"][step]
-            np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-3)
-            np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=1e-3)
+            np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-4)
+            np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=5e-4)
             print(
                 f"{name} step {step + 1}: loss {float(logged['loss']):.6f} "
                 f"{float(logged['loss']) - wanted['losses'][step]:+.1e}, gradient norm "
