@@ -118,13 +118,11 @@ class _Loop:
                     self.pending = (step, batch, logged, host_seconds)
                     stopping = stop.requested(step)
                     # ---- Metrics first, then the save: a resumed run drops what is later ----
-                    last = step == steps or stopping
-                    saves = last or _due(step, config.checkpoint.every)
-                    looks = _due(step, config.eval.every) or _due(step, config.samples.every)
-                    if last or looks or (saves and config.checkpoint.best):
+                    last, self.held_out = step == steps, {}
+                    if last or self.evaluates(step) or _due(step, config.samples.every):
                         self.read_pending()
-                        self.look(step, last=step == steps)
-                    if saves:
+                        self.look(step, last=last)
+                    if last or stopping or _due(step, config.checkpoint.every):
                         self.read_pending()
                         self.save(step)
                     if stopping:
@@ -146,7 +144,6 @@ class _Loop:
                 "this run began with; use another workdir"
             )
         self.batches.set_state(found.host["data"])
-        self.held_out = found.host["held_out"]
         self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
         if found.step >= self.job.steps:
             return found.step
@@ -172,14 +169,17 @@ class _Loop:
         except OSError as error:
             raise UserError(f"{self.workdir}: cannot write: {error.strerror or error}") from error
 
+    def evaluates(self, step: int) -> bool:
+        """Whether held-out data is due; before every save on schedule that might be the best."""
+        best = self.config.checkpoint.best and _due(step, self.config.checkpoint.every)
+        return bool(best) or _due(step, self.config.eval.every)
+
     def look(self, step: int, *, last: bool = False) -> None:
         """Held-out loss and samples, where they are due; time that throughput does not count."""
         config = self.config
         with self.speed.paused():
             held_out = self.job.pipeline.validation()
-            if held_out is not None and (
-                step == 0 or last or config.checkpoint.best or _due(step, config.eval.every)
-            ):
+            if held_out is not None and (step == 0 or last or self.evaluates(step)):
                 self.held_out = evaluate(self.job, self.state, held_out)
                 self.metrics.write(step, self.held_out)
                 self.say(
@@ -254,7 +254,6 @@ class _Loop:
                     "data": self.batches.get_state(),
                     "config": json.loads(to_json(self.config)),
                     "frozen": self.frozen,
-                    "held_out": self.held_out,
                 },
                 metrics=self.held_out,
             )

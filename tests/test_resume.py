@@ -99,6 +99,18 @@ def same(one, other):
     return tiny.saved(one) == tiny.saved(other) and tiny.rows(one) == tiny.rows(other)
 
 
+def test_a_run_cut_short_twice_ends_as_one_that_was_not(run, folder, kind):
+    name = f"{kind} cut"
+    for step in (4, 6):
+        with pytest.raises(PowerCut):
+            run(name, kind, {step: cut_power})
+    result = run(name, kind)
+    assert (result.step, result.finished) == (6, True)
+    assert same(folder / name, whole(run, folder, kind))
+    best = [Checkpoints(folder / n).steps() for n in (name, kind)]
+    assert best[0] == best[1]
+
+
 def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
     with pytest.raises(PowerCut):
         run("early", at={2: cut_power})
@@ -106,15 +118,18 @@ def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
     assert same(folder / "early", whole(run, folder))
 
 
-def test_sigterm_saves_says_so_and_the_same_command_goes_on(run, folder, capsys):
-    result = run("told", at={3: lambda: os.kill(os.getpid(), signal.SIGTERM)}, quiet=False)
-    assert (result.step, result.finished) == (3, False)
-    said = "stopped at step 3 of 6; the same command goes on from there\n"
+@pytest.mark.parametrize("step", [3, 5])
+def test_sigterm_saves_says_so_and_the_same_command_goes_on(run, folder, capsys, step):
+    """At a step that is evaluated, and at one at which nothing else is due."""
+    name = f"told at {step}"
+    result = run(name, at={step: lambda: os.kill(os.getpid(), signal.SIGTERM)}, quiet=False)
+    assert (result.step, result.finished) == (step, False)
+    said = f"stopped at step {step} of 6; the same command goes on from there\n"
     assert capsys.readouterr().out == said
-    assert tiny.saved(folder / "told")[0] == 3
+    assert tiny.saved(folder / name)[0] == step
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    run("told")
-    assert same(folder / "told", whole(run, folder))
+    run(name)
+    assert same(folder / name, whole(run, folder))
 
 
 def test_a_finished_run_says_so_and_changes_nothing(run, folder, capsys):

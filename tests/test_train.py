@@ -117,8 +117,11 @@ def test_a_loss_in_a_file_of_ones_own_trains(full, folder, monkeypatch):
     config = from_json((folder / "full" / "config.json").read_text())
     config.method, config.hparams.factor = "my_loss.halved", 0.5
     mine = loop.train(config, str(folder / "mine"), quiet=True)
-    for name, leaf in full.bundle.params.items():
-        np.testing.assert_allclose(mine.bundle.params[name], leaf, atol=2e-4, err_msg=name)
+    assert mine.finished
+    rows = zip(tiny.rows(folder / "mine"), tiny.rows(folder / "full"), strict=True)
+    for one, other in rows:
+        for name in one.keys() & {"loss", "eval/loss"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def assert_only(leaves, source, result):
@@ -154,7 +157,7 @@ def test_adapters_train_and_the_rest_is_neither_changed_nor_saved(folder):
 
 
 def test_micro_batches_add_up_to_the_batch(folder):
-    digests = []
+    params = []
     for accumulate in (1, 2):
         config = tiny.tiny_config(
             folder,
@@ -164,9 +167,9 @@ def test_micro_batches_add_up_to_the_batch(folder):
             **{"optim.name": "sgd", "optim.momentum": 0.0, "optim.learning_rate": 0.1},
         )
         result = loop.train(config, str(folder / f"accumulate {accumulate}"), quiet=True)
-        digests.append({name: np.asarray(leaf) for name, leaf in result.bundle.params.items()})
-    for name, leaf in digests[0].items():
-        np.testing.assert_allclose(digests[1][name], leaf, atol=2e-4, err_msg=name)
+        params.append({name: np.asarray(leaf) for name, leaf in result.bundle.params.items()})
+    for name, leaf in params[0].items():
+        np.testing.assert_allclose(params[1][name], leaf, atol=1e-5, err_msg=name)
 
 
 def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets(
