@@ -336,6 +336,7 @@ def test_two_processes_write_once(tmp_path):
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(script.parents[1])
     both = [
         subprocess.Popen(
             [sys.executable, str(script), port, str(index), str(tmp_path)],
