@@ -3,9 +3,9 @@
     JAX_PLATFORMS=cpu python -m benchmarks.memory
 
 Compiles for one CPU device from shapes alone: nothing is loaded, nothing runs. First whole steps
-of SmolLM2-135M, LoRA and full; then the head by itself, forward and backward, for growing numbers
-of tokens and sizes of vocabulary. Temporaries are what a program needs beside its arguments and
-its results.
+of SmolLM2-135M, LoRA and full; then by what the backward pass computes again, by micro-batches and
+by the head's chunk; then the head by itself, forward and backward, for growing numbers of tokens
+and sizes of vocabulary. Temporaries are what a program needs beside its arguments and its results.
 """
 
 import jax
@@ -14,11 +14,20 @@ import jax.numpy as jnp
 from benchmarks.fits import compile_step
 from ptjax import config as configs
 from ptjax import sharding
-from ptjax.models.decoder import Decoder
+from ptjax.models.decoder import REMAT, Decoder
 from ptjax.ops.logprobs import token_stats
 
 MIB = 2**20
 WIDTH = 576
+SETTINGS = {
+    **{f"remat={policy}": {"remat": policy} for policy in REMAT},
+    "accumulate=4, remat=none": {"remat": "none", "accumulate": 4},
+    "accumulate=4, remat=full": {"remat": "full", "accumulate": 4},
+    **{
+        f"head_chunk={chunk}, remat=full": {"remat": "full", "head_chunk": chunk}
+        for chunk in (128, 1024, 4096)
+    },
+}
 
 
 def naive(hidden, kernel, targets, scored, *, fields, vocab_first=False, **_):
@@ -44,10 +53,12 @@ class Naive(Decoder):
         return naive(hidden, kernel, targets, scored, vocab_first=vocab_first, **asked)
 
 
-def step_memory(tokens, length, with_lora, decoder):
-    """Temporaries and peak of one whole step, MiB."""
+def step_memory(tokens, length, with_lora, decoder=Decoder, accumulate=1, **model):
+    """Temporaries and arguments of one whole step, MiB."""
     config = configs.load("configs/quickstart.py")
     config.data.max_length, config.data.tokens_per_batch = length, tokens
+    config.accumulate = accumulate
+    config.model.update(model)
     if not with_lora:
         config.lora = None
     mesh = sharding.make_mesh({}, jax.devices()[:1])
@@ -94,6 +105,11 @@ def main() -> None:
         chunked, arguments = step_memory(tokens, length, with_lora, Decoder)
         whole, _ = step_memory(tokens, length, with_lora, Naive)
         print(f"{name:28} {arguments:9.0f} {chunked:9.0f} {whole:9.0f}", flush=True)
+    print("\n4 x 1024, temporaries in MiB")
+    print(f"{'':28} {'LoRA':>9} {'full':>9}")
+    for name, settings in SETTINGS.items():
+        lora, full = (step_memory(4096, 1024, which, **settings)[0] for which in (True, False))
+        print(f"{name:28} {lora:9.0f} {full:9.0f}", flush=True)
     print(f"\nthe head alone, hidden and kernel trained, width {WIDTH}, temporaries in MiB")
     print(f"{'tokens':>8} {'vocabulary':>10} {'chunked':>9} {'naive':>9} {'one logits array':>17}")
     for tokens, vocab in (

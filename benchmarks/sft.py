@@ -9,7 +9,8 @@ Both train the same weights on the same file in float32 on the CPU: AdamW, clipp
 learning rate, the last assistant turn trained. TRL runs with its defaults (batches of 8 padded
 examples, gradient checkpointing), then with its packing; ptjax packs. A run is a fresh process; the
 runs are interleaved, ours and theirs in turn, and what is compared is the ratio within each pair.
-`--mode=ours` runs one of ours alone and prints its JSON line; `--profile=DIR` traces a step of it.
+`--mode=ours` runs one of ours alone and prints its JSON line; `--profile=DIR` traces a step of it,
+of which `benchmarks/where.py DIR` makes a table.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="first steps that are not measured")
     parser.add_argument("--tokens_per_batch", type=int, default=2048, help="ours")
     parser.add_argument("--accumulate", type=int, default=2, help="ours")
-    parser.add_argument("--remat", default="dots", help="ours")
+    parser.add_argument("--remat", default="dots_and_attention", help="ours")
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--profile", help="ours: folder for a trace of the last step")
     return parser.parse_args()
@@ -87,6 +88,9 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             losses.append(float(logged["loss"]))
     if args.profile:
         jax.profiler.stop_trace()
+        with jax.set_mesh(run.mesh):
+            program = run.train_step.lower(state, batch).compile().as_text()
+        (Path(args.profile) / "program.txt").write_text(program)
     kept = slice(args.warmup, None)
     return {
         "peer": "ptjax",

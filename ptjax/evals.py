@@ -11,12 +11,11 @@ from ptjax.data.iterate import Batches
 from ptjax.generate.replies import reply
 from ptjax.models.load import Bundle
 from ptjax.prepare import Run, compute
-from ptjax.types import TrainState
+from ptjax.types import Params
 
 
-def evaluate(run: Run, state: TrainState, batches: Batches) -> dict[str, float]:
+def evaluate(run: Run, params: Params, batches: Batches) -> dict[str, float]:
     """Held-out `eval/loss` (nats a trained token), `eval/perplexity` and `eval/accuracy`."""
-    params = state.merged()
     total = None
     for batch in batches:
         part = run.eval_step(params, sharding.put_batch(batch.columns, run.mesh))

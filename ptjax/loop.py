@@ -18,12 +18,12 @@ from ptjax.errors import UserError
 from ptjax.evals import evaluate, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
 from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
-from ptjax.models.load import Bundle
-from ptjax.prepare import Run, fingerprint, prepare
+from ptjax.models.fingerprint import fingerprint
+from ptjax.prepare import Run, prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
-from ptjax.types import TrainState
-from ptjax.workdir import write_model_files
+from ptjax.types import Params, TrainState
+from ptjax.workdir import RunBundle, write_model_files
 
 _log = logging.getLogger("ptjax")
 
@@ -39,7 +39,7 @@ class Result:
       summary: the one-page summary, markdown.
     """
 
-    bundle: Bundle
+    bundle: RunBundle
     step: int
     finished: bool
     workdir: str
@@ -180,7 +180,7 @@ class _Loop:
         with self.speed.paused():
             held_out = self.job.pipeline.validation()
             if held_out is not None and (step == 0 or last or self.evaluates(step)):
-                self.held_out = evaluate(self.job, self.state, held_out)
+                self.held_out = evaluate(self.job, self.params(), held_out)
                 self.metrics.write(step, self.held_out)
                 self.say(
                     f"step {step}: held-out loss {self.held_out['eval/loss']:.4f}, perplexity "
@@ -258,9 +258,23 @@ class _Loop:
                 metrics=self.held_out,
             )
 
-    def bundle(self) -> Bundle:
+    def params(self) -> Params:
+        """All leaves as they are judged and kept: the moving average where there is one."""
+        trained = self.state.params
+        if self.state.ema is not None:
+            trained = {n: self.state.ema[n].astype(leaf.dtype) for n, leaf in trained.items()}
+        return {**self.state.frozen, **trained}
+
+    def bundle(self) -> RunBundle:
         """The model as it stands."""
-        return dataclasses.replace(self.job.bundle, params=self.state.merged())
+        bundle = self.job.bundle
+        fields = {field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)}
+        changed = (*self.state.params, *self.job.changed)
+        return RunBundle(
+            **{**fields, "params": self.params()},
+            step=int(self.state.step),
+            changed=tuple(name for name in bundle.model.table if name in changed),
+        )
 
     def finished_before(self, step: int) -> Result:
         """What a run that had its last step already comes to; its files stay as they are."""

@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Bound, named
 from ptjax.algorithms.sft import token_weights
 from ptjax.config import Config, check
-from ptjax.errors import UserError, check_keys
+from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions
-from ptjax.models import lora as lora_module
+from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Compute
 from ptjax.models.load import Bundle
-from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
@@ -38,6 +36,7 @@ class Run:
     """Everything that a run's loop uses; made by `prepare`.
 
     Attributes:
+      changed: leaves that differ from those of config.model.source before the first step.
       rows: the table's rows of all leaves, adapters included.
       abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
       train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
@@ -47,6 +46,7 @@ class Run:
     config: Config
     mesh: Mesh
     bundle: Bundle
+    changed: set[str]
     rows: dict[str, Param]
     pipeline: data.Pipeline
     bound: Bound
@@ -87,7 +87,9 @@ def prepare(config: Config) -> Run:
         process_count=jax.process_count(),
     )
     steps = _steps(config, pipeline)
-    bundle, rows = adapt(bundle, config, mesh)
+    lora = None if config.lora is None else config.lora.to_dict()
+    base = bundle.params
+    bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
     schedule, tx = optimizer(config, rows, bundle.params, steps)
     options = StepOptions(
         accumulate=config.accumulate,
@@ -121,6 +123,7 @@ def prepare(config: Config) -> Run:
         config=config,
         mesh=mesh,
         bundle=bundle,
+        changed=changed(base, bundle.params, config.model.special_tokens),
         rows=rows,
         pipeline=pipeline,
         bound=bound,
@@ -155,32 +158,6 @@ def _steps(config: Config, pipeline: data.Pipeline) -> int:
             f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps}"
         )
     return steps
-
-
-def adapt(bundle: Bundle, config: Config, mesh: Mesh) -> tuple[Bundle, dict[str, Param]]:
-    """Adds the adapters that the config asks for; returns the rows of all leaves."""
-    table = bundle.model.table
-    if config.lora is None:
-        return bundle, table
-    given = config.lora.to_dict()
-    folder = given.pop("adapter", None)
-    check_keys(given, Lora.__dataclass_fields__, "config.lora")
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
-    if folder is not None:
-        from ptjax.models.peft import read_adapter
-
-        lora, leaves = read_adapter(folder, table, bundle.model.config.dims)
-        lora = replace(lora, dropout=given.get("dropout", 0.0))
-    else:
-        lora = Lora(**given)
-        leaves = lora_module.add(bundle.params, table, bundle.model.config.dims, lora, key)
-    rows = {**table, **lora_module.rows(table, lora)}
-    placed = {
-        name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))
-        for name, leaf in leaves.items()
-    }
-    model = replace(bundle.model, lora=lora)
-    return replace(bundle, model=model, params={**bundle.params, **placed}), rows
 
 
 def optimizer(
@@ -222,7 +199,9 @@ def initial_state(
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = state_shardings(tx, trained, everywhere)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(trained)
-    ema = {name: jnp.copy(leaf) for name, leaf in trained.items()} if config.ema else None
+    ema = None
+    if config.ema:  # in float32: in bfloat16 a small move would be lost
+        ema = {name: jnp.array(leaf, jnp.float32, copy=True) for name, leaf in trained.items()}
     step, guard = jax.device_put((jnp.int32(0), new_guard(options)), everywhere)
     return TrainState(
         step=step,
@@ -240,19 +219,3 @@ def abstract(state: TrainState) -> TrainState:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     return replace(shapes, frozen={})
-
-
-def fingerprint(leaves: Params) -> dict[str, str]:
-    """A checksum of each leaf's bits, computed where it lies, the same on any mesh."""
-
-    @jax.jit
-    def sums(leaves: Params) -> dict[str, Array]:
-        def one(leaf: Array) -> Array:
-            bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-            bits = bits.astype(jnp.uint32).ravel()
-            place = jax.lax.iota(jnp.uint32, bits.size)
-            return jnp.sum((bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519))
-
-        return {name: one(leaf) for name, leaf in leaves.items()}
-
-    return {name: f"{int(value):08x}" for name, value in sums(leaves).items()}

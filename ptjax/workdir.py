@@ -17,7 +17,9 @@ from ptjax.checkpoint.reading import Stored, open_step
 from ptjax.errors import UserError
 from ptjax.models import load as pretrained
 from ptjax.models import lora as lora_module
+from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Decoder
+from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import Bundle
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param, shape
@@ -105,7 +107,7 @@ def load_workdir(
     step: int | None = None,
     mesh: Mesh | None = None,
     *,
-    ema: bool = False,
+    ema: bool | None = None,
     chat_template: str | None = None,
 ) -> RunBundle:
     """Loads the model of a run's checkpoint, its adapters beside the weights (`model.lora`).
@@ -117,7 +119,8 @@ def load_workdir(
       path: the workdir, local or gs://.
       step: which checkpoint; by default the newest that verifies.
       mesh: where the parameters go; None for the first device.
-      ema: take the moving average of the trained leaves instead of the leaves.
+      ema: whether to take the moving average of the trained leaves instead of the last step's; by
+        default where the run kept one, as its evaluation did.
       chat_template: replaces the run's; Jinja text or a path.
 
     Raises:
@@ -137,7 +140,7 @@ def load_workdir(
     lora = Lora(**record["lora"]) if record["lora"] else None
     model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
     trained = _read(stored, _rows(model), model, mesh, ema=ema)
-    frozen, changed = _frozen(config, model, trained, mesh)
+    frozen, moved = _frozen(config, model, trained, mesh)
     _same_base(frozen, stored, config)
     params = {**frozen, **trained}
     return RunBundle(
@@ -149,7 +152,7 @@ def load_workdir(
         dtypes={name: jnp.dtype(dtype) for name, dtype in record["tensor_dtypes"].items()},
         source=config["model"]["source"] if lora else f"{path}@{stored.step}",
         step=stored.step,
-        changed=tuple(name for name in model.table if name in trained or name in changed),
+        changed=tuple(name for name in model.table if name in trained or name in moved),
     )
 
 
@@ -159,9 +162,11 @@ def _rows(model: Decoder) -> dict[str, Param]:
 
 
 def _read(
-    stored: Stored, rows: Mapping[str, Param], model: Decoder, mesh: Mesh, *, ema: bool
+    stored: Stored, rows: Mapping[str, Param], model: Decoder, mesh: Mesh, *, ema: bool | None
 ) -> Params:
     """The trained leaves of a checkpoint, into their sharding."""
+    if ema is None:
+        ema = any(full.startswith("ema/") for full in stored.leaves)
     prefix = "ema/" if ema else "params/"
     dims = {**model.config.dims, "rank": model.lora.rank if model.lora else 0}
     asked = {}
@@ -175,7 +180,10 @@ def _read(
         asked[full] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
     if not asked and ema:
         raise UserError(f"{stored.folder}: no moving average; it is kept where config.ema > 0")
-    return {name.removeprefix(prefix): leaf for name, leaf in stored.read(asked).items()}
+    found = {name.removeprefix(prefix): leaf for name, leaf in stored.read(asked).items()}
+    return {
+        name: leaf.astype(stored.leaves[f"params/{name}"].dtype) for name, leaf in found.items()
+    }
 
 
 def _frozen(
@@ -200,20 +208,14 @@ def _frozen(
     folder = (config.get("lora") or {}).get("adapter")
     came_along = folder is not None and os.path.isdir(folder)
     if came_along or any(name not in params for name in missing):
-        from ptjax.config import ConfigDict
-        from ptjax.prepare import adapt
-
-        params = adapt(base, ConfigDict(config), mesh)[0].params
+        params = adapt(base, config.get("lora"), seed=config["seed"], mesh=mesh)[0].params
     if absent := [name for name in missing if name not in params]:
         raise UserError(f"{settings['source']} has no {absent[0]}: it is not the run's base model")
-    grown = ("embed", "head") if settings["special_tokens"] else ()
-    changed = {n for n in missing if n in grown or params[n] is not base.params.get(n)}
-    return {name: params[name] for name in missing}, changed
+    kept = {name: params[name] for name in missing}
+    return kept, changed(base.params, kept, settings["special_tokens"])
 
 
 def _same_base(frozen: Params, stored: Stored, config: Mapping[str, Any]) -> None:
-    from ptjax.prepare import fingerprint
-
     expected = stored.host().get("frozen")
     if expected is not None and fingerprint(frozen) != expected:
         raise UserError(

@@ -14,10 +14,10 @@ from ptjax.checkpoint import Checkpoints
 from ptjax.config import to_json
 from ptjax.config.defaults import defaults
 from ptjax.models import lora as lora_module
+from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import load
 from ptjax.models.lora import Lora
 from ptjax.models.weights_out import write_safetensors
-from ptjax.prepare import fingerprint
 from ptjax.workdir import write_model_files
 from tests.golden import weights
 

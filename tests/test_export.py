@@ -148,14 +148,15 @@ def test_a_run_by_step_and_moving_average(tmp_path):
     norm = np.asarray(bundle.params["norm"])
     run = str(tmp_path / "run")
     for options, wanted in [
-        ({}, 3 * norm),
-        ({"step": 2}, 2 * norm),
         ({"ema": True}, 3 * norm + 1),
+        ({"step": 2}, 2 * norm + 1),
+        ({}, 3 * norm + 1),
+        ({"ema": False}, 3 * norm),
     ]:
         export(run, tmp_path / "out", **options)
         np.testing.assert_array_equal(tensors(tmp_path / "out")["model.norm.weight"], wanted)
     export(f"{run}@2", tmp_path / "out")
-    np.testing.assert_array_equal(tensors(tmp_path / "out")["model.norm.weight"], 2 * norm)
+    np.testing.assert_array_equal(tensors(tmp_path / "out")["model.norm.weight"], 2 * norm + 1)
     with pytest.raises(UserError, match="name one step"):
         export(f"{run}@2", tmp_path / "out", step=3)
     with pytest.raises(UserError, match="steps there: 2, 3"):

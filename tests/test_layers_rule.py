@@ -21,24 +21,21 @@ ORDER = (
     "step optim checkpoint metrics progress config",
     "run_files report",
     "workdir",
+    "prepare",
     "evals flops dry_run plan export",
     "loop",
     "train",
     "__init__",
     "__main__",
 )
-# Preparing a run loads workdirs, and loading a workdir prepares its adapters: one part, two files.
-SAME = {"prepare": "workdir"}
 RANK = {part: rank for rank, line in enumerate(ORDER) for part in line.split()}
-RANK |= {name: RANK[part] for name, part in SAME.items()}
 
 
 def part(path):
     """Where a file belongs; a package's command (`python -m`) may use everything."""
     if path.stem == "__main__":
         return "__main__"
-    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return SAME.get(name, name)
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imported(path):
@@ -55,7 +52,7 @@ def imported(path):
             if name.split(".")[0] == "ptjax":
                 inner = name.split(".")[1:2]
                 known = inner and inner[0] in RANK
-                yield node.lineno, SAME.get(inner[0], inner[0]) if known else "__init__"
+                yield node.lineno, inner[0] if known else "__init__"
 
 
 FILES = sorted(ROOT.rglob("*.py"))

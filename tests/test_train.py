@@ -12,9 +12,11 @@ import pytest
 from ptjax import loop
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
+from ptjax.evals import evaluate
 from ptjax.models.load import load
 from ptjax.prepare import prepare
 from ptjax.train import main
+from ptjax.workdir import load_workdir
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -94,6 +96,26 @@ def test_the_moving_average_is_that_of_the_parameters_of_every_step(full, folder
             average[name] = 0.5 * average[name] + 0.5 * leaves[f"params/{name}"]
             np.testing.assert_allclose(leaves[f"ema/{name}"], average[name], atol=1e-6)
     assert any((average[name] != leaves[f"params/{name}"]).any() for name in average)
+
+
+def test_what_is_judged_and_kept_is_the_moving_average(full, folder):
+    """The held-out loss of the row, of the result and of the workdir as it loads are one number."""
+    leaves = params_at(folder / "full")
+    for name, leaf in full.bundle.params.items():
+        np.testing.assert_array_equal(leaf, leaves[f"ema/{name}"])
+    loaded = load_workdir(folder / "full")
+    assert all(np.array_equal(loaded.params[n], leaf) for n, leaf in full.bundle.params.items())
+    run = prepare(tiny.tiny_config(folder))
+    said = [row["eval/loss"] for row in tiny.rows(folder / "full") if "eval/loss" in row][-1]
+    with jax.set_mesh(run.mesh):
+        held_out = run.pipeline.validation()
+        assert held_out is not None
+        averaged = evaluate(run, full.bundle.params, held_out)["eval/loss"]
+        held_out = run.pipeline.validation()
+        last = {n: jax.numpy.asarray(leaves[f"params/{n}"]) for n in full.bundle.params}
+        of_last = evaluate(run, last, held_out)["eval/loss"]
+    assert averaged == pytest.approx(said, rel=1e-5)
+    assert abs(of_last - said) > 1e-3
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(full, folder):

@@ -18,10 +18,10 @@ from ptjax.config.defaults import lora as lora_group
 from ptjax.errors import UserError
 from ptjax.export import export
 from ptjax.models import tokenizer as tokenizers
+from ptjax.models.adapt import adapt
 from ptjax.models.load import load as load_pretrained
 from ptjax.models.lora import Lora
 from ptjax.ops.attention import Span
-from ptjax.prepare import adapt
 from ptjax.workdir import RunBundle, load, load_workdir, write_model_files
 from tests.folders import TEMPLATE, adapted, files, write_model, write_run
 
@@ -82,7 +82,9 @@ def test_adapters_that_were_partly_frozen_are_made_again(base, tmp_path):
         config.model.source = str(base)
         config.lora = lora_group(rank=2)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    bundle, _ = adapt(load_pretrained(str(base)), config, mesh)
+    bundle, _ = adapt(
+        load_pretrained(str(base)), config.lora.to_dict(), seed=config.seed, mesh=mesh
+    )
     trained = [name for name in bundle.params if name.endswith("lora_b")]
     write_run(tmp_path / "run", bundle, base, trained, steps=(1,))
     (tmp_path / "run" / "config.json").write_text(to_json(config))
@@ -214,8 +216,11 @@ def test_the_moving_average(base, tmp_path):
     bundle = load_pretrained(str(base))
     write_run(tmp_path / "with", bundle, base, ["norm"], ema=True)
     write_run(tmp_path / "without", bundle, base, ["norm"])
-    got = load_workdir(tmp_path / "with", ema=True)
-    np.testing.assert_array_equal(got.params["norm"], 3 * bundle.params["norm"] + 1)
+    for ema, wanted in [(None, 1), (True, 1), (False, 0)]:
+        got = load_workdir(tmp_path / "with", ema=ema)
+        np.testing.assert_array_equal(got.params["norm"], 3 * bundle.params["norm"] + wanted)
+    got = load_workdir(tmp_path / "without")
+    np.testing.assert_array_equal(got.params["norm"], 3 * bundle.params["norm"])
     with pytest.raises(UserError, match="no moving average; it is kept where config.ema > 0"):
         load_workdir(tmp_path / "without", ema=True)
 

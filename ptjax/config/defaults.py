@@ -23,7 +23,7 @@ def defaults() -> Any:
                 "source": config_dict.required_placeholder(str),
                 "param_dtype": "float32",
                 "dtype": "float32",
-                "remat": "dots",
+                "remat": "dots_and_attention",
                 "dropout": 0.0,
                 "head_chunk": 512,
                 "special_tokens": (),

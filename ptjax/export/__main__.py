@@ -16,7 +16,7 @@ FLAGS = (
     Flag("base", "with --adapter: the hub id or folder of the model it belongs to"),
     Flag("dtype", "float32, bfloat16 or float16; by default as the weights were imported"),
     Flag("max_shard_gb", "a weight file's bound, in 10^9 bytes", type=float, default=5.0),
-    Flag("ema", "the moving average of the trained weights", type=bool),
+    Flag("last", "the last step's weights, where the run kept a moving average", type=bool),
 )
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dtype=options.dtype,
         max_shard_bytes=int(options.max_shard_gb * 10**9),
         step=options.step,
-        ema=options.ema,
+        ema=False if options.last else None,
         base=options.base,
     )
     print(done)

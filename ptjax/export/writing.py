@@ -56,7 +56,7 @@ def export(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     step: int | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     base: str | None = None,
     saved: Sequence[str] = (),
 ) -> Exported:
@@ -75,7 +75,8 @@ def export(
         imported, and float32 for an adapter.
       max_shard_bytes: a weight file's bound.
       step: which checkpoint of a workdir; by default the newest that verifies.
-      ema: the moving average of a workdir's trained leaves.
+      ema: whether to take the moving average of a workdir's trained leaves; by default where there
+        is one.
       base: the model an adapter belongs to, as peft will look for it; by default what it was
         trained on.
       saved: leaves that were trained beside an adapter and go whole into its folder; a workdir
@@ -126,7 +127,7 @@ def _check(kind: str, dtype: str | None) -> None:
         raise UserError(f"export: unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}")
 
 
-def _load(source: str, step: int | None, ema: bool) -> Bundle:
+def _load(source: str, step: int | None, ema: bool | None) -> Bundle:
     workdir, named = split_source(source)
     if workdir is not None:
         if step is not None and named is not None and step != named:

@@ -75,7 +75,7 @@ def from_hf(
     """
     check(table, dims, source)
     _check_tied(table, source)
-    mesh = sharding.make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
+    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     return {
         name: _leaf(name, param, dims, source, jnp.dtype(dtype), mesh)
         for name, param in table.items()

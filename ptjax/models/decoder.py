@@ -15,19 +15,24 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models import families
 from ptjax.models.config import ModelConfig
-from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
+from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
-from ptjax.ops.attention import Span, attention
+from ptjax.ops.attention import ATTENDED, Span, attention
 from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots_and_attention": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED),
+    "dots_and_attention": jax.checkpoint_policies.save_only_these_names(PROJECTED, ATTENDED),
 }
+"""What is kept of a layer for the backward pass, by name; all else is computed again.
+
+A projection is kept once, adapter included: keeping every matrix product would keep the base's and
+the adapter's apart.
+"""
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,7 @@ def load_flax(
         tokenizer = load_tokenizer(tokenizer, chat_template=chat_template)
     elif chat_template is not None:
         tokenizer.chat_template = chat_template
-    mesh = sharding.make_mesh({}, jax.devices()[:1]) if mesh is None else mesh
+    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     params = {
         name: jax.device_put(
             leaf.astype(param_dtype), sharding.named(model.table[name].names, leaf.shape, mesh)

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ptjax.models.config import ModelConfig
 from ptjax.models.lora import Lora, adapted, contract
 
 Layer = Mapping[str, Array]
+PROJECTED = "projected"
+"""The name under which a projection is known to the rematerialisation policies."""
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -43,7 +46,7 @@ def project(layer: Layer, name: str, x: Array, lora: Lora | None, key: Array | N
         out = adapted(layer, name, x, out, lora, key)
     if f"{name}.bias" in layer:
         out = out + layer[f"{name}.bias"].astype(x.dtype)
-    return out
+    return checkpoint_name(out, PROJECTED)
 
 
 def rotate(

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ptjax.sharding import local
 
+ATTENDED = "attended"
+"""The name under which attention's result is known to the rematerialisation policies."""
 MIN_BLOCK, MAX_BLOCKS = 128, 8
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
@@ -153,7 +156,8 @@ def _attention(static: _Static, q, k, v, query: Span, key: Span, window: Array):
 
 
 def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    out, sums = _forward(static, q, k, v, query, key, window)
+    made = _forward(static, q, k, v, query, key, window)
+    out, sums = (checkpoint_name(x, ATTENDED) for x in made)
     return out, (q, k, v, query, key, window, out, sums)
 
 
