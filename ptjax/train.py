@@ -38,7 +38,8 @@ def main() -> None:
         raise UserError("missing --workdir=FOLDER, where checkpoints and metrics go")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ptjax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors are raised and told by us
+    for name in ("absl", "asyncio"):  # Orbax's errors are raised, and told by us
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _start_jax(options)
     if options.dry_run:
         from ptjax.dry_run import report

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -243,6 +244,29 @@ def small_disk(tmp_path):
             pytest.skip("mounting a small file system needs root")
         stack.callback(subprocess.run, ["umount", "-l", str(where)], check=True)
         yield where
+
+
+def test_a_full_disk_costs_no_checkpoint_that_was_there(folder, small_disk):
+    """Room for a checkpoint or two, and not for more."""
+    workdir = small_disk / "run"
+    words = command(folder, ["checkpoint.every=1"], workdir)
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ptjax.train", *words, "--config.log.tensorboard=true"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "the disk is full at" in said[0]
+    assert "the last good step is" in said[0]
+    assert "Traceback" not in done.stderr
+    good = Checkpoints(workdir).steps()
+    assert len(good) >= 1
+    assert [tiny.saved(workdir, step)[0] for step in good] == good
 
 
 @pytest.mark.usefixtures("quiet_logs")

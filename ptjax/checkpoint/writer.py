@@ -1,6 +1,8 @@
 """What happens to one save once its arrays have left the devices."""
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -48,6 +50,7 @@ class Job:
 
         Raises:
           UserError: this step, or a newer one, is there already.
+          OSError: there is no room for it.
 
         """
         step, found = self.manifest.step, steps.scan(self.root)
@@ -66,6 +69,9 @@ class Job:
                 self._supersede(old, old.reason)
         self.folder.mkdir(parents=True)
         self.storage.write(self.folder / INCOMPLETE, "")
+        free = self.storage.free(self.root)
+        if free is not None and free < self.bytes:  # better not begun than broken off
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _supersede(self, old: steps.Step, reason: str) -> None:
         place = self.storage.set_aside(old.folder, "superseded", reason)

@@ -69,10 +69,9 @@ def test_a_disk_that_is_really_full(small_disk, same, caplog):
     checkpoints = Checkpoints(small_disk)
     checkpoints.save(1, random_state(1, small), {}, {})
     checkpoints.wait()
-    checkpoints.save(2, random_state(2, large), {}, {})
     says = r"step 2 failed: the disk is full at .*: up to 1.6 MB needed, .* free; .*step is 1"
     with pytest.raises(UserError, match=says):
-        checkpoints.wait()
+        checkpoints.save(2, random_state(2, large), {}, {})
     assert "step 2: checkpoint of step 2 failed" in caplog.text
     checkpoints.save(3, random_state(3, small), {}, {})
     checkpoints.close()
