@@ -138,7 +138,11 @@ def load_workdir(
         generation = read_object(folder / "generation_config.json")
         tokenizer = load_tokenizer(folder, chat_template=chat_template)
     lora = Lora(**record["lora"]) if record["lora"] else None
-    model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
+    if hf_config.get("model_type") == "flax":  # the module is the user's: built again
+        module = pretrained.load(config["model"]["source"], mesh=mesh).model
+        model = replace(module, lora=lora)
+    else:
+        model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
     trained = _read(stored, _rows(model), model, mesh, ema=ema)
     frozen, moved = _frozen(config, model, trained, mesh)
     _same_base(frozen, stored, config)

@@ -90,6 +90,11 @@ def export(
     target = Path(folder)
     hosts.from_primary(hosts.ticket(), lambda: folders.check(target))
     bundle = source if isinstance(source, Bundle) else _load(source, step, ema)
+    if bundle.hf_config.get("model_type") == "flax":
+        raise UserError(
+            f"{bundle.source}: a flax module of yours has no Hugging Face layout to export to; "
+            "its leaves are the params of ptjax.load"
+        )
     lora = bundle.model.lora
     if kind == "full" and lora is not None:
         raise UserError(f"{bundle.source} has adapters: export it as 'merged' or 'adapter'")

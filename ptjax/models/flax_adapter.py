@@ -105,7 +105,9 @@ class FlaxModel(Decoder):
     ) -> Array:
         """Final hidden states [R, L, D]; logits [R, L, V] of a module that has no `hidden`."""
         if compute.dropout or compute.remat != "none":
-            raise UserError("model.dropout and model.remat: a flax module has its own, not these")
+            raise UserError(
+                "model.dropout and model.remat: a flax module has its own; set them to 0 and 'none'"
+            )
         extra = {}
         if noise is not None and key is not None:
             if not self.noisy:

@@ -1,0 +1,110 @@
+"""Whole runs of a user's own flax module, named by dotted path: train, resume, load, sample."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from ptjax import loop
+from ptjax.config import lora
+from ptjax.errors import UserError
+from ptjax.export import export
+from ptjax.generate.replies import reply
+from ptjax.workdir import load_workdir
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+MODULE = """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Language(nn.Module):
+    vocab: int
+
+    def setup(self):
+        self.embed, self.places = nn.Embed(self.vocab, 16), nn.Embed(128, 16)
+        self.qkv, self.up, self.down = nn.Dense(48), nn.Dense(32), nn.Dense(16)
+        self.norm = nn.LayerNorm()
+        self.out = self.param("out", nn.initializers.lecun_normal(), (16, self.vocab))
+
+    def hidden(self, tokens, positions, segment_ids, *, deterministic):
+        x = self.embed(tokens) + self.places(positions)
+        q, k, v = jnp.split(self.qkv(x), 3, -1)
+        same = segment_ids[:, :, None] == segment_ids[:, None]
+        seen = same & (positions[:, :, None] >= positions[:, None])
+        scores = jnp.where(seen, jnp.einsum("rqe,rse->rqs", q, k) / 4, -1e30)
+        x = x + jax.nn.softmax(scores) @ v
+        return self.norm(x + self.down(nn.gelu(self.up(x))))
+
+    def head(self):
+        return self.out
+
+    def __call__(self, tokens, positions, segment_ids, *, deterministic):
+        where = (tokens, positions, segment_ids)
+        return self.hidden(*where, deterministic=deterministic) @ self.out
+
+
+def build():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained({folder!r})
+    module = Language(len(tokenizer))
+    row = jnp.zeros((1, 4), jnp.int32)
+    params = module.init(jax.random.key(0), row, row, row + 1, deterministic=True)
+    return {"module": module, "params": params, "tokenizer": tokenizer, "max_positions": 128}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny.write(tmp_path_factory.mktemp("flax"))
+    code = textwrap.dedent(MODULE).replace("{folder!r}", repr(str(folder / "model")))
+    (folder / "their_model.py").write_text(code)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    sys.modules.pop("their_model", None)
+
+
+def config(folder, **changes):
+    given = {"model.source": "flax:their_model.build", "model.remat": "none", **changes}
+    return tiny.tiny_config(folder, **given)
+
+
+@pytest.mark.parametrize("adapters", [None, lora(rank=4, targets=r"(qkv|up|down)\.kernel")])
+def test_trains_stops_goes_on_and_is_what_one_run_is(folder, tmp_path, adapters):
+    once = loop.train(config(folder, lora=adapters), str(tmp_path / "once"), quiet=True)
+    for steps in (3, 6):
+        cut = config(folder, lora=adapters, steps=steps, **{"optim.schedule": "constant"})
+        twice = loop.train(cut, str(tmp_path / "twice"), quiet=True)
+    whole = config(folder, lora=adapters, **{"optim.schedule": "constant"})
+    steady = loop.train(whole, str(tmp_path / "steady"), quiet=True)
+    for name, leaf in steady.bundle.params.items():
+        np.testing.assert_array_equal(leaf, twice.bundle.params[name], err_msg=name)
+    rows = [row["loss"] for row in tiny.rows(tmp_path / "once") if "loss" in row]
+    assert once.step == 6
+    assert rows[-1] < rows[0]
+    trained = {name for name in once.bundle.params if "lora" in name}
+    assert bool(trained) == (adapters is not None)
+
+
+def test_what_a_run_left_loads_and_talks(folder, tmp_path):
+    result = loop.train(config(folder), str(tmp_path / "run"), quiet=True)
+    loaded = load_workdir(tmp_path / "run")
+    for name, leaf in result.bundle.params.items():
+        np.testing.assert_array_equal(leaf, loaded.params[name], err_msg=name)
+    said = [reply(b, ["what is blue"], max_tokens=8) for b in (result.bundle, loaded)]
+    assert said[0] == said[1]
+    with pytest.raises(UserError, match="a flax module of yours has no Hugging Face layout"):
+        export(str(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_rematerialisation_is_refused_in_one_line(folder, tmp_path):
+    asked = config(folder, **{"model.remat": "full"})
+    with pytest.raises(UserError, match="a flax module has its own; set them to 0 and 'none'"):
+        loop.train(asked, str(tmp_path / "run"), quiet=True)
