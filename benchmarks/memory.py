@@ -97,7 +97,8 @@ def main() -> None:
     print("a whole step of SmolLM2-135M, temporaries in MiB (arguments: parameters, state, batch)")
     print(f"{'':28} {'arguments':>9} {'chunked':>9} {'naive':>9}")
     for name, tokens, length, with_lora in (
-        ("quickstart, LoRA, 4 x 256", 1024, 256, True),
+        ("quickstart, LoRA, 2 x 256", 512, 256, True),
+        ("LoRA, 4 x 256", 1024, 256, True),
         ("LoRA, 4 x 1024", 4096, 1024, True),
         ("full, 4 x 256", 1024, 256, False),
         ("full, 4 x 1024", 4096, 1024, False),

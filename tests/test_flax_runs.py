@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-    given = {"model.source": "flax:their_model.build", "model.remat": "none", **changes}
+    given = {"model.source": "flax:their_model.build", **changes}
     return tiny.tiny_config(folder, **given)
 
 

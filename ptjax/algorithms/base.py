@@ -1,4 +1,4 @@
-"""What an algorithm is: stages that add columns to a batch, and one pure loss that reads them."""
+"""What an algorithm is: one pure loss over a batch of named columns, and what it needs to know."""
 
 import importlib
 import inspect

@@ -1,12 +1,12 @@
 """Renders conversations through a chat template, and tells its own text from theirs."""
 
-import os
 import re
 from typing import Any, NamedTuple
 
 from ptjax.data.control import Tokens
 from ptjax.data.messages import BadForm, Message
 from ptjax.errors import UserError
+from ptjax.models.tokenizer import template_text
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _KNOWS_THOUGHTS = re.compile(r"\b(reasoning_content|thinking)\b")
@@ -161,12 +161,7 @@ def read_template(tokenizer: Any, given: str | None) -> str:
                 "(a Jinja template or its path), or train on prompt/completion or text"
             )
         return template
-    if "{" in given and "}" in given:
-        return given
-    if not os.path.exists(given):
-        raise UserError(f"config.data.chat_template: no such file {given!r}, nor is it a template")
-    with open(given, encoding="utf-8") as file:
-        return file.read()
+    return template_text(given)
 
 
 def _strings(value: Any) -> list[str]:

@@ -182,7 +182,7 @@ def _start_wandb(folder: Path, arguments: dict[str, Any]) -> Any:
         wandb = importlib.import_module("wandb")
     except ImportError:
         raise UserError(
-            "config.wandb is set, but wandb is not installed: pip install wandb"
+            "config.log.wandb is set, but wandb is not installed: pip install wandb"
         ) from None
     record = folder / WANDB
     if record.exists():

@@ -104,7 +104,7 @@ class FlaxModel(Decoder):
         noise: Array | None = None,
     ) -> Array:
         """Final hidden states [R, L, D]; logits [R, L, V] of a module that has no `hidden`."""
-        if compute.dropout or compute.remat != "none":
+        if compute.dropout or compute.remat not in ("none", "dots_and_attention"):
             raise UserError(
                 "model.dropout and model.remat: a flax module has its own; set them to 0 and 'none'"
             )

@@ -42,7 +42,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, chat_template: str | None 
     else:
         tokenizer = _from_folder(path)
     if chat_template is not None:
-        tokenizer.chat_template = _template_text(chat_template)
+        tokenizer.chat_template = template_text(chat_template)
     return tokenizer
 
 
@@ -124,10 +124,19 @@ def _make_portable(path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _template_text(template: str) -> str:
-    if "{" in template or not template.endswith(".jinja"):
-        return template
+def template_text(given: str) -> str:
+    """A chat template from its Jinja text, or from the path of a file that holds it.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if "{" in given and "}" in given:
+        return given
     try:
-        return Path(template).read_text(encoding="utf-8")
+        return Path(given).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"config.data.chat_template: no such file {given!r}, nor is it a template"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat template {template}: cannot be read: {error}") from error
+        raise UserError(f"chat template {given}: cannot be read: {error}") from error

@@ -2,20 +2,62 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ptjax.errors import UserError
 from ptjax.generate import sample
 from ptjax.models.load import load
+from ptjax.ops.attention import Span
 from tests.golden import weights
+from tests.models.test_tokenizer import SHARED
 
 
-def test_smollm2_says_what_torch_says():
+@pytest.fixture(scope="module")
+def bundle():
     try:
-        bundle = load("smollm2-135m-instruct")
+        return load("smollm2-135m-instruct")
     except UserError as error:
         pytest.skip(str(error))
+
+
+def hidden_states(bundle, ids):
+    """[1, T, D] of one sequence."""
+    tokens = jnp.array([ids], jnp.int32)
+    span = Span(jnp.arange(len(ids), dtype=jnp.int32)[None], jnp.ones_like(tokens))
+    return bundle.model.hidden(bundle.params, tokens, span)
+
+
+def test_logits_are_those_of_torch(bundle):
+    path = weights.FOLDER / "smollm2_generation.json"
+    golden = json.loads(path.read_text(encoding="utf-8"))["logits"]
+    hidden = hidden_states(bundle, golden["ids"])
+    logits = np.asarray(bundle.model.logits(bundle.params, hidden))[0]
+    sums = np.asarray(jax.nn.logsumexp(logits, axis=-1))
+    np.testing.assert_allclose(sums, golden["logsumexp"], atol=2e-4)
+    at = np.array(golden["at"])
+    np.testing.assert_allclose(logits[at[:, 0], at[:, 1]], golden["values"], atol=2e-4)
+
+
+def test_log_probs_and_greedy_tokens_of_the_shared_golden_file(bundle):
+    path = SHARED / "golden_lm_eval_smollm2" / "greedy_and_logprobs.json"
+    if not path.is_file():
+        pytest.skip(f"no golden figures in {path.parent} (set PTJAX_SHARED_DATA)")
+    for chat in json.loads(path.read_text(encoding="utf-8"))["greedy"]:
+        ids = chat["prompt_ids"] + chat["greedy_ids"]
+        hidden = hidden_states(bundle, ids)
+        logps = np.asarray(jax.nn.log_softmax(bundle.model.logits(bundle.params, hidden)))[0]
+        wanted = chat["token_logprobs_of_ids_1_to_n"]
+        told = logps[np.arange(len(wanted)), ids[1 : len(wanted) + 1]]
+        np.testing.assert_allclose(told, wanted, atol=1e-4)
+        start = len(chat["prompt_ids"]) - 1
+        greedy = logps[start : start + len(chat["greedy_ids"])].argmax(-1)
+        assert greedy.tolist() == chat["greedy_ids"]
+
+
+def test_smollm2_says_what_torch_says(bundle):
     path = weights.FOLDER / "smollm2_generation.json"
     chats = json.loads(path.read_text(encoding="utf-8"))["chats"]
     prompts = [chat["prompt_ids"] for chat in chats]

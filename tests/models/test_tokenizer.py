@@ -16,6 +16,7 @@ from ptjax.models.tokenizer import (
     gguf_tokenizer,
     load_tokenizer,
     save_tokenizer,
+    template_text,
 )
 
 SHARED = Path(
@@ -367,3 +368,14 @@ def test_golden_ids_of_the_registered_model():
     for case in golden["tokenization"]:
         assert ids(tokenizer, case["text"]) == case["ids"]
     assert np.array_equal(tokenizer.all_special_ids, [1, 2, 0])
+
+
+@pytest.mark.parametrize("name", ["chat.jinja", "chat.j2", "chat.txt"])
+def test_a_template_is_read_from_any_file(tmp_path, name):
+    (tmp_path / name).write_text("{{ messages[0]['content'] }}!")
+    assert template_text(str(tmp_path / name)) == "{{ messages[0]['content'] }}!"
+
+
+def test_a_template_that_is_neither_text_nor_file(tmp_path):
+    with pytest.raises(UserError, match="no such file .*, nor is it a template"):
+        template_text(str(tmp_path / "chat.j2"))
