@@ -19,6 +19,8 @@ class Encoded(NamedTuple):
     """int32 [length]."""
     mask: np.ndarray
     """bool [length]: trained tokens; never the first."""
+    prompt: int = 0
+    """Tokens before what is trained, or before the completion."""
 
 
 class Chat:
@@ -126,7 +128,7 @@ class Chat:
                 mask |= (starts >= start) & (starts < end)
             if not sequence.ends and mask.any():
                 ids, mask = self._with_eos(ids), np.append(mask, True)
-            results[owner].append(_encoded(ids, mask))
+            results[owner].append(_encoded(ids, mask, int(mask.argmax())))
 
     def _encode_texts(self, texts: list[tuple[int, str, str]], results: list) -> None:
         """Text alone, and prompts with completions: each part by itself, as it would be sampled."""
@@ -148,7 +150,8 @@ class Chat:
             ids = np.concatenate([np.asarray(self.tokens.bos, np.int32), prompt, completion])
             whole = self.train_on == "all" or not len(prompt)
             mask = np.arange(len(ids)) >= (0 if whole else len(ids) - len(completion))
-            results[owner].append(_encoded(self._with_eos(ids), np.append(mask, True)))
+            before = len(ids) - len(completion)
+            results[owner].append(_encoded(self._with_eos(ids), np.append(mask, True), before))
 
     def _with_eos(self, ids: np.ndarray) -> np.ndarray:
         eos = self.tokenizer.eos_token_id
@@ -157,6 +160,6 @@ class Chat:
         return np.append(ids, np.int32(eos))
 
 
-def _encoded(ids: np.ndarray, mask: np.ndarray) -> Encoded:
+def _encoded(ids: np.ndarray, mask: np.ndarray, prompt: int) -> Encoded:
     mask[:1] = False
-    return Encoded(ids.astype(np.int32), mask)
+    return Encoded(ids.astype(np.int32), mask, prompt)

@@ -6,15 +6,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ptjax.data.pieces import Pieces
 from ptjax.data.plan import Step
-from ptjax.data.store import Store
+from ptjax.data.store import FIELDS, Store
 
 
 class HostBatch(NamedTuple):
     """One batch, as far as it is this process's."""
 
     columns: dict[str, np.ndarray]
-    """tokens, valid, mask, weights, and with packing pack: see `ptjax.types`."""
+    """tokens, valid, mask, weights, with packing pack, and those of the kind: see `ptjax.types`."""
     examples: list[int]
     """By row, the number of its example among the pipeline's; -1 for filler."""
 
@@ -26,69 +27,87 @@ class Collate:
     Args:
       stores: by source, its encoded sequences.
       source: by example, its source.
-      starts: by example, where in the store its sequences begin.
-      lengths: by example, its sequences' tokens.
+      pieces: where in the store its sequences are.
+      scores: by example and sequence, the data's judgement.
+      margin: by example, how much better a pair's chosen side is.
+      mismatched: by example, where its prompt with another completion is.
       loss_weights: by source.
       row_length: tokens of a packed row.
       shards: (first, end) of this process's shards.
+      extra: the columns that the kind of data adds.
 
     """
 
     stores: list[Store]
     source: Int[np.ndarray, " E"]
-    starts: Int[np.ndarray, "E N"]
-    lengths: Int[np.ndarray, "E N"]
+    pieces: Pieces
+    scores: Float[np.ndarray, "E N"]
+    margin: Float[np.ndarray, " E"]
+    mismatched: Pieces | None
     loss_weights: Float[np.ndarray, " S"]
     row_length: int
     shards: tuple[int, int]
+    extra: tuple[str, ...] = ()
 
     def __call__(self, step: Step) -> HostBatch:
         """The columns of this process's part of the step."""
         mine = slice(*self.shards)
         chosen = step.examples[mine]
-        shards, block, accumulate = chosen.shape
         flat = chosen.reshape(-1)
         real = flat >= 0
-        lengths = np.where(real[:, None], self.lengths[flat], 0)
-        valid = np.arange(step.length) < lengths[:, :, None]
-        tokens, mask = self._fill(flat, valid)
-        mask[:, :, 0] = 0
-        weights = np.where(real, self.loss_weights[self.source[flat]], 0)
-        shape = (len(flat), lengths.shape[1])
-        columns = {
-            "tokens": tokens,
-            "valid": valid,
-            "mask": mask,
-            "weights": np.broadcast_to(weights[:, None], shape).astype(np.float32),
-        }
+        columns = self._sequences(self.pieces, flat, step.length)
+        weights = np.where(real, self.loss_weights[self.source[flat]], 0)[:, None]
+        there = columns["valid"].any(2)
+        columns["weights"] = np.where(there, weights, 0).astype(np.float32)
+        if "scores" in self.extra:
+            columns["scores"] = np.where(real[:, None], self.scores[flat], 0)
+        if "margin" in self.extra:
+            columns["margin"] = np.where(real, self.margin[flat], 0)
+        if "labels" in self.extra:
+            columns["labels"] = self._read(self.pieces, flat, columns["valid"], "labels")
+        if self.mismatched is not None:
+            other = self._sequences(self.mismatched, flat, step.length)
+            columns |= {f"kl_{name}": column for name, column in other.items()}
         if step.rows:
-            place = np.arange(block)[None, :, None]
-            micro = np.arange(shards)[:, None, None] * step.rows, np.arange(accumulate)
-            row = (micro[0] + step.row[mine]) * accumulate + micro[1]
-            columns["pack"] = _pack(
-                valid,
-                row.reshape(-1),
-                step.start[mine].reshape(-1),
-                np.broadcast_to(place, chosen.shape).reshape(-1),
-                (shards * step.rows * accumulate, self.row_length),
-            )
+            for name in ("", "kl_") if self.mismatched is not None else ("",):
+                columns[f"{name}pack"] = self._packed(columns[f"{name}valid"], step)
         return HostBatch(columns, flat.tolist())
 
-    def _fill(self, flat: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gathers tokens and mask from the stores."""
-        tokens = np.zeros(valid.shape, np.int32)
-        mask = np.zeros(valid.shape, np.float32)
+    def _sequences(self, pieces: Pieces, flat: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Tokens, valid and mask of these examples."""
+        lengths = np.where((flat >= 0)[:, None], pieces.lengths[flat], 0)
+        valid = np.arange(length) < lengths[:, :, None]
+        tokens = self._read(pieces, flat, valid, "tokens")
+        mask = self._read(pieces, flat, valid, "mask").astype(np.float32)
+        mask[:, :, 0] = 0
+        return {"tokens": tokens, "valid": valid, "mask": mask}
+
+    def _read(self, pieces: Pieces, flat: np.ndarray, valid: np.ndarray, field: str) -> np.ndarray:
+        """One of the stores' flat arrays at the valid places of these examples."""
+        values = np.zeros(valid.shape, FIELDS[field])
         sources = np.where(flat >= 0, self.source[flat], -1)
         for index in np.unique(sources[sources >= 0]).tolist():
             mine = np.flatnonzero(sources == index)
-            store = self.stores[index]
-            positions = self.starts[flat[mine]][:, :, None] + np.arange(valid.shape[2])
+            positions = pieces.take(flat[mine]).positions(valid.shape[2])
             here = np.zeros(valid.shape, bool)
             here[mine] = valid[mine]
-            read = positions[valid[mine]]
-            tokens[here] = store.tokens[read]
-            mask[here] = store.mask[read]
-        return tokens, mask
+            values[here] = getattr(self.stores[index], field)[positions[valid[mine]]]
+        return values
+
+    def _packed(self, valid: np.ndarray, step: Step) -> np.ndarray:
+        """The pack column of this process's part of the step."""
+        mine = slice(*self.shards)
+        shards, block, accumulate = step.examples[mine].shape
+        place = np.arange(block)[None, :, None]
+        shard, micro = np.arange(shards)[:, None, None] * step.rows, np.arange(accumulate)
+        row = (shard + step.row[mine]) * accumulate + micro
+        return _pack(
+            valid,
+            row.reshape(-1),
+            step.start[mine].reshape(-1),
+            np.broadcast_to(place, step.examples[mine].shape).reshape(-1),
+            (shards * step.rows * accumulate, self.row_length),
+        )
 
 
 def _pack(

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ptjax.data.kinds import FORMATS
 from ptjax.errors import UserError, check_keys, did_you_mean
 
 TRAIN_ON = ("assistant", "last", "all")
 TRUNCATE = ("end", "start", "split", "drop", "error")
 _NUMBERS = {"weight", "epochs", "loss_weight", "limit"}
-FORMATS = ("messages", "prompt_completion", "text", "sharegpt", "alpaca")
 
 
 @dataclasses.dataclass(frozen=True)

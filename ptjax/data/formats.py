@@ -7,21 +7,13 @@ user, assistant, tool) and `content` (text), and where given `tool_calls`, `reas
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ptjax.data.kinds import KINDS, Kind
 from ptjax.data.messages import BadForm, Message, read_messages, read_tools, sharegpt_messages
 from ptjax.data.rows import Row
 from ptjax.errors import did_you_mean
-
-REQUIRED = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-}
-"""The columns each format needs, in the order in which formats are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,31 +27,8 @@ class Example:
     tools: list[dict[str, Any]] | None = None
 
 
-def detect(columns: set[str]) -> str:
-    """The format that these columns make.
-
-    Raises:
-      BadForm: they make none, or nearly one: the missing column is named.
-
-    """
-    for name, required in REQUIRED.items():
-        if columns.issuperset(required):
-            return name
-    there = ", ".join(sorted(columns)) or "none"
-    for required in REQUIRED.values():
-        if columns.intersection(required):
-            _require(columns, required)
-    known = {column for required in REQUIRED.values() for column in required}
-    near = next((hint for c in sorted(columns) if "mean" in (hint := did_you_mean(c, known))), "")
-    raise BadForm(
-        "no known format: a row has messages, prompt and completion, text, conversations, "
-        "or instruction and output",
-        f"columns: {there}{near}; rename with columns=dict(ours='theirs')",
-    )
-
-
 def canonical(row: Row, *, form: str | None = None, columns: Mapping[str, str]) -> Example:
-    """Brings one row to canonical form.
+    """Brings one row of conversations or text to canonical form.
 
     Args:
       row: column name -> value.
@@ -70,15 +39,67 @@ def canonical(row: Row, *, form: str | None = None, columns: Mapping[str, str]) 
       BadForm: a column is missing or of the wrong type.
 
     """
+    form, row = recognise(row, KINDS["sequences"], form=form, columns=columns)
+    return read_conversation(row, form)
+
+
+def recognise(
+    row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
+) -> tuple[str, Row]:
+    """A row's format, and the row with our names for its columns and without those that are None.
+
+    Raises:
+      BadForm: a column is missing.
+
+    """
     renamed = {ours: _column(row, theirs, ours) for ours, theirs in columns.items()}
     if renamed:
         row = {**{k: v for k, v in row.items() if k not in columns.values()}, **renamed}
     row = {key: value for key, value in row.items() if value is not None}
+    for ours, others in kind.names.items():
+        for theirs in others:
+            if ours not in row and theirs in row:
+                row = {ours if key == theirs else key: value for key, value in row.items()}
     if form is None:
-        form = detect(set(row))
+        form = _detect(set(row), kind)
     else:
-        _require(set(row), REQUIRED[form])
+        _require(set(row), kind.forms[form])
+    return form, row
+
+
+def read_conversation(row: Row, form: str) -> Example:
+    """Reads one of the formats of conversations and text.
+
+    Raises:
+      BadForm: a column is of the wrong type.
+
+    """
     return _READERS[form](row)
+
+
+def read_turns(given: Any, column: str) -> list[Message]:
+    """Messages, or the one message that a row gives without a list around it."""
+    if isinstance(given, dict):
+        given = [given]
+    return read_messages(given, column)
+
+
+def _detect(columns: set[str], kind: Kind) -> str:
+    for name, required in kind.forms.items():
+        if columns.issuperset(required):
+            return name
+    there = ", ".join(sorted(columns)) or "none"
+    known = {column for required in kind.forms.values() for column in required}
+    shared = max(kind.forms.values(), key=lambda required: len(columns.intersection(required)))
+    if columns.intersection(shared):
+        _require(columns, shared, known)
+    near = next((hint for c in sorted(columns) if "mean" in (hint := did_you_mean(c, known))), "")
+    choices = dict.fromkeys(" and ".join(required) for required in kind.forms.values())
+    what = "" if kind.name == "sequences" else f" of {kind.name}"
+    raise BadForm(
+        f"no known format{what}: a row has {' or '.join(choices)}",
+        f"columns: {there}{near}; rename with columns=dict(ours='theirs')",
+    )
 
 
 def _column(row: Row, path: str, ours: str) -> Any:
@@ -95,11 +116,13 @@ def _column(row: Row, path: str, ours: str) -> Any:
     return value
 
 
-def _require(columns: set[str], required: tuple[str, ...]) -> None:
+def _require(columns: set[str], required: tuple[str, ...], known: Iterable[str] = ()) -> None:
     for name in required:
         if name not in columns:
             there = ", ".join(sorted(columns)) or "none"
-            raise BadForm(f"column {name!r} is missing", f"columns: {there}")
+            hint = did_you_mean(name, columns.difference(known))
+            near = hint if "mean" in hint else ""
+            raise BadForm(f"column {name!r} is missing", f"columns: {there}{near}")
 
 
 def _text(row: Row, column: str) -> str:

@@ -13,12 +13,15 @@ from ptjax.data.chat import Chat
 from ptjax.data.columns import Collate
 from ptjax.data.config import DataConfig, SourceConfig, data_config
 from ptjax.data.encode import encode_source
+from ptjax.data.examples import Examples
 from ptjax.data.iterate import Batches, TrainIterator
+from ptjax.data.kinds import Kind, kind_named
+from ptjax.data.mismatch import with_mismatched
 from ptjax.data.order import Mixture
 from ptjax.data.planning import Layout, make_schedule
 from ptjax.data.report import Report
 from ptjax.data.schedule import Schedule
-from ptjax.data.select import Examples, hold_out, select
+from ptjax.data.select import hold_out, select
 from ptjax.errors import UserError
 
 
@@ -27,6 +30,7 @@ class Pipeline:
     """Everything a run reads."""
 
     config: DataConfig
+    kind: Kind
     examples: Examples
     """Those that are trained on."""
     held_out: Examples | None
@@ -53,7 +57,10 @@ class Pipeline:
         schedules = [self.schedule, self.validation_schedule]
         found = {shape for one in schedules if one is not None for shape in one.shapes}
         width, block = self.examples.lengths.shape[1], self.schedule.block
-        return [self.layout.shapes(rows, length, block, width) for rows, length in sorted(found)]
+        extra = self.kind.columns
+        return [
+            self.layout.shapes(rows, length, block, width, extra) for rows, length in sorted(found)
+        ]
 
     def train(self) -> TrainIterator:
         """The run's batches, with get_state and set_state."""
@@ -72,11 +79,14 @@ class Pipeline:
         return Collate(
             stores=[one.store for one in examples.encodings],
             source=examples.source,
-            starts=examples.starts,
-            lengths=examples.lengths,
+            pieces=examples.pieces,
+            scores=examples.scores,
+            margin=examples.margin,
+            mismatched=examples.mismatched,
             loss_weights=np.array([one.source.loss_weight for one in examples.encodings]),
             row_length=self.layout.row_length,
             shards=(index * each, (index + 1) * each),
+            extra=self.kind.columns,
         )
 
 
@@ -84,6 +94,7 @@ def build(
     config: Any,
     tokenizer: Any,
     *,
+    kind: str = "sequences",
     seed: int,
     shards: int = 1,
     accumulate: int = 1,
@@ -96,6 +107,7 @@ def build(
     Args:
       config: `config.data`; see `ptjax.data.config.DataConfig`.
       tokenizer: a fast `transformers` tokenizer.
+      kind: what is read of a row and what an example is, one of `ptjax.data.kinds.KINDS`.
       seed: of the order, and of what is held out.
       shards: parts of a batch along its first axis, over all hosts.
       accumulate: micro-batches of an optimizer step.
@@ -108,16 +120,23 @@ def build(
 
     """
     config = data_config(config)
+    what = kind_named(kind)
+    _check_kind(config, what)
     if shards % process_count:
         raise UserError(f"{shards} data shards do not divide over {process_count} processes")
     cache = cache_dir or config.cache or _temporary_folder()
     chat = Chat(tokenizer, config.chat_template, train_on=config.train_on)
-    examples, reports = _read(config.sources, config, chat, cache)
+    examples, reports = _read(config.sources, config, chat, cache, what)
     held_out, held_reports = None, []
     if isinstance(config.validation, tuple):
-        held_out, held_reports = _read(config.validation, config, chat, cache)
+        held_out, held_reports = _read(config.validation, config, chat, cache, what)
+        width = max(examples.lengths.shape[1], held_out.lengths.shape[1])
+        examples, held_out = examples.widened(width), held_out.widened(width)
     elif config.validation is not None:
         examples, held_out = hold_out(examples, config.validation, seed)
+    if "kl_tokens" in what.columns:
+        examples = with_mismatched(examples, config.max_length)
+        held_out = held_out and with_mismatched(held_out, config.max_length)
     layout = Layout.of(config, [examples, held_out], shards=shards, accumulate=accumulate)
     order_seed = seed if config.shuffle else None
     identity = _identity(examples, config, seed)
@@ -134,6 +153,7 @@ def build(
     report = Report.of(reports, held_reports, examples, held_out, layout, schedule)
     return Pipeline(
         config,
+        what,
         examples,
         held_out,
         report,
@@ -151,20 +171,38 @@ def _temporary_folder() -> str:
     return folder
 
 
+def _check_kind(config: DataConfig, kind: Kind) -> None:
+    """Refuses what makes sense for sequences alone."""
+    if not kind.judged:
+        return
+    if config.truncate == "split":
+        raise UserError(
+            f"config.data.truncate = 'split': an example of kind {kind.name!r} has no pieces; "
+            "use 'end', 'start' or 'drop'"
+        )
+    if config.train_on == "all":
+        raise UserError(
+            f"config.data.train_on = 'all': of kind {kind.name!r} completions are trained; "
+            "use 'assistant' or 'last'"
+        )
+
+
 def _read(
-    sources: tuple[SourceConfig, ...], config: DataConfig, chat: Chat, cache: str
+    sources: tuple[SourceConfig, ...], config: DataConfig, chat: Chat, cache: str, kind: Kind
 ) -> tuple[Examples, list]:
-    return select([encode_source(source, config, chat, cache) for source in sources], config)
+    encodings = [encode_source(source, config, chat, cache, kind) for source in sources]
+    return select(encodings, config, kind)
 
 
 def _identity(examples: Examples, config: DataConfig, seed: int) -> bytes:
     """What the order of examples and their content depend on, hosts and shards left out."""
     digest = hashlib.sha256()
-    for array in (examples.source, examples.row, examples.starts, examples.lengths):
+    arrays = [examples.source, examples.row, *examples.pieces, *(examples.mismatched or ())]
+    for array in (*arrays, examples.scores, examples.margin):
         digest.update(np.ascontiguousarray(array).tobytes())
     for one in examples.encodings:
-        digest.update(repr(one.store.meta["files"]["tokens"]).encode())
-        digest.update(repr(one.store.meta["files"]["mask"]).encode())
+        for name in ("tokens", "mask", "labels"):
+            digest.update(repr(one.store.meta["files"][name]).encode())
     keys = ("packing", "tokens_per_batch", "row_length", "batch_size", "buckets", "shuffle")
     mixing = [(source.weight, source.epochs) for source in config.sources]
     digest.update(repr([seed, mixing, *(getattr(config, key) for key in keys)]).encode())

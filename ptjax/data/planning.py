@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 
 from ptjax.data.config import DataConfig
+from ptjax.data.examples import Examples
 from ptjax.data.order import Mixture, interleave
 from ptjax.data.plan import Blocks, Plan
 from ptjax.data.plan_batches import PackedBatches
 from ptjax.data.plan_padded import PaddedBatches
 from ptjax.data.plan_rows import PackedRows
 from ptjax.data.schedule import Schedule
-from ptjax.data.select import Examples
 from ptjax.errors import UserError
 
 _SHORTEST_BUCKET = 64
@@ -46,8 +46,10 @@ class Layout:
 
         """
         blocks = Blocks(shards, accumulate)
-        longest = max(int(part.lengths.max()) for part in parts if part is not None)
-        row_length = config.row_length or config.max_length
+        there = [part for part in parts if part is not None]
+        longest = max(int(part.longest.max()) for part in there)
+        largest = max(int(part.sizes().max()) for part in there)
+        row_length = _row_length(config, largest, blocks)
         rows = None
         split = f"{shards} shards x {accumulate} micro-batches"
         if config.batch_size is not None:
@@ -73,13 +75,18 @@ class Layout:
             )
         return cls(blocks, config.packing, row_length, rows, config.batch_size, length, buckets)
 
-    def shapes(self, rows: int, length: int, block: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Global shapes of a batch's columns."""
+    def shapes(
+        self, rows: int, length: int, block: int, width: int, extra: tuple[str, ...] = ()
+    ) -> dict[str, tuple[int, ...]]:
+        """Global shapes of a batch's columns, with those that the kind of data adds."""
         size = self.blocks.parts * block
         sequence = (size, width, length)
         shapes = {"tokens": sequence, "valid": sequence, "mask": sequence, "weights": sequence[:2]}
+        extras = {"scores": sequence[:2], "margin": sequence[:1]}
+        shapes |= {name: extras.get(name, sequence) for name in extra}
         if rows:
-            shapes["pack"] = (rows * self.blocks.parts, self.row_length)
+            for name in ("pack", "kl_pack") if "kl_tokens" in extra else ("pack",):
+                shapes[name] = (rows * self.blocks.parts, self.row_length)
         return shapes
 
 
@@ -103,7 +110,7 @@ def make_schedule(
       like: another schedule whose shapes are used where they suffice.
 
     """
-    sizes, longest = examples.sizes(), examples.lengths.max(1)
+    sizes, longest = examples.sizes(), examples.longest
 
     def plan(counts: tuple[int, ...]) -> Plan:
         def order(epoch: int) -> np.ndarray:
@@ -129,6 +136,34 @@ def make_schedule(
     if layout.batch is None:
         schedule.block = -(-schedule.block // _ROUND_BLOCK) * _ROUND_BLOCK
     return schedule
+
+
+def _row_length(config: DataConfig, largest: int, blocks: Blocks) -> int:
+    """Tokens of a packed row: the config's, else max_length, or what the largest example needs.
+
+    An example whose sequences take more than max_length gets the shortest rows that hold it and
+    fill the tokens of a block without rest.
+    """
+    if not config.packing or largest <= (config.row_length or config.max_length):
+        return config.row_length or config.max_length
+    needed = -(-largest // _ROUND_LENGTH) * _ROUND_LENGTH
+    what = f"the sequences of the largest example take {largest} tokens together"
+    if config.row_length:
+        raise UserError(
+            f"config.data.row_length = {config.row_length}: {what}; set {needed}, or a smaller "
+            "config.data.max_length"
+        )
+    if config.batch_size is not None:
+        return needed
+    tokens = (config.tokens_per_batch or 0) // blocks.parts
+    for rows in range(tokens // largest, 0, -1):
+        if tokens % rows == 0:
+            return tokens // rows
+    split = f"{blocks.shards} shards x {blocks.accumulate} micro-batches"
+    raise UserError(
+        f"config.data.tokens_per_batch = {config.tokens_per_batch} leaves {tokens} tokens to each "
+        f"of {split}, but {what}; set {needed * blocks.parts}, or a smaller config.data.max_length"
+    )
 
 
 def _powers_of_two(longest: int) -> tuple[int, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ptjax.data.examples import Examples, SourceReport
 from ptjax.data.planning import Layout
 from ptjax.data.schedule import Schedule
-from ptjax.data.select import Examples, SourceReport
 
 
 @dataclasses.dataclass

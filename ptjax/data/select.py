@@ -8,73 +8,19 @@ import collections
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from ptjax.data.config import DataConfig
+from ptjax.data.cut import judged_examples
 from ptjax.data.encode import Encodings
+from ptjax.data.examples import Examples, SourceReport, count_trained, joined, total_drops
+from ptjax.data.kinds import Kind
+from ptjax.data.pieces import Pieces
 from ptjax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Examples of N sequences each, as views into the stores of their sources."""
-
-    encodings: list[Encodings]
-    source: Int[np.ndarray, " E"]
-    """Index into `encodings`."""
-    row: Int[np.ndarray, " E"]
-    """Row of the source."""
-    starts: Int[np.ndarray, "E N"]
-    """Where in the store's flat arrays a sequence begins."""
-    lengths: Int[np.ndarray, "E N"]
-    """Its tokens."""
-    trained: Int[np.ndarray, "E N"]
-    """Its trained tokens."""
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def sizes(self) -> Int[np.ndarray, " E"]:
-        """Tokens of all N sequences of an example."""
-        return self.lengths.sum(1)
-
-    def where(self, example: int) -> str:
-        """File and line an example came from."""
-        encodings = self.encodings[self.source[example]]
-        return encodings.rows.where(int(self.row[example]))
-
-    def take(self, chosen: np.ndarray) -> "Examples":
-        """Some of the examples."""
-        names = ("source", "row", "starts", "lengths", "trained")
-        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in names})
-
-    def tokens(self, example: int, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask of one sequence."""
-        store = self.encodings[self.source[example]].store
-        start, length = int(self.starts[example, n]), int(self.lengths[example, n])
-        mask = np.array(store.mask[start : start + length])
-        mask[:1] = False
-        return np.asarray(store.tokens[start : start + length]), mask
-
-
-@dataclasses.dataclass
-class SourceReport:
-    """What became of one source's rows."""
-
-    path: str
-    rows: int = 0
-    examples: int = 0
-    tokens: int = 0
-    trained: int = 0
-    truncated: int = 0
-    """Sequences that were cut."""
-    truncated_tokens: int = 0
-    """Tokens that were cut off."""
-    drops: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Reason -> rows or sequences left out."""
-
-
-def select(encodings: list[Encodings], config: DataConfig) -> tuple[Examples, list[SourceReport]]:
+def select(
+    encodings: list[Encodings], config: DataConfig, kind: Kind
+) -> tuple[Examples, list[SourceReport]]:
     """Truncates, drops, counts.
 
     Raises:
@@ -87,23 +33,24 @@ def select(encodings: list[Encodings], config: DataConfig) -> tuple[Examples, li
         report = SourceReport(
             one.source.path, rows=len(one.rows), drops=dict(one.store.meta["bad"])
         )
-        parts.append(_one_source(index, one, config, report))
+        if kind.judged:
+            parts.append(judged_examples(index, one, config, kind, report))
+        else:
+            parts.append(_one_source(index, one, config, report))
         reports.append(report)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    source, row, starts, lengths, trained = columns
-    if not len(source):
-        reasons = _total(reports)
+    examples = dataclasses.replace(joined(parts), encodings=encodings)
+    if not len(examples):
+        reasons = total_drops(reports)
         counted = ", ".join(f"{n} x {reason}" for reason, n in reasons.items())
         raise UserError(f"config.data.sources: no example is left ({counted or 'no rows'})")
-    return Examples(
-        encodings, source, row, starts[:, None], lengths[:, None], trained[:, None]
-    ), reports
+    return examples, reports
 
 
 def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Splits into (trained on, held out) by a hash of each row's content and the seed.
 
-    Alike rows, and all sequences of one row, fall on the same side; adding rows moves none.
+    Alike rows, and all sequences of one row, fall on the same side; adding rows moves none. Where
+    rows judge answers the hash is of the prompt: what is held out was asked nowhere in training.
 
     Raises:
       UserError: one of the two sides would be empty.
@@ -123,10 +70,8 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
 
 
-def _one_source(
-    index: int, one: Encodings, config: DataConfig, report: SourceReport
-) -> tuple[np.ndarray, ...]:
-    """source, row, start, length and trained tokens of the source's examples."""
+def _one_source(index: int, one: Encodings, config: DataConfig, report: SourceReport) -> Examples:
+    """A source's sequences, each an example."""
     store, limit = one.store, config.max_length
     drops = collections.Counter(report.drops)
     owner = np.arange(len(store.lengths))
@@ -164,8 +109,17 @@ def _one_source(
     owner, starts, lengths, trained = owner[keep], starts[keep], lengths[keep], trained[keep]
     report.examples, report.tokens = len(owner), int(lengths.sum())
     report.trained = int(trained.sum())
-    source = np.full(len(owner), index, np.int32)
-    return source, store.rows[owner], starts, lengths, trained
+    count = len(owner)
+    return Examples(
+        [one],
+        source=np.full(count, index, np.int32),
+        row=store.rows[owner],
+        pieces=Pieces.whole(starts[:, None], lengths[:, None]),
+        trained=trained[:, None],
+        prompts=store.prompts[owner].astype(np.int64),
+        scores=np.zeros((count, 1), np.float32),
+        margin=np.zeros(count, np.float32),
+    )
 
 
 def _explain_empty(
@@ -195,31 +149,6 @@ def _explain_empty(
         drops[reason] += len(found)
     part = int((~keep & cut & kept_owners[owner]).sum())
     drops["piece with nothing to train on"] += part
-
-
-def count_trained(
-    mask: Bool[np.ndarray, " F"], starts: Int[np.ndarray, " S"], lengths: Int[np.ndarray, " S"]
-) -> Int[np.ndarray, " S"]:
-    """Trained tokens of every sequence, its first token never counted."""
-    counts = np.zeros(len(starts), np.int64)
-    some = np.flatnonzero(lengths > 1)
-    if not len(some):
-        return counts
-    edges = np.stack([starts[some] + 1, starts[some] + lengths[some]], 1)
-    order = np.argsort(edges[:, 0], kind="stable")
-    flat = np.minimum(edges[order].ravel(), len(mask) - 1)
-    sums = np.add.reduceat(mask, flat, dtype=np.int64)[::2]
-    if edges[order[-1], 1] >= len(mask):
-        sums[-1] = np.sum(mask[edges[order[-1], 0] :], dtype=np.int64)
-    counts[some[order]] = sums
-    return counts
-
-
-def _total(reports: list[SourceReport]) -> dict[str, int]:
-    total: collections.Counter[str] = collections.Counter()
-    for report in reports:
-        total.update(report.drops)
-    return dict(total)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

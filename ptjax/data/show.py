@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ptjax.data.examples import Examples, SourceReport
 from ptjax.data.pipeline import Pipeline
-from ptjax.data.report import Report, SourceReport
-from ptjax.data.select import Examples
+from ptjax.data.report import Report
 
 OPEN, CLOSE = "⟦", "⟧"
 """Stand around trained text, for terminals and files without colour."""

@@ -15,15 +15,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 FIELDS = {
     "tokens": np.dtype(np.int32),
     "mask": np.dtype(bool),
     "lengths": np.dtype(np.int32),
     "rows": np.dtype(np.int64),
     "keys": np.dtype(np.uint64),
+    "examples": np.dtype(np.int64),
+    "prompts": np.dtype(np.int32),
+    "scores": np.dtype(np.float32),
+    "margins": np.dtype(np.float32),
+    "labels": np.dtype(np.float32),
 }
-"""Flat `tokens` and `mask`; per sequence its `lengths`, its row's number and its row's hash."""
+"""Flat `tokens` and `mask`, and for steps `labels`. By sequence its `lengths`, its row's number, a
+hash of what keeps rows together when some are held out, the number of its example, the tokens of
+its prompt, its score, and its example's margin."""
 
 
 class Store:
@@ -55,6 +62,11 @@ class Store:
         self.lengths: np.ndarray = np.asarray(arrays["lengths"])
         self.rows: np.ndarray = np.asarray(arrays["rows"])
         self.keys: np.ndarray = np.asarray(arrays["keys"])
+        self.examples: np.ndarray = np.asarray(arrays["examples"])
+        self.prompts: np.ndarray = np.asarray(arrays["prompts"])
+        self.scores: np.ndarray = np.asarray(arrays["scores"])
+        self.margins: np.ndarray = np.asarray(arrays["margins"])
+        self.labels: np.ndarray = arrays["labels"]
         self.starts: np.ndarray = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
     def __reduce__(self):

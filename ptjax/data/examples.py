@@ -1,0 +1,151 @@
+"""Examples of N sequences each, as views into the stores of their sources."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ptjax.data.encode import Encodings
+from ptjax.data.pieces import Pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What is trained on, or held out."""
+
+    encodings: list[Encodings]
+    source: Int[np.ndarray, " E"]
+    """Index into `encodings`."""
+    row: Int[np.ndarray, " E"]
+    """Row of the source."""
+    pieces: Pieces
+    """Where in the store the sequences are; a sequence that an example lacks has length 0."""
+    trained: Int[np.ndarray, "E N"]
+    """Trained tokens of each sequence."""
+    prompts: Int[np.ndarray, " E"]
+    """Tokens of the prompt that the sequences share."""
+    scores: Float[np.ndarray, "E N"]
+    """The data's judgement of each sequence."""
+    margin: Float[np.ndarray, " E"]
+    """By how much a pair's chosen side is better; 0 where the data do not say."""
+    mismatched: Pieces | None = None
+    """Unpaired: each prompt with the completion of another example."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "E N"]:
+        """Tokens of each sequence."""
+        return self.pieces.lengths
+
+    @property
+    def longest(self) -> Int[np.ndarray, " E"]:
+        """Tokens of an example's longest sequence, a mismatched one included."""
+        longest = self.lengths.max(1)
+        if self.mismatched is not None:
+            longest = np.maximum(longest, self.mismatched.lengths.max(1))
+        return longest
+
+    def sizes(self) -> Int[np.ndarray, " E"]:
+        """Tokens of a packed row that an example takes: all of its sequences side by side."""
+        return self.longest if self.mismatched is not None else self.lengths.sum(1)
+
+    def where(self, example: int) -> str:
+        """File and line an example came from."""
+        encodings = self.encodings[self.source[example]]
+        return encodings.rows.where(int(self.row[example]))
+
+    def take(self, chosen: np.ndarray) -> "Examples":
+        """Some of the examples."""
+        names = ("source", "row", "trained", "prompts", "scores", "margin")
+        parts = {name: getattr(self, name)[chosen] for name in names}
+        other = None if self.mismatched is None else self.mismatched.take(chosen)
+        return dataclasses.replace(self, pieces=self.pieces.take(chosen), mismatched=other, **parts)
+
+    def widened(self, width: int) -> "Examples":
+        """The same with empty sequences appended to every example, up to N = width."""
+        extra = ((0, 0), (0, width - self.lengths.shape[1]))
+        return dataclasses.replace(
+            self,
+            pieces=self.pieces.widened(width),
+            trained=np.pad(self.trained, extra),
+            scores=np.pad(self.scores, extra),
+        )
+
+    def tokens(self, example: int, n: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of one sequence."""
+        return self._read(self.pieces, example, n)
+
+    def mismatched_tokens(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of its prompt with the completion of another example."""
+        assert self.mismatched is not None
+        return self._read(self.mismatched, example, 0)
+
+    def _read(self, pieces: Pieces, example: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        store = self.encodings[self.source[example]].store
+        one = pieces.take(np.array([example]))
+        places = one.positions(int(one.lengths[0, n]))[0, n]
+        mask = np.array(store.mask[places])
+        mask[:1] = False
+        return np.asarray(store.tokens[places]), mask
+
+
+@dataclasses.dataclass
+class SourceReport:
+    """What became of one source's rows."""
+
+    path: str
+    rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained: int = 0
+    truncated: int = 0
+    """Sequences that were cut."""
+    truncated_tokens: int = 0
+    """Tokens that were cut off."""
+    drops: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Reason -> rows, examples or sequences left out."""
+
+    def drop(self, reason: str, count: int) -> None:
+        """Counts what was left out."""
+        if count:
+            self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The examples of several sources, one after the other."""
+    width = max(part.lengths.shape[1] for part in parts)
+    parts = [part.widened(width) for part in parts]
+    names = ("source", "row", "trained", "prompts", "scores", "margin")
+    together = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    pieces = Pieces(*(np.concatenate(v) for v in zip(*(p.pieces for p in parts), strict=True)))
+    return Examples(parts[0].encodings, pieces=pieces, **together)
+
+
+def total_drops(reports: Sequence[SourceReport]) -> dict[str, int]:
+    """What was left out of all sources, by reason."""
+    total: collections.Counter[str] = collections.Counter()
+    for report in reports:
+        total.update(report.drops)
+    return dict(total)
+
+
+def count_trained(
+    mask: Bool[np.ndarray, " F"], starts: Int[np.ndarray, " S"], lengths: Int[np.ndarray, " S"]
+) -> Int[np.ndarray, " S"]:
+    """Trained tokens of every sequence, its first token never counted."""
+    counts = np.zeros(len(starts), np.int64)
+    some = np.flatnonzero(lengths > 1)
+    if not len(some):
+        return counts
+    edges = np.stack([starts[some] + 1, starts[some] + lengths[some]], 1)
+    order = np.argsort(edges[:, 0], kind="stable")
+    flat = np.minimum(edges[order].ravel(), len(mask) - 1)
+    sums = np.add.reduceat(mask, flat, dtype=np.int64)[::2]
+    if edges[order[-1], 1] >= len(mask):
+        sums[-1] = np.sum(mask[edges[order[-1], 0] :], dtype=np.int64)
+    counts[some[order]] = sums
+    return counts
