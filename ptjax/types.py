@@ -18,7 +18,7 @@ Columns of a batch:
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
-| `kl` | [B] | float32 | estimate of the divergence from the reference, in nats | stage |
+| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
 
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
@@ -47,7 +47,7 @@ COLUMN_DTYPES = {
     "kl_mask": "float32",
     "kl_pack": "int32",
     "ref_logps": "float32",
-    "kl": "float32",
+    "baseline": "float32",
 }
 """dtype of every column."""
 
