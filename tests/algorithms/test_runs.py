@@ -5,8 +5,6 @@ import pytest
 
 from ptjax import loop
 from ptjax.algorithms import METHODS
-from ptjax.errors import UserError
-from ptjax.prepare import prepare
 from tests import tiny
 from tests.judged import write_judged
 
