@@ -22,6 +22,7 @@ from ptjax.data.planning import Layout, make_schedule
 from ptjax.data.report import Report
 from ptjax.data.schedule import Schedule
 from ptjax.data.select import hold_out, select
+from ptjax.data.shortcuts import shortcuts
 from ptjax.errors import UserError
 
 
@@ -150,7 +151,8 @@ def build(
         once = Mixture(tuple(held_sizes), (None,) * count, (1.0,) * count)
         held_schedule = make_schedule(held_out, once, layout, seed=None, like=schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
-    report = Report.of(reports, held_reports, examples, held_out, layout, schedule)
+    found = shortcuts(examples, what, tokenizer)
+    report = Report.of(reports, held_reports, examples, held_out, layout, schedule, found)
     return Pipeline(
         config,
         what,
