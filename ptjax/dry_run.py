@@ -9,15 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ptjax.config import Config
 from ptjax.prepare import Run, prepare
 from ptjax.sharding import BATCH
-from ptjax.types import tree_bytes
+from ptjax.types import COLUMN_DTYPES, tree_bytes
 
-DTYPES = {
-    "tokens": "int32",
-    "valid": "bool",
-    "mask": "float32",
-    "weights": "float32",
-    "pack": "int32",
-}
 _GIB = 2**30
 
 
@@ -27,9 +20,10 @@ def report(config: Config) -> str:
     with jax.set_mesh(run.mesh):
         shapes = max(run.pipeline.shapes, key=lambda s: s.get("pack", s["tokens"]))
         sharding = NamedSharding(run.mesh, PartitionSpec(BATCH))
+        staged = shapes | run.staged(shapes)
         batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.dtype(DTYPES[name]), sharding=sharding)
-            for name, shape in shapes.items()
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
+            for name, shape in staged.items()
         }
         memory = run.train_step.lower(run.state, batch).compile().memory_analysis()
     trained, frozen = run.count(run.state.params), run.count(run.state.frozen)

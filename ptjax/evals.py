@@ -1,29 +1,55 @@
 """Held-out likelihood, and what the model says to a few prompts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from ptjax import sharding
+from ptjax.algorithms.sft import LIKELIHOOD
 from ptjax.config import Config
 from ptjax.data.iterate import Batches
 from ptjax.generate.replies import reply
 from ptjax.models.load import Bundle
 from ptjax.prepare import Run, compute
-from ptjax.types import Params
+from ptjax.types import Params, TrainState
+
+SHARES = ("accuracy",)
+"""Metrics that are shown in percent."""
 
 
-def evaluate(run: Run, params: Params, batches: Batches) -> dict[str, float]:
-    """Held-out `eval/loss` (nats a trained token), `eval/perplexity` and `eval/accuracy`."""
+def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> dict[str, float]:
+    """What the method is judged by on held-out data: `eval/loss`, and `eval/...` of its metrics.
+
+    Where the loss is a likelihood (in nats a token), its perplexity too.
+
+    Args:
+      run: made by `prepare`.
+      state: what stages remember; they do not learn from held-out data.
+      params: all leaves, as they are judged.
+      batches: the held-out data.
+    """
     total = None
     for batch in batches:
-        part = run.eval_step(params, sharding.put_batch(batch.columns, run.mesh))
+        columns = sharding.put_batch(batch.columns, run.mesh)
+        columns, _, _ = run.stage(state, columns, training=False)
+        part = run.eval_step(params, columns)
         total = part if total is None else jax.tree.map(lambda a, b: a + b, total, part)
-    means = {name: float(mean.value()) for name, mean in (total or {}).items()}
-    loss = means["nll"]
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"eval/loss": loss, "eval/perplexity": perplexity, "eval/accuracy": means["accuracy"]}
+    terms, metrics = jax.device_get(total) if total is not None else ({}, {})
+    loss = sum(float(mean.value()) for mean in terms.values())
+    found = {"eval/loss": loss}
+    if run.bound.judged.algorithm is LIKELIHOOD:
+        found["eval/perplexity"] = math.exp(loss) if loss < 700 else math.inf
+    return found | {f"eval/{name}": float(mean.value()) for name, mean in metrics.items()}
+
+
+def in_words(found: Mapping[str, float]) -> str:
+    """Held-out numbers on one line."""
+    told = []
+    for name, value in found.items():
+        name = name.removeprefix("eval/")
+        told.append(f"{name} {value:.1%}" if name in SHARES else f"{name} {value:.4g}")
+    return "held-out " + ", ".join(told)
 
 
 def sample_prompts(bundle: Bundle, prompts: Sequence[str], config: Config) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from ptjax.checkpoint.preemption import watch
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
-from ptjax.evals import evaluate, sample_prompts
+from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
 from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
 from ptjax.models.fingerprint import fingerprint
@@ -111,7 +111,10 @@ class _Loop:
                     batch = next(self.batches)
                     began = time.perf_counter()
                     on_device = sharding.put_batch(batch.columns, self.job.mesh)
+                    on_device, carry, said = self.job.stage(self.state, on_device, step=step)
+                    self.state = dataclasses.replace(self.state, carry=carry)
                     self.state, logged = self.job.train_step(self.state, on_device)
+                    logged |= said
                     host_seconds = time.perf_counter() - began
                     step += 1
                     self.read_pending()
@@ -180,13 +183,9 @@ class _Loop:
         with self.speed.paused():
             held_out = self.job.pipeline.validation()
             if held_out is not None and (step == 0 or last or self.evaluates(step)):
-                self.held_out = evaluate(self.job, self.params(), held_out)
+                self.held_out = evaluate(self.job, self.state, self.params(), held_out)
                 self.metrics.write(step, self.held_out)
-                self.say(
-                    f"step {step}: held-out loss {self.held_out['eval/loss']:.4f}, perplexity "
-                    f"{self.held_out['eval/perplexity']:.2f}, accuracy "
-                    f"{self.held_out['eval/accuracy']:.1%}"
-                )
+                self.say(f"step {step}: {in_words(self.held_out)}")
             prompts = list(config.samples.prompts)
             if prompts and (step == 0 or last or _due(step, config.samples.every)):
                 pairs = sample_prompts(self.bundle(), prompts, config)

@@ -14,18 +14,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
-from ptjax.algorithms.base import Bound, named
-from ptjax.algorithms.sft import token_weights
+from ptjax.algorithms.base import Bound, known_call, named
 from ptjax.config import Config, check
-from ptjax.errors import UserError
-from ptjax.forward import ForwardOptions
+from ptjax.errors import UserError, did_you_mean
+from ptjax.forward import ForwardOptions, forward_in_parts
 from ptjax.models.adapt import adapt, changed
-from ptjax.models.decoder import Compute
+from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import Bundle
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
+from ptjax.reference import Reference, check_reference, make_reference
+from ptjax.stages.base import Context, run_stages
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
-from ptjax.types import Params, TrainState
+from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
 from ptjax.workdir import load
 
 ADAPTER = r".*\.(lora_a|lora_b|dora_m)"
@@ -39,8 +40,10 @@ class Run:
       changed: leaves that differ from those of config.model.source before the first step.
       rows: the table's rows of all leaves, adapters included.
       abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
+      reference: the model that stages ask beside the policy, None where none does.
       train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
-      eval_step: `(params, batch) -> {name: Mean}`, jitted.
+      eval_step: `(params, batch) -> (terms, metrics)`, jitted.
+      policy_pass, reference_pass: `(params, batch, fields=...) -> Outputs`, jitted.
     """
 
     config: Config
@@ -53,12 +56,63 @@ class Run:
     steps: int
     state: TrainState
     abstract: TrainState
+    reference: Reference | None
     train_step: Any
     eval_step: Any
+    policy_pass: Any
+    reference_pass: Any
 
     def count(self, params: Params) -> int:
         """Parameters of some leaves."""
         return sum(leaf.size for leaf in params.values())
+
+    def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the columns that stages add to a batch of these."""
+        sizes = dict(zip("BNT", shapes["tokens"], strict=True))
+        return {
+            name: tuple(sizes[axis] for axis in axes.split())
+            for stage in self.bound.stages
+            for name, axes in stage.writes.items()
+        }
+
+    def held_out_names(self) -> list[str]:
+        """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
+        shapes = self.pipeline.shapes[0]
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
+            for name, shape in (shapes | self.staged(shapes)).items()
+        }
+        with jax.set_mesh(self.mesh):
+            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
+        return ["eval/loss", *(f"eval/{name}" for name in metrics)]
+
+    def stage(
+        self, state: TrainState, batch: Batch, *, training: bool = True, step: int = 0
+    ) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
+        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log)."""
+        if not self.bound.stages:
+            return batch, state.carry, {}
+
+        def policy(batch: Batch, fields: tuple[str, ...]) -> Outputs:
+            return self.policy_pass(state.merged(), batch, fields=fields)
+
+        def reference(
+            batch: Batch, fields: tuple[str, ...], trained: Params | None = None
+        ) -> Outputs:
+            if trained is not None:
+                return self.policy_pass({**state.frozen, **trained}, batch, fields=fields)
+            assert self.reference is not None
+            params = self.reference.params(state.frozen)
+            return self.reference_pass(params, batch, fields=fields)
+
+        context = Context(step, training, state.params, policy, reference)
+        values = dict(self.bound.values)
+
+        def call(function: Any, *args: Any) -> Any:
+            return known_call(function, values, *args)
+
+        batch, carry = run_stages(self.bound.stages, call, context, batch, state.carry)
+        return batch, carry, context.logged
 
 
 def prepare(config: Config) -> Run:
@@ -69,6 +123,13 @@ def prepare(config: Config) -> Run:
     """
     check(config)
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    asked = any(stage.reference for stage in bound.stages)
+    check_reference(config, asked, any(s.reference and s.begin for s in bound.stages))
+    if bound.coupled and config.accumulate > 1:
+        raise UserError(
+            f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
+            "hparams couples the rows of a batch, which micro-batches would change"
+        )
     mesh = sharding.make_mesh(config.mesh.to_dict())
     bundle = load(
         config.model.source,
@@ -98,7 +159,8 @@ def prepare(config: Config) -> Run:
         spike_window=config.guard.spike_window,
         seed=config.seed,
     )
-    state = initial_state(config, bundle.params, rows, tx, options, mesh)
+    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound)
+    reference = make_reference(config, bundle, state.params, mesh) if asked else None
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward_options = ForwardOptions(
         compute=compute(config), head_chunk=config.model.head_chunk, neftune=config.neftune
@@ -112,14 +174,20 @@ def prepare(config: Config) -> Run:
         options=options,
         forward_options=forward_options,
     )
+    parts: dict[str, Any] = {"accumulate": config.accumulate}
     evaluate = functools.partial(
         eval_step,
         model=bundle.model,
-        weights=token_weights,
-        accumulate=config.accumulate,
-        forward_options=replace(forward_options, neftune=0.0),
+        bound=bound.judged,
+        forward_options=forward_options,
+        **parts,
     )
-    return Run(
+
+    def one_pass(model: Decoder) -> Any:
+        run = functools.partial(forward_in_parts, model, options=forward_options, **parts)
+        return jax.jit(run, static_argnames="fields")
+
+    run = Run(
         config=config,
         mesh=mesh,
         bundle=bundle,
@@ -131,8 +199,22 @@ def prepare(config: Config) -> Run:
         state=state,
         abstract=abstract(state),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        reference=reference,
         eval_step=jax.jit(evaluate),
+        policy_pass=one_pass(bundle.model),
+        reference_pass=one_pass(reference.model) if reference else None,
     )
+    if config.checkpoint.best:
+        _check_best(run, config.checkpoint.best[0])
+    return run
+
+
+def _check_best(run: Run, metric: str) -> None:
+    known = run.held_out_names()
+    if metric not in known:
+        raise UserError(
+            f"config.checkpoint.best: unknown metric {metric!r}{did_you_mean(str(metric), known)}"
+        )
 
 
 def compute(config: Config) -> Compute:
@@ -192,6 +274,7 @@ def initial_state(
     tx: optax.GradientTransformation,
     options: StepOptions,
     mesh: Mesh,
+    bound: Bound,
 ) -> TrainState:
     """The state before the first step, every leaf on the mesh."""
     names = set(trainable(config, params))
@@ -210,6 +293,9 @@ def initial_state(
         opt_state=opt_state,
         guard=guard,
         ema=ema,
+        carry=jax.device_put(
+            {stage.name: stage.begin(trained) for stage in bound.stages if stage.begin}
+        ),
     )
 
 

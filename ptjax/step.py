@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Bound
-from ptjax.forward import ForwardOptions, forward
+from ptjax.forward import ForwardOptions, forward, split
 from ptjax.models.decoder import Decoder
 from ptjax.types import Batch, Mean, Outputs, Params, TrainState
 
@@ -47,15 +47,6 @@ def new_guard(options: StepOptions) -> dict[str, Array]:
         "streak": jnp.int32(0),
         "losses": jnp.zeros(window, jnp.float32),
     }
-
-
-def split(batch: Batch, accumulate: int) -> Batch:
-    """Columns [B, ...] -> [accumulate, B/accumulate, ...], without moving rows between devices."""
-
-    def one(x: Array) -> Array:
-        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-
-    return {name: one(column) for name, column in batch.items()}
 
 
 def term_weights(bound: Bound, batch: Batch) -> dict[str, Array]:
@@ -210,18 +201,16 @@ def eval_step(
     batch: Batch,
     *,
     model: Decoder,
-    weights: Callable[[Batch], Array],
+    bound: Bound,
     accumulate: int,
     forward_options: ForwardOptions,
-) -> dict[str, Mean]:
-    """Held-out likelihood and accuracy of the trained tokens, as sums and weights."""
+) -> tuple[dict[str, Mean], dict[str, Mean]]:
+    """A loss's terms, with their coefficients, and its metrics on held-out data, as sums."""
 
-    def one(micro: Batch) -> dict[str, Mean]:
-        outputs = forward(
-            model, params, micro, fields=("logps", "correct"), options=forward_options
-        )
-        where = weights(micro)
-        return {"nll": Mean.of(-outputs.logps, where), "accuracy": Mean.of(outputs.correct, where)}
+    def one(micro: Batch) -> tuple[dict[str, Mean], dict[str, Mean]]:
+        outputs = forward(model, params, micro, fields=bound.needs, options=forward_options)
+        terms, metrics = bound.terms(outputs, micro)
+        return {n: Mean(c * mean.total, mean.weight) for n, (c, mean) in terms.items()}, metrics
 
     parts = jax.lax.map(one, split(batch, accumulate))
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)

@@ -6,13 +6,19 @@ rows, L tokens of a packed row, V vocabulary. **Entry t of every column is about
 
 Columns of a batch:
 
-| column    | shape    | dtype   | what                                              | written by |
-|-----------|----------|---------|---------------------------------------------------|------------|
-| `tokens`  | [B,N,T]  | int32   | prompt and completion                             | data       |
-| `valid`   | [B,N,T]  | bool    | a real token, not padding                         | data       |
-| `mask`    | [B,N,T]  | float32 | 1 where the token is trained; a first token never | data       |
-| `weights` | [B,N]    | float32 | the sequence's weight in the loss; 0 for filler   | data       |
-| `pack`    | [R,L]    | int32   | where its token stands in the flattened [B,N,T]   | data       |
+| column | shape | dtype | what | written by |
+|---|---|---|---|---|
+| `tokens` | [B,N,T] | int32 | prompt and completion | data |
+| `valid` | [B,N,T] | bool | a real token, not padding | data |
+| `mask` | [B,N,T] | float32 | 1 where the token is trained; a first token never | data |
+| `weights` | [B,N] | float32 | the sequence's weight in the loss; 0 for filler | data |
+| `pack` | [R,L] | int32 | where its token stands in the flattened [B,N,T] | data |
+| `scores` | [B,N] | float32 | a judgement: 1 and 0 of a pair or a label, a rating, a rank | data |
+| `margin` | [B] | float32 | by how much a pair's first is better; 0 where none is given | data |
+| `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
+| `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
+| `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
+| `kl` | [B] | float32 | estimate of the divergence from the reference, in nats | stage |
 
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
@@ -26,6 +32,24 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+COLUMN_DTYPES = {
+    "tokens": "int32",
+    "valid": "bool",
+    "mask": "float32",
+    "weights": "float32",
+    "pack": "int32",
+    "scores": "float32",
+    "margin": "float32",
+    "labels": "float32",
+    "kl_tokens": "int32",
+    "kl_valid": "bool",
+    "kl_mask": "float32",
+    "kl_pack": "int32",
+    "ref_logps": "float32",
+    "kl": "float32",
+}
+"""dtype of every column."""
 
 Batch = dict[str, Array]
 Params = dict[str, Array]

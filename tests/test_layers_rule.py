@@ -21,6 +21,7 @@ ORDER = (
     "step optim checkpoint metrics progress config",
     "run_files report",
     "workdir",
+    "reference",
     "prepare",
     "evals flops dry_run plan export",
     "loop",

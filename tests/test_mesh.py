@@ -96,7 +96,7 @@ def trained(prepared):
                 state, logged = job.train_step(state, columns)
                 losses.append(float(logged["loss"]))
                 norms.append(float(logged["grad_norm"]))
-            held_out = evaluate(job, state.merged(), job.pipeline.validation())
+            held_out = evaluate(job, state, state.merged(), job.pipeline.validation())
         batches.close()
         return losses, norms, held_out, state
 
@@ -197,7 +197,7 @@ def test_a_run_fetches_no_parameter(prepared, monkeypatch):
         columns = sharding.put_batch(next(batches).columns, job.mesh)
         state, logged = job.train_step(state, columns)
         jax.device_get(logged)
-        evaluate(job, state.merged(), job.pipeline.validation())
+        evaluate(job, state, state.merged(), job.pipeline.validation())
     batches.close()
     assert fetched and max(fetched) == 1
 

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.algorithms.sft import token_weights
-from ptjax.forward import ForwardOptions
+from ptjax.forward import ForwardOptions, split
 from ptjax.models import lora as lora_module
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.lora import Lora
 from ptjax.optim import make_optimizer, make_schedule
-from ptjax.step import StepOptions, eval_step, new_guard, split, train_step
+from ptjax.step import StepOptions, eval_step, new_guard, train_step
 from ptjax.types import TrainState
 from tests import toy
 
@@ -187,13 +186,14 @@ def test_held_out_numbers_are_those_of_training():
     run = functools.partial(
         eval_step,
         model=toy.MODEL,
-        weights=token_weights,
+        bound=toy.bound().judged,
         accumulate=2,
         forward_options=ForwardOptions(neftune=5.0),
     )
-    means = jax.jit(run)(toy.params(), arrays(toy.packed(EXAMPLES, accumulate=2)))
+    columns = arrays(toy.packed(EXAMPLES, accumulate=2))
+    terms, metrics = jax.jit(run)(toy.params(), columns)
     nll, _ = toy.loss_and_gradients(toy.batch(EXAMPLES))
-    np.testing.assert_allclose(means["nll"].value(), nll, rtol=1e-5)
+    np.testing.assert_allclose(terms["loss"].value(), nll, rtol=1e-5)
     weight = sum(e.mask.sum() * e.weight for e in EXAMPLES)
-    np.testing.assert_allclose(means["accuracy"].weight, weight)
-    assert 0 <= means["accuracy"].value() < 0.5
+    np.testing.assert_allclose(metrics["accuracy"].weight, weight)
+    assert 0 <= metrics["accuracy"].value() < 0.5

@@ -110,10 +110,10 @@ def test_what_is_judged_and_kept_is_the_moving_average(full, folder):
     with jax.set_mesh(run.mesh):
         held_out = run.pipeline.validation()
         assert held_out is not None
-        averaged = evaluate(run, full.bundle.params, held_out)["eval/loss"]
+        averaged = evaluate(run, run.state, full.bundle.params, held_out)["eval/loss"]
         held_out = run.pipeline.validation()
         last = {n: jax.numpy.asarray(leaves[f"params/{n}"]) for n in full.bundle.params}
-        of_last = evaluate(run, last, held_out)["eval/loss"]
+        of_last = evaluate(run, run.state, last, held_out)["eval/loss"]
     assert averaged == pytest.approx(said, rel=1e-5)
     assert abs(of_last - said) > 1e-3
 

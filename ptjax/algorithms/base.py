@@ -1,4 +1,4 @@
-"""What an algorithm is: one pure loss over a batch of named columns, and what it needs to know."""
+"""What an algorithm is: stages that add columns, and one pure loss that reads them."""
 
 import importlib
 import inspect
@@ -9,9 +9,12 @@ from typing import Any
 from jaxtyping import Array
 
 from ptjax.errors import UserError, check_keys, did_you_mean
+from ptjax.stages.base import Stage
 from ptjax.types import Batch, Mean, Outputs
 
 Terms = dict[str, tuple[float, Mean]]
+Fields = tuple[str, ...]
+_REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -22,36 +25,59 @@ class Algorithm:
       loss: `(Outputs, Batch, *, hyperparameters) -> (terms, metrics)`; pure and traced. Terms are
         `{name: (coefficient, Mean)}` and add up to the loss; a single Mean stands for
         `{"loss": (1.0, mean)}`. Metrics are `{name: Mean}`.
+      stages: what adds columns to a batch before the loss sees it, in order. Their keyword-only
+        arguments are hyperparameters too.
       needs: the fields of Outputs that the loss reads, or a function of the hyperparameters that
         says so.
       linear: where the loss is c · Σ w · logps, for these hyperparameters, with token weights w
         that the batch alone gives: the function `(Batch) -> w`, else None.
+      data: the kind of examples it reads, a key of `ptjax.data.kinds.KINDS`.
+      head: what the model ends in: `lm`, the vocabulary, or `score`, one number a token.
+      judge: what is measured on held-out data, an algorithm without stages; None: the loss itself
+        and its metrics.
+      coupled: whether the loss couples the rows of a batch, for these hyperparameters, so that
+        micro-batches would change it.
     """
 
     loss: Callable[..., tuple[Terms | Mean, dict[str, Mean]]]
-    needs: Callable[..., tuple[str, ...]] | tuple[str, ...] = ("logps",)
+    stages: tuple[Stage, ...] = ()
+    needs: Callable[..., Fields] | Fields = ("logps",)
     linear: Callable[..., Callable[[Batch], Array] | None] | None = None
+    data: str = "sequences"
+    head: str = "lm"
+    judge: "Algorithm | None" = None
+    coupled: Callable[..., bool] | bool = False
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The loss's keyword-only arguments and their defaults."""
-        parameters = inspect.signature(self.loss).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        """The keyword-only arguments of loss and stages, and their defaults."""
+        found: dict[str, Any] = {}
+        for function in (*(stage.run for stage in self.stages), self.loss):
+            found |= keywords(function)
+        return found
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.
 
         Raises:
-          UserError: one that the loss does not know, or a required one that is not given.
+          UserError: one that nothing here knows, or a required one that is not given.
         """
         known = self.hyperparameters()
         check_keys(given, known, where)
         for name, default in known.items():
-            if default is inspect.Parameter.empty and name not in given:
+            if default is _REQUIRED and name not in given:
                 raise UserError(f"{where}: {name!r} has no default and must be set")
-        values = {**known, **given}
-        needs = self.needs(**values) if callable(self.needs) else self.needs
-        linear = self.linear(**values) if self.linear else None
-        return Bound(self, tuple(sorted(values.items())), needs, linear)
+        values = {name: _hashable(value) for name, value in {**known, **given}.items()}
+        stages = tuple(s for s in self.stages if s.wanted is None or known_call(s.wanted, values))
+        judge = self if self.judge is None else self.judge
+        return Bound(
+            algorithm=self,
+            values=tuple(sorted(values.items())),
+            needs=self.needs if isinstance(self.needs, tuple) else known_call(self.needs, values),
+            linear=known_call(self.linear, values) if self.linear else None,
+            stages=stages,
+            coupled=known_call(self.coupled, values) if callable(self.coupled) else self.coupled,
+            judge=None if judge is self else judge.bind(_known(judge.loss, values), where),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +86,43 @@ class Bound:
 
     algorithm: Algorithm
     values: tuple[tuple[str, Any], ...]
-    needs: tuple[str, ...]
+    needs: Fields
     linear: Callable[[Batch], Array] | None
+    stages: tuple[Stage, ...] = ()
+    coupled: bool = False
+    judge: "Bound | None" = None
+
+    @property
+    def judged(self) -> "Bound":
+        """What held-out data is measured by."""
+        return self if self.judge is None else self.judge
 
     def terms(self, outputs: Outputs, batch: Batch) -> tuple[Terms, dict[str, Mean]]:
         """The loss's terms and its metrics."""
-        terms, metrics = self.algorithm.loss(outputs, batch, **dict(self.values))
+        terms, metrics = known_call(self.algorithm.loss, dict(self.values), outputs, batch)
         return ({"loss": (1.0, terms)} if isinstance(terms, Mean) else terms), metrics
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only arguments of a function and their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def known_call(function: Callable[..., Any], values: Mapping[str, Any], *args: Any) -> Any:
+    """Calls a function with those of the values that it takes by keyword."""
+    return function(*args, **_known(function, values))
+
+
+def _known(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in keywords(function) if name in values}
+
+
+def _hashable(value: Any) -> Any:
+    """Lists and mappings from a config, as tuples."""
+    if isinstance(value, Mapping):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def named(name: str, methods: Mapping[str, Algorithm]) -> Algorithm:

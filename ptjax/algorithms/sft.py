@@ -48,6 +48,18 @@ def sft(
     return terms, {"nll": Mean.of(nll(outputs.logps), weights)}
 
 
+def held_out(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+    """Plain likelihood and accuracy of the trained tokens, whatever is minimised.
+
+    Args:
+      outputs: `logps`, `correct`.
+      batch: `mask`, `weights`.
+    """
+    weights = token_weights(batch)
+    accuracy = Mean.of(outputs.correct, weights)
+    return Mean.of(nll(outputs.logps), weights), {"accuracy": accuracy}
+
+
 def _needs(*, loss: str, label_smoothing: float, z_loss_weight: float) -> tuple[str, ...]:
     if loss not in LOSSES:
         raise UserError(f"sft: loss {loss!r} is none of {', '.join(LOSSES)}")
@@ -70,4 +82,6 @@ def _linear(
     return token_weights if plain else None
 
 
-SFT = Algorithm(sft, needs=_needs, linear=_linear)
+LIKELIHOOD = Algorithm(held_out, needs=("logps", "correct"))
+
+SFT = Algorithm(sft, needs=_needs, linear=_linear, judge=LIKELIHOOD)

@@ -29,6 +29,7 @@ def defaults() -> Any:
                 "special_tokens": (),
             },
             "lora": config_dict.placeholder(ConfigDict),
+            "reference": {"source": config_dict.placeholder(str), "mode": "live"},
             "data": {
                 "sources": [],
                 "validation": None,

@@ -1,0 +1,84 @@
+"""A stage adds columns to a batch before the loss sees it: log-probs of a reference, statistics."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Array
+
+from ptjax.types import Batch, Outputs, Params
+
+Carry = Any
+"""What a stage remembers from step to step: a pytree of arrays, kept in checkpoints."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an algorithm.
+
+    Attributes:
+      name: under which its carry is kept.
+      run: `(Context, Batch, carry, *, hyperparameters) -> (Batch, carry)`, called on the host with
+        arrays on the device, before every step and, its carry then forgotten, before every
+        held-out batch. What it computes with the model goes through the context's jitted passes.
+      writes: the columns it adds: name -> axes, of `B N T`.
+      reference: whether it asks the reference model anything.
+      wanted: of the hyperparameters: whether they need the stage at all; None for always.
+      begin: the carry before the first step, of the trained leaves; None where there is none.
+    """
+
+    name: str
+    run: Callable[..., tuple[Batch, Carry]]
+    writes: Mapping[str, str] = field(default_factory=dict)
+    reference: bool = False
+    wanted: Callable[..., bool] | None = None
+    begin: Callable[[Params], Carry] | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use of the run.
+
+    Attributes:
+      step: optimizer steps taken so far.
+      training: False before a held-out batch.
+      trained: the trained leaves, as they stand.
+      policy: `(Batch, fields) -> Outputs` of the model as it stands, without gradient.
+      reference: the same of the reference model; given `trained=`, its leaves in the place of the
+        reference's own.
+      logged: scalars to log with the step; a stage adds to them.
+    """
+
+    step: int
+    training: bool
+    trained: Params
+    policy: Callable[[Batch, tuple[str, ...]], Outputs]
+    reference: Callable[..., Outputs]
+    logged: dict[str, Array] = field(default_factory=dict)
+
+
+def run_stages(
+    stages: tuple[Stage, ...],
+    call: Callable[..., tuple[Batch, Carry]],
+    context: Context,
+    batch: Batch,
+    carry: Mapping[str, Carry],
+) -> tuple[Batch, dict[str, Carry]]:
+    """Runs the stages in order; one whose columns are all there already is passed over.
+
+    Args:
+      stages: those that the hyperparameters want.
+      call: `(function, Context, Batch, carry) -> (Batch, carry)`: gives it its hyperparameters.
+      context: of the run.
+      batch: columns as they came from the data.
+      carry: by stage name.
+    """
+    carry = dict(carry)
+    for stage in stages:
+        if stage.writes and all(name in batch for name in stage.writes):
+            continue
+        batch, carry[stage.name] = call(stage.run, context, batch, carry.get(stage.name))
+    return batch, carry
