@@ -141,6 +141,7 @@ def prepare(config: Config) -> Run:
     pipeline = data.build(
         config.data,
         bundle.tokenizer,
+        kind=bound.algorithm.data,
         seed=config.seed,
         shards=sharding.batch_shards(mesh),
         accumulate=config.accumulate,
