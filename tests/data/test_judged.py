@@ -184,7 +184,11 @@ def test_columns_are_renamed_also_by_path():
     [
         ("pairs", {"prompt": "p", "chosen": "a"}, "'rejected' is missing.*chosen, prompt"),
         ("pairs", {"prompt": "p", "chosn": "a", "rejected": "b"}, "'chosen' is.*mean 'chosn'"),
-        ("pairs", {"question": "p"}, "no known format of pairs: .*chosen and rejected.*rename"),
+        (
+            "pairs",
+            {"question": "p"},
+            "no known format of pairs: a row has prompt . chosen.*, or inst.*rename",
+        ),
         ("pairs", {"prompt": "p", "completion": "c"}, "'chosen' is missing"),
         ("pairs", {"prompt": [user("q")], "chosen": 3, "rejected": "b"}, "'chosen' is not a list"),
         ("pairs", {"chosen": [said("a")], "rejected": [said("b")]}, "no message in common"),
