@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import hashlib
+import logging
 import shutil
 import tempfile
 from typing import Any
@@ -24,6 +25,8 @@ from ptjax.data.schedule import Schedule
 from ptjax.data.select import hold_out, select
 from ptjax.data.shortcuts import shortcuts
 from ptjax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -152,6 +155,9 @@ def build(
         held_schedule = make_schedule(held_out, once, layout, seed=None, like=schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
     found = shortcuts(examples, what, tokenizer)
+    if found is not None and process_index == 0:
+        for line in found.lines():
+            _log.info("without reading the answers: %s", line)
     report = Report.of(reports, held_reports, examples, held_out, layout, schedule, found)
     return Pipeline(
         config,

@@ -43,6 +43,16 @@ def test_data_without_shortcuts_report_none(tokenizer, write):
     assert low < 0.5 < high and report.words == [] and len(report.lines()) == 1
 
 
+def test_a_run_says_them_once(tokenizer, write, caplog):
+    config = {"sources": write([{"prompt": "p", "chosen": "a", "rejected": "b c"}] * 2)}
+    with caplog.at_level("INFO", "ptjax"):
+        for index in (0, 1):
+            processes = {"process_index": index, "process_count": 2, "shards": 2}
+            config |= {"tokens_per_batch": 4096}
+            build(config, tokenizer, kind="pairs", seed=1, **processes)
+    assert caplog.text.count("without reading the answers: chosen") == 1
+
+
 def test_pairs_of_one_length_have_no_longer_side(tokenizer, write):
     report = found([{"prompt": "p", "chosen": "a", "rejected": "b"}], tokenizer, write, "pairs")
     assert report.longer == (0.5, 0.0, 1.0)
