@@ -49,7 +49,7 @@ class Naive(Decoder):
 
     def stats(self, params, hidden, targets, scored, **asked):
         """Statistics of the targets, from logits that exist at once."""
-        kernel, vocab_first, _ = self.head(params)
+        kernel, vocab_first, _ = self.projection(params)
         return naive(hidden, kernel, targets, scored, vocab_first=vocab_first, **asked)
 
 

@@ -14,8 +14,8 @@ from ptjax.models.load import Bundle
 from ptjax.prepare import Run, compute
 from ptjax.types import Params, TrainState
 
-SHARES = ("accuracy",)
-"""Metrics that are shown in percent."""
+HEADLINES = ("loss", "perplexity", "accuracy", "rewards/margin", "kl")
+"""What of the held-out numbers is shown as a run goes."""
 
 
 def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> dict[str, float]:
@@ -44,11 +44,11 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
 
 
 def in_words(found: Mapping[str, float]) -> str:
-    """Held-out numbers on one line."""
+    """The held-out numbers that matter most, on one line; all are in the metrics."""
     told = []
-    for name, value in found.items():
-        name = name.removeprefix("eval/")
-        told.append(f"{name} {value:.1%}" if name in SHARES else f"{name} {value:.4g}")
+    for name in HEADLINES:
+        if (value := found.get(f"eval/{name}")) is not None:
+            told.append(f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.4g}")
     return "held-out " + ", ".join(told)
 
 

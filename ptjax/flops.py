@@ -8,6 +8,7 @@ import numpy as np
 
 from ptjax.data import HostBatch
 from ptjax.metrics import train_flops
+from ptjax.ops.logprobs import FIELDS
 from ptjax.prepare import Run
 
 
@@ -25,7 +26,8 @@ class FlopCounter:
         }
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
-        self._head = config.vocab * config.embed
+        has_logits = bool(set(run.bound.needs) & set(FIELDS))
+        self._head = config.vocab * config.embed * has_logits
         self._head_trained = head in trained
         self._width = config.layers * config.heads * config.head_dim
 

@@ -1,6 +1,7 @@
-"""Parameters and a batch -> Outputs: packing, the model and the head, below every loss.
+"""Parameters and a batch -> Outputs: packing, the model and its heads, below every loss.
 
-Shapes: B prompts, N completions, T tokens; S batch shards; R rows, L tokens a row, D embed.
+Shapes: B prompts, N completions, T tokens; S batch shards; R rows, L tokens a row, D embed; M = L ·
+R/S tokens and K = N · B/S sequences of a shard.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ptjax import sharding
+from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.ops.attention import Span
+from ptjax.ops.logprobs import FIELDS
+from ptjax.ops.pooling import POOLINGS, pool
 from ptjax.types import Batch, Outputs
 
 COLUMNS = ("tokens", "valid", "mask", "pack")
@@ -29,12 +33,20 @@ class ForwardOptions:
       neftune: α of NEFTune (2310.05914): noise U(-1, 1) · α / √(T·D) on the embeddings in training,
         T the sample's own length; 0 for none.
       temperature: logits are divided by it.
+      pooling: how `embedding` is made of a sequence's hidden states: `last` valid token, or `mean`
+        over the valid ones.
     """
 
     compute: Compute = field(default_factory=Compute)
     head_chunk: int = 512
     neftune: float = 0.0
     temperature: float = 1.0
+    pooling: str = "last"
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            hint = did_you_mean(self.pooling, POOLINGS)
+            raise UserError(f"pooling: {self.pooling!r} is none of {', '.join(POOLINGS)}{hint}")
 
 
 def forward(
@@ -53,13 +65,16 @@ def forward(
       model: the decoder.
       params: all leaves, trainable and frozen.
       batch: columns `tokens`, `valid`, `mask`, and `pack` where rows are packed.
-      fields: which fields of `Outputs` to compute.
-      options: dtype, remat, chunk of the head, noise.
+      fields: which fields of `Outputs` to compute; a head that none of them needs is not computed.
+      options: dtype, remat, chunk of the head, noise, pooling.
       key: randomness of dropout and noise; None for evaluation.
       linear: token weights in which the loss is linear, see `ops.logprobs.token_stats`.
 
     Returns:
-      The fields asked for, [B, N, T] float32, 0 where `mask` is 0.
+      The fields asked for, float32.
+
+    Raises:
+      UserError: a field that needs a head, or hidden states, that the model has not.
     """
     rows = _Rows(batch)
     valid = batch["valid"]
@@ -72,17 +87,38 @@ def forward(
         width = options.neftune / jnp.sqrt(lengths * model.config.embed)
         noise = rows.gather(jnp.where(valid, width, 0.0))
     hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
-    stats = model.stats(
-        params,
-        rows.by_shard(hidden),
-        rows.by_shard(_next(tokens)),
-        rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
-        fields=fields,
-        temperature=options.temperature,
-        chunk=options.head_chunk,
-        linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
-    )
-    return Outputs(**{name: rows.scatter(value) for name, value in stats.items()})
+    found: dict[str, Array] = {}
+    if said := tuple(name for name in fields if name in FIELDS):
+        stats = model.stats(
+            params,
+            rows.by_shard(hidden),
+            rows.by_shard(_next(tokens)),
+            rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
+            fields=said,
+            temperature=options.temperature,
+            chunk=options.head_chunk,
+            linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
+        )
+        found = {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
+    if "scores" in fields:
+        found["scores"] = jnp.where(valid, rows.scatter(model.scores(params, hidden)), 0)
+    if "embedding" in fields:
+        if hidden.shape[-1] != model.config.embed:
+            raise UserError("embedding: the flax module has no `hidden`, it gives logits alone")
+        pooled = pool(rows.by_shard(hidden), rows.owners(valid), rows.owned, options.pooling)
+        found["embedding"] = pooled.reshape(*valid.shape[:2], -1)
+    return Outputs(**found)
+
+
+def last_index(valid: Bool[Array, "*B T"]) -> Int[Array, "*B"]:
+    """Where each sequence's last valid token stands; 0 where it has none."""
+    places = jnp.arange(valid.shape[-1], dtype=jnp.int32)
+    return jnp.max(jnp.where(valid, places, 0), axis=-1)
+
+
+def last_scores(scores: Float[Array, "*B T"], valid: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
+    """Each sequence's score: that of its last valid token; 0 where it has none."""
+    return jnp.take_along_axis(scores, last_index(valid)[..., None], axis=-1)[..., 0]
 
 
 def split(batch: Batch, accumulate: int) -> Batch:
@@ -124,6 +160,11 @@ def _next(x: Array) -> Array:
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
 
+def _previous(x: Array) -> Array:
+    """Entry l holds what stands at l - 1; the first holds zero."""
+    return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+
+
 class _Rows:
     """The map between [B, N, T] and the rows that the model runs on.
 
@@ -134,6 +175,7 @@ class _Rows:
     def __init__(self, batch: Batch):
         self.shape = batch["tokens"].shape
         self.shards = sharding.active_batch_shards()
+        self.owned = self.shape[0] * self.shape[1] // self.shards
         self.pack: Int[Array, "R L"] | None = batch.get("pack")
         self.rows, self.length = (
             (self.shape[0] * self.shape[1], self.shape[2]) if self.pack is None else self.pack.shape
@@ -159,11 +201,21 @@ class _Rows:
             return valid.reshape(self.rows, self.length).astype(jnp.int32)
         return jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1)
 
-    def scatter(self, x: Float[Array, "S M"]) -> Float[Array, "B N T"]:
-        """Statistics at the states that predict -> [B, N, T] at the tokens that are predicted."""
-        moved = jnp.pad(x.reshape(self.rows, self.length)[:, :-1], ((0, 0), (1, 0)))
+    def owners(self, valid: Bool[Array, "B N T"]) -> Int[Array, "S M"]:
+        """Which of its shard's sequences each entry belongs to; `owned` where it is padding."""
         if self.pack is None:
-            return moved.reshape(self.shape)
+            places = jnp.arange(self.owned * self.length, dtype=jnp.int32)[None]
+            return jnp.where(self.by_shard(self.gather(valid)), places // self.length, self.owned)
+        return self.by_shard(jnp.where(self.pack < 0, self.owned, self.pack // self.shape[2]))
+
+    def by_row(self, x: Float[Array, "S M"]) -> Float[Array, "R L"]:
+        """The inverse of `by_shard`."""
+        return x.reshape(self.rows, self.length)
+
+    def scatter(self, x: Float[Array, "R L"]) -> Float[Array, "B N T"]:
+        """The inverse of `gather`; 0 where no entry of a row stands for the token."""
+        if self.pack is None:
+            return x.reshape(self.shape)
         index = self.by_shard(self.pack)
         size = self.shape[0] * self.shape[1] * self.shape[2] // self.shards
         index = jnp.where(index < 0, size, index)
@@ -171,4 +223,4 @@ class _Rows:
         def place(index: Array, values: Array) -> Array:
             return jnp.zeros(size, jnp.float32).at[index].add(values, mode="drop")
 
-        return jax.vmap(place)(index, self.by_shard(moved)).reshape(self.shape)
+        return jax.vmap(place)(index, self.by_shard(x)).reshape(self.shape)

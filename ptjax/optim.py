@@ -76,7 +76,7 @@ def make_optimizer(
       rows: the trainable leaves' rows; kernels and embeddings decay, norms and biases do not.
       learning_rate: from `make_schedule`.
       name: one of `OPTIMIZERS`. Muon orthogonalises each layer's kernels, updates scaled to Adam's
-        (2502.16982), and leaves embeddings, head, norms and biases to AdamW.
+        (2502.16982), and leaves embeddings, heads, norms and biases to AdamW.
       weight_decay: decoupled, times the learning rate (adafactor: plain rate).
       clip_norm: the gradient's largest global norm; None for no limit.
       b1: decay of the first moment, of adamw, lion and muon's AdamW.
@@ -139,7 +139,7 @@ def _wide(params: Any) -> Any:
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
     """The dimensions of a leaf's matrix that Muon orthogonalises; None leaves it to AdamW."""
-    if not row.is_kernel or "vocab" in row.names:
+    if not row.is_kernel or {"vocab", "labels"} & set(row.names):
         return None
     place = row.names.index
     return MuonDimensionNumbers(

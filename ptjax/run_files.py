@@ -22,7 +22,7 @@ from ptjax.models.config_out import write_configs, write_json
 from ptjax.models.load import Bundle
 
 RECORD = "ptjax.json"
-"""In workdir/model: the adapter's settings, and how each tensor of the import was stored."""
+"""In workdir/model: adapter's settings, head, and how each tensor of the import was stored."""
 
 
 def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
@@ -39,6 +39,7 @@ def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
         write_configs(bundle, folder)
         record = {
             "lora": dataclasses.asdict(bundle.model.lora) if bundle.model.lora else None,
+            "head": bundle.model.head,
             "tensor_dtypes": {name: str(dtype) for name, dtype in bundle.dtypes.items()},
         }
         write_json(Path(folder) / RECORD, record)

@@ -29,6 +29,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "layers": None,
     "rank": None,
+    "labels": None,
     "length": None,
 }
 

@@ -18,7 +18,7 @@ Columns of a batch:
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
-| `kl` | [B] | float32 | estimate of the divergence from the reference, in nats | stage |
+| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
 
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
@@ -47,7 +47,7 @@ COLUMN_DTYPES = {
     "kl_mask": "float32",
     "kl_pack": "int32",
     "ref_logps": "float32",
-    "kl": "float32",
+    "baseline": "float32",
 }
 """dtype of every column."""
 
@@ -63,7 +63,8 @@ _ABSENT: Any = None
 class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
-    Every field is 0 where the batch's `mask` is 0: the head is not computed there.
+    What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there; `scores`
+    and `embedding` depend on `valid` alone.
     """
 
     logps: Float[Array, "B N T"] = _ABSENT
@@ -74,8 +75,20 @@ class Outputs(NamedTuple):
     """log-probability averaged over the vocabulary: what label smoothing adds."""
     entropy: Float[Array, "B N T"] = _ABSENT
     """Entropy of the next-token distribution, in nats."""
+    sum_squares: Float[Array, "B N T"] = _ABSENT
+    """log Σ_v p_v² of the next-token distribution, at most 0."""
     correct: Float[Array, "B N T"] = _ABSENT
     """1 where the most likely token is the token that stands there."""
+    scores: Float[Array, "B N T"] = _ABSENT
+    """The scalar head at t, from the hidden state at t; 0 where `valid` is False.
+
+    A sequence's own score stands at its last valid token: `ptjax.forward.last_scores`.
+    """
+    embedding: Float[Array, "B N D"] = _ABSENT
+    """Final hidden states pooled over a sequence's valid tokens; 0 where it has none.
+
+    Not normalised. `ForwardOptions.pooling` says how.
+    """
 
 
 @flax.struct.dataclass

@@ -18,12 +18,12 @@ from ptjax.errors import UserError
 from ptjax.models import load as pretrained
 from ptjax.models import lora as lora_module
 from ptjax.models.adapt import adapt, changed
+from ptjax.models.bundle import Bundle, check_head, with_head, with_tokens
 from ptjax.models.decoder import Decoder
 from ptjax.models.fingerprint import fingerprint
-from ptjax.models.load import Bundle
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param, shape
-from ptjax.models.tokenizer import add_special_tokens, load_tokenizer
+from ptjax.models.tokenizer import load_tokenizer
 from ptjax.run_files import RECORD, local_copy, read_object, split_source, write_model_files
 from ptjax.types import Params
 
@@ -61,6 +61,8 @@ def load(
     mesh: Mesh | None = None,
     chat_template: str | None = None,
     special_tokens: Sequence[str] = (),
+    head: str | None = None,
+    seed: int = 0,
 ) -> Bundle:
     """Loads a model from wherever it lies: a pretrained one, or what a run of ours made of it.
 
@@ -74,10 +76,14 @@ def load(
         trained in.
       mesh: where the parameters go, by the rules of `ptjax.sharding`; None for the first device.
       chat_template: replaces the source's; Jinja text or a path.
-      special_tokens: new control tokens; the embeddings grow, new rows are the mean of the old.
+      special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
+        rows are the mean of those in use.
+      head: `lm` or `score`; by default what the source has, see `ptjax.models.load.load`.
+      seed: of a new head.
 
     Raises:
-      UserError: nothing there, an unknown architecture, a damaged or mismatched file.
+      UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
+        asked of a reward model.
     """
     workdir, step = split_source(source)
     if workdir is None:
@@ -87,18 +93,22 @@ def load(
             mesh=mesh,
             chat_template=chat_template,
             special_tokens=special_tokens,
+            head=head,
+            seed=seed,
         )
     if param_dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
+    record = read_object(epath.Path(workdir) / "model" / RECORD)
+    check_head(head, record.get("head", "lm"), source)
     bundle = merged(load_workdir(workdir, step, mesh, chat_template=chat_template))
-    if special_tokens:
-        add_special_tokens(bundle.tokenizer, list(special_tokens))
-        if len(bundle.tokenizer) > bundle.model.config.vocab:
-            bundle = pretrained.resize_vocab(bundle, len(bundle.tokenizer), mesh)
-    if param_dtype is None:
-        return bundle
-    cast = {name: leaf.astype(param_dtype) for name, leaf in bundle.params.items()}
-    return replace(bundle, params=cast)
+    bundle = with_tokens(bundle, special_tokens, mesh)
+    if param_dtype is not None:
+        cast = {
+            name: leaf if name == "score" else leaf.astype(param_dtype)
+            for name, leaf in bundle.params.items()
+        }
+        bundle = replace(bundle, params=cast)
+    return with_head(bundle, head, seed=seed, mesh=mesh)
 
 
 def source_tokenizer(
@@ -178,7 +188,8 @@ def load_workdir(
         module = pretrained.load(config["model"]["source"], mesh=mesh).model
         model = replace(module, lora=lora)
     else:
-        model = Decoder(pretrained.read_config(hf_config, str(root / "model")), lora)
+        body = pretrained.read_config(hf_config, str(root / "model"))
+        model = Decoder(body, lora, record.get("head", "lm"))
     trained = _read(stored, _rows(model), model, mesh, ema=ema)
     frozen, moved = _frozen(config, model, trained, mesh)
     _same_base(frozen, stored, config)
@@ -243,6 +254,8 @@ def _frozen(
         param_dtype=settings["param_dtype"],
         mesh=mesh,
         special_tokens=tuple(settings["special_tokens"]),
+        head=model.head,
+        seed=config["seed"],
     )
     params = base.params
     folder = (config.get("lora") or {}).get("adapter")

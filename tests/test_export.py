@@ -141,6 +141,38 @@ def test_a_runs_adapter_takes_along_what_was_trained_beside_it(tmp_path):
         np.testing.assert_array_equal(leaf, 2 * bundle.params[name], err_msg=name)
 
 
+def test_a_reward_models_adapter_has_its_head_whole(tmp_path):
+    write_model(tmp_path / "in", "qwen2")
+    bundle = adapted(tmp_path / "in", head="score")
+    trained = [name for name in bundle.params if "lora" in name] + ["embed"]
+    write_run(tmp_path / "run", bundle, tmp_path / "in", trained, steps=(2,))
+    export(str(tmp_path / "run"), tmp_path / "out", kind="adapter")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["modules_to_save"] == ["model.embed_tokens", "score"]
+    model = bundle.model
+    _, leaves = peft.read_adapter(tmp_path / "out", model.table, model.config.dims)
+    assert leaves.keys() == {*trained, "score"}
+    np.testing.assert_array_equal(leaves["score"], bundle.params["score"])
+
+
+def test_a_reward_models_run_is_a_classifier(tmp_path):
+    """A tied model's head that lay beside its embeddings does not go out with them."""
+    written = write_model(tmp_path / "in", "qwen2", "bfloat16")
+    written["lm_head.weight"] = written["model.embed_tokens.weight"]
+    write_safetensors(written.items(), tmp_path / "in")
+    bundle = adapted(tmp_path / "in", head="score")
+    trained = [name for name in bundle.params if "lora" in name] + ["score"]
+    write_run(tmp_path / "run", bundle, tmp_path / "in", trained, steps=(2,))
+    export(str(tmp_path / "run"), tmp_path / "out")
+    got = tensors(tmp_path / "out")
+    assert got.keys() == written.keys() - {"lm_head.weight"} | {"score.weight"}
+    np.testing.assert_array_equal(got["score.weight"], 2 * bundle.params["score"].T)
+    assert got["model.norm.weight"].dtype == DTYPES["bfloat16"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForSequenceClassification"]
+
+
 def test_a_run_by_step_and_moving_average(tmp_path):
     write_model(tmp_path / "in")
     bundle = load_pretrained(str(tmp_path / "in"))

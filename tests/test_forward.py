@@ -1,13 +1,19 @@
 """From a batch of columns to Outputs: against the plainest way to say the same."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.forward import ForwardOptions, forward
+from ptjax import sharding
+from ptjax.errors import UserError
+from ptjax.forward import ForwardOptions, forward, last_index, last_scores
+from ptjax.models import lora as lora_module
+from ptjax.models.decoder import Decoder
+from ptjax.models.lora import Lora
 from ptjax.ops.attention import Span
 from ptjax.ops.logprobs import FIELDS
 from ptjax.types import Outputs
@@ -53,6 +59,7 @@ def test_entry_t_is_about_token_t(packed):
             "logsumexp": normaliser,
             "mean_logps": logps.mean(-1),
             "entropy": -(np.exp(logps) * logps).sum(-1),
+            "sum_squares": np.log((np.exp(logps) ** 2).sum(-1)),
             "correct": logits.argmax(-1) == example.tokens[1:],
         }
         for name, value in wanted.items():
@@ -97,3 +104,147 @@ def test_temperature_divides_the_logits():
     tokens = EXAMPLES[0].tokens
     wanted = jax.nn.logsumexp(logits_of(jnp.asarray(tokens, jnp.int32)) / 0.5, -1)[:-1]
     np.testing.assert_allclose(got[0, 0, 1:], wanted * EXAMPLES[0].mask[1:], atol=1e-5)
+
+
+def hidden_of(tokens, params):
+    span = Span(jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32))
+    return toy.MODEL.hidden(params, jnp.asarray(tokens, jnp.int32)[None], span)[0]
+
+
+LAYOUTS = {
+    "padded right": lambda: toy.batch(EXAMPLES),
+    "padded left": lambda: toy.batch(EXAMPLES, side="left"),
+    "packed": lambda: toy.packed(EXAMPLES),
+}
+EMPTY = 2
+"""A sequence of the batch that is filler: no token of it is valid."""
+
+
+def without(columns):
+    """The batch with one of its sequences emptied."""
+    columns = {name: np.array(column) for name, column in columns.items()}
+    columns["valid"][EMPTY] = False
+    columns["mask"][EMPTY] = 0
+    if "pack" in columns:
+        columns["pack"][columns["pack"] // columns["tokens"].shape[2] == EMPTY] = -1
+    return columns
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_are_the_head_on_the_hidden_state_at_t(layout):
+    """The mask plays no part, and the LM head is not computed: its rows are not even there."""
+    params = toy.params(toy.CONFIG, "score")
+    columns = without(LAYOUTS[layout]())
+    assert "head" not in params and params["score"].shape == (toy.CONFIG.embed, 1)
+    batch = {k: jnp.asarray(v) for k, v in columns.items()}
+    got = jax.jit(lambda: forward(toy.SCORER, params, batch, fields=("scores",)).scores)()
+    assert got.dtype == jnp.float32 and got.shape == columns["valid"].shape
+    assert not np.asarray(got)[~columns["valid"]].any()
+    last = last_scores(got, batch["valid"])
+    for row, example in enumerate(EXAMPLES):
+        if row == EMPTY:
+            assert last[row, 0] == 0
+            continue
+        wanted = (hidden_of(example.tokens, params) @ params["score"])[:, 0]
+        seen = got[row, 0][columns["valid"][row, 0]]
+        np.testing.assert_allclose(seen, wanted, atol=1e-5)
+        np.testing.assert_allclose(last[row, 0], wanted[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_embedding_pools_the_hidden_states_of_each_sequence(layout, pooling):
+    options = ForwardOptions(pooling=pooling)
+    columns = without(LAYOUTS[layout]())
+    got = outputs(columns, fields=("embedding",), options=options).embedding
+    assert got.shape == (8, 1, toy.CONFIG.embed) and got.dtype == jnp.float32
+    for row, example in enumerate(EXAMPLES):
+        hidden = np.asarray(hidden_of(example.tokens, toy.params()))
+        wanted = hidden[-1] if pooling == "last" else hidden.mean(0)
+        np.testing.assert_allclose(got[row, 0], 0 * wanted if row == EMPTY else wanted, atol=1e-5)
+
+
+@functools.cache
+def scored_and_pooled(mesh, pooling, lora):
+    """A jitted loss of scores and embeddings, with its gradients over all leaves."""
+    model = Decoder(toy.CONFIG, lora, head="score")
+    options = ForwardOptions(pooling=pooling)
+
+    def loss(params, batch):
+        out = forward(model, params, batch, fields=("scores", "embedding"), options=options)
+        order = 1 + jnp.arange(out.embedding.shape[0])[:, None, None]
+        scores = jnp.sum(jnp.sin(out.scores) * (1 + batch["mask"]))
+        return scores + jnp.sum(jnp.cos(out.embedding * order)), (out.scores, out.embedding)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
+
+
+def whole(columns, mesh=None, pooling="mean", lora=None):
+    model = Decoder(toy.CONFIG, lora, head="score")
+    params, rows = toy.params(toy.CONFIG, "score"), model.table
+    if lora is not None:
+        leaves = lora_module.add(params, rows, toy.CONFIG.dims, lora, jax.random.key(0))
+        params = {**params, **{name: leaf + 0.05 for name, leaf in leaves.items()}}
+        rows = {**rows, **lora_module.rows(rows, lora)}
+    run = scored_and_pooled(mesh, pooling, lora)
+    if mesh is None:
+        (loss, out), grads = run(params, {k: jnp.asarray(v) for k, v in columns.items()})
+    else:
+        with jax.set_mesh(mesh):
+            placed = {
+                name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))
+                for name, leaf in params.items()
+            }
+            (loss, out), grads = run(placed, sharding.put_batch(columns, mesh))
+    return (np.asarray(loss), jax.tree.map(np.asarray, grads)), jax.tree.map(np.asarray, out)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0)], ids=["full", "lora"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_scores_and_embeddings_do_not_depend_on_the_layout_or_the_mesh(pooling, lora):
+    wanted, outputs = whole(toy.batch(EXAMPLES), pooling=pooling, lora=lora)
+    assert wanted[1]["score"].shape == (toy.CONFIG.embed, 1)
+    meshes = [None, sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))]
+    for mesh in meshes:
+        shards = 1 if mesh is None else 4
+        for columns in (toy.batch(EXAMPLES), toy.packed(EXAMPLES, shards=shards)):
+            got, out = whole(columns, mesh, pooling, lora)
+            toy.assert_same(got, wanted, rtol=2e-5)
+            for one, other in zip(out, outputs, strict=True):
+                np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_log_probs_beside_scores():
+    """A tied model keeps its projection, so that one pass gives both."""
+    config = replace(toy.CONFIG, tied=True)
+    params = toy.params(config, "score")
+    batch = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    both = forward(Decoder(config, head="score"), params, batch, fields=("logps", "scores"))
+    plain = forward(Decoder(config), params, batch)
+    np.testing.assert_allclose(both.logps, plain.logps, atol=1e-6)
+    assert np.abs(both.scores).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "message"),
+    [
+        (toy.SCORER, "logps", "a model with a scalar head has no log-probs"),
+        (toy.MODEL, "scores", "scores need a model with a scalar head"),
+    ],
+)
+def test_a_field_that_the_model_has_no_head_for(model, field, message):
+    batch = {k: jnp.asarray(v) for k, v in toy.batch(EXAMPLES).items()}
+    with pytest.raises(UserError, match=message):
+        forward(model, toy.params(toy.CONFIG, model.head), batch, fields=(field,))
+
+
+def test_an_unknown_pooling():
+    with pytest.raises(UserError, match="'men' is none of last, mean; did you mean 'mean'"):
+        ForwardOptions(pooling="men")
+
+
+def test_the_last_valid_token_on_either_side_of_the_padding():
+    valid = jnp.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
+    np.testing.assert_array_equal(last_index(valid), [1, 2, 0])
+    scores = jnp.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(last_scores(scores, valid), [2.0, 4.0, 0.0])

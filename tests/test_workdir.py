@@ -161,6 +161,56 @@ def test_new_tokens_stay(base, tmp_path):
     assert more.model.config.vocab == more.params["head"].shape[1] == 99
 
 
+def test_a_run_grows_into_rows_to_spare(base, tmp_path):
+    """Its base was padded, and the run itself had no new tokens."""
+    bundle = load_pretrained(str(base), special_tokens=["<a>", "<b>"])
+    spare = {"embed": bundle.params["embed"].at[96:].set(7.0)}
+    bundle = replace(bundle, params={**bundle.params, **spare})
+    bundle.tokenizer = load_pretrained(str(base)).tokenizer
+    write_run(tmp_path / "run", bundle, base, list(bundle.params), steps=(1,))
+    got = load(str(tmp_path / "run"), special_tokens=["<c>"])
+    assert got.model.config.vocab == 98
+    embed = np.asarray(got.params["embed"])
+    np.testing.assert_allclose(embed[96], embed[:96].mean(0), atol=1e-6)
+    np.testing.assert_array_equal(embed[97], np.full(48, 7.0))
+
+
+@pytest.mark.parametrize("trained", ["all", "adapters and head", "adapters"])
+def test_a_reward_models_run(base, tmp_path, trained):
+    """A head that was frozen is drawn again from the run's seed."""
+    seed = defaults().seed
+    bundle = adapted(base, head="score", seed=seed)
+    assert "score" in bundle.params and "head" not in bundle.params
+    names = {
+        "all": list(bundle.params),
+        "adapters and head": [*ADAPTERS, "score"],
+        "adapters": ADAPTERS,
+    }[trained]
+    write_run(tmp_path / "run", bundle, base, names, steps=(2,))
+    got = load_workdir(tmp_path / "run")
+    assert got.model == bundle.model
+    for name, leaf in bundle.params.items():
+        factor = 2 if name in names else 1
+        np.testing.assert_array_equal(got.params[name], factor * leaf, err_msg=name)
+    whole = load(str(tmp_path / "run"), param_dtype="bfloat16")
+    assert whole.model.head == "score" and whole.model.lora is None
+    assert whole.params["score"].dtype == np.float32
+    assert whole.hf_config["architectures"] == ["LlamaForSequenceClassification"]
+    with pytest.raises(UserError, match="run is a reward model"):
+        load(str(tmp_path / "run"), head="lm")
+
+
+def test_a_reward_model_begins_with_what_another_run_made(base, tmp_path):
+    write_run(tmp_path / "sft", adapted(base), base, ADAPTERS, steps=(1,))
+    got = load(str(tmp_path / "sft"), head="score", seed=4)
+    assert got.model.head == "score" and "head" not in got.params
+    plain = load(str(tmp_path / "sft"))
+    for name in plain.params.keys() - {"head"}:
+        np.testing.assert_array_equal(got.params[name], plain.params[name], err_msg=name)
+    wanted = load_pretrained(str(base), head="score", seed=4).params["score"]
+    np.testing.assert_array_equal(got.params["score"], wanted)
+
+
 def test_a_second_stage_starts_from_the_merged_first(base, tmp_path):
     write_run(tmp_path / "one", adapted(base), base, ADAPTERS, steps=(1,))
     first = load(str(tmp_path / "one"))

@@ -35,6 +35,7 @@ CONFIG = ModelConfig(
     attn_scale=0.5,
 )
 MODEL = Decoder(CONFIG)
+SCORER = Decoder(CONFIG, head="score")
 
 
 class Example(NamedTuple):
@@ -48,10 +49,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 @functools.cache
-def params(config=CONFIG):
+def params(config=CONFIG, head="lm"):
     state = np.random.RandomState(5)
     made = {}
-    for name, row in Decoder(config).table.items():
+    for name, row in Decoder(config, head=head).table.items():
         shape = spec.shape(row, config.dims)
         scale = (
             math.prod(config.dims[axis] for axis in row.inputs) ** -0.5 if row.is_kernel else 0.2

@@ -115,6 +115,9 @@ def known_call(function: Callable[..., Any], values: Mapping[str, Any], *args: A
 
 
 def _known(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(values)
     return {name: values[name] for name in keywords(function) if name in values}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptjax.data.formats import Example, read_conversation, read_turns, recognise
-from ptjax.data.kinds import Kind
+from ptjax.data.kinds import LABELLED, Kind
 from ptjax.data.messages import BadForm
 from ptjax.data.pairs import two_answers
 from ptjax.data.rows import Row
@@ -57,7 +57,7 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
     if "preference" in form or form == "alpaca_outputs":
         sides = two_answers(row, form)
         given = _given_scores(row)
-        if kind.name == "unpaired":
+        if kind.name in LABELLED:
             return [Judged([side], [1.0 - n]) for n, side in enumerate(sides)]
         if kind.name == "ranked":
             return [Judged(sides, given or [-1.0, -2.0])]
@@ -65,9 +65,9 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
         if "margin" in row:
             margin = _number(row["margin"], "margin")
         return [Judged(sides, [1.0, 0.0], margin)]
-    column = "label" if kind.name == "unpaired" else "score"
+    column = "label" if kind.name in LABELLED else "score"
     score = _number(row[column], column)
-    if kind.name == "unpaired" and score not in (0, 1):
+    if kind.name in LABELLED and score not in (0, 1):
         raise BadForm("'label' is neither true (1) nor false (0)", repr(row[column]))
     return [Judged([_answered(read_conversation(row, form))], [score])]
 

@@ -39,6 +39,14 @@ def _with(column: str, *forms: str) -> Forms:
     return {form: (*_CONVERSATIONS[form], column) for form in forms}
 
 
+_UNPAIRED: Forms = {
+    **_with("label", "prompt_completion", "messages", "sharegpt", "alpaca"),
+    **_PAIRS,
+}
+_UNPAIRED_NAMES: Names = {"label": ("kto_tag",), **_PAIR_NAMES}
+_MISMATCHED = ("kl_tokens", "kl_valid", "kl_mask")
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of data."""
@@ -64,12 +72,8 @@ KINDS = {
     for kind in (
         Kind("sequences", _CONVERSATIONS),
         Kind("pairs", _PAIRS, _PAIR_NAMES, ("scores", "margin")),
-        Kind(
-            "unpaired",
-            {**_with("label", "prompt_completion", "messages", "sharegpt", "alpaca"), **_PAIRS},
-            {"label": ("kto_tag",), **_PAIR_NAMES},
-            ("scores", "kl_tokens", "kl_valid", "kl_mask"),
-        ),
+        Kind("unpaired", _UNPAIRED, _UNPAIRED_NAMES, ("scores",)),
+        Kind("mismatched", _UNPAIRED, _UNPAIRED_NAMES, ("scores", *_MISMATCHED)),
         Kind("ranked", {"ranking": ("prompt", "completions"), **_PAIRS}, _PAIR_NAMES, ("scores",)),
         Kind(
             "rated",
@@ -91,6 +95,9 @@ KINDS = {
     )
 }
 """Every kind by name."""
+
+LABELLED = ("unpaired", "mismatched")
+"""The kinds whose answers are desirable or not."""
 
 FORMATS = tuple(dict.fromkeys(form for kind in KINDS.values() for form in kind.forms))
 """Every format by name."""

@@ -102,7 +102,8 @@ def export(
     if kind == "adapter":
         if lora is None:
             raise UserError(f"{bundle.source}: no adapter to export; export the merged model")
-        saved = list(dict.fromkeys([*saved, *getattr(bundle, "changed", ())]))
+        head = [name for name in ("score",) if name in bundle.params]
+        saved = list(dict.fromkeys([*saved, *getattr(bundle, "changed", ()), *head]))
         base = base or bundle.source
         config = peft.adapter_config(bundle.model.table, lora, base=base, saved=saved)
         tensors, stem = list(_adapter_tensors(bundle, lora, saved, dtype)), peft.STEM
@@ -149,7 +150,7 @@ def _model_tensors(bundle: Bundle, dtype: str | None) -> Iterator[Named]:
     model = bundle.model
     asked = None if dtype is None else jnp.dtype(dtype)
     made = dict(_tensors(model.table, model.config.dims, bundle.params, model.lora))
-    if model.config.tied and _HEAD in bundle.dtypes:
+    if model.head == "lm" and model.config.tied and _HEAD in bundle.dtypes:
         made[_HEAD] = made[model.table["embed"].hf]
     order = [name for name in bundle.dtypes if name in made]
     for name in dict.fromkeys([*order, *made]):
@@ -163,7 +164,7 @@ def _adapter_tensors(
     rows = peft.rows(model.table, lora, saved)
     dims = {**model.config.dims, "rank": lora.rank}
     made = dict(_tensors(rows, dims, bundle.params, None))
-    if "embed" in saved and model.config.tied:
+    if "embed" in saved and model.config.tied and model.head == "lm":
         made[peft.TIED_HEAD] = made[rows["embed"].hf]
     for name, tensor in made.items():
         yield name, _cast(name, tensor, jnp.dtype(dtype or "float32"))

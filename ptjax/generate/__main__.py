@@ -66,7 +66,7 @@ def open_chat(options: Any) -> Any:
     names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
     settings = {name: getattr(options, name) for name in names}
     settings["compute"] = Compute(dtype=options.dtype)
-    bundle = load(source)
+    bundle = load(source, head="lm")
     size = sum(leaf.size for leaf in bundle.params.values())
     _say(f"{source}: {bundle.model.config.family}, {size / 1e6:,.1f}M parameters")
     chat = Conversation(bundle, settings, options.system)

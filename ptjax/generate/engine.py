@@ -64,7 +64,8 @@ def sample(
       rows: prompts decoded together; more are taken in turns, the longest first.
 
     Raises:
-      UserError: an empty prompt, one as long as the model's positions, or a setting out of range.
+      UserError: a reward model, an empty prompt, one as long as the model's positions, or a setting
+        out of range.
     """
     _check(model, prompts, max_tokens, temperature, top_k, top_p, min_p, tokenizer, stop_strings)
     sampling = Sampling()
@@ -205,6 +206,8 @@ def _check(
     tokenizer: Any,
     stop_strings: Sequence[str],
 ) -> None:
+    if model.head != "lm":
+        raise UserError("sample: a model with a scalar head scores text and writes none")
     room = model.config.max_positions
     for i, prompt in enumerate(prompts):
         if not prompt:

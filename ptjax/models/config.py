@@ -67,6 +67,7 @@ class ModelConfig:
             "kv_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "mlp": self.mlp,
+            "labels": 1,
         }
 
     def with_vocab(self, vocab: int) -> "ModelConfig":

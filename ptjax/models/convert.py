@@ -18,6 +18,8 @@ from ptjax.types import Params
 
 # Rows of a tied head that are compared with the embeddings at a time.
 _ROWS = 4096
+# Kept in float32 whatever the parameters' dtype: in bfloat16 its small updates would be lost.
+_WIDE = ("score",)
 # Buffers that old checkpoints hold beside their weights, and that every reader computes instead.
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
@@ -70,14 +72,16 @@ def from_hf(
       table: the model's rows.
       dims: sizes of the logical axes.
       source: the checkpoint.
-      dtype: of the parameters.
+      dtype: of the parameters; a scalar head is in float32.
       mesh: where they go, by the rules of `sharding`; None for the first device.
     """
     check(table, dims, source)
     _check_tied(table, source)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     return {
-        name: _leaf(name, param, dims, source, jnp.dtype(dtype), mesh)
+        name: _leaf(
+            name, param, dims, source, jnp.dtype("float32" if name in _WIDE else dtype), mesh
+        )
         for name, param in table.items()
     }
 

@@ -61,6 +61,10 @@ class Compute:
 DEFAULT = Compute()
 
 
+HEADS = ("lm", "score")
+"""What a decoder ends in: logits over the vocabulary, or one number a token."""
+
+
 class Head(NamedTuple):
     """The output projection: logits = hidden · kernelᵀ, capped to ±softcap where there is one."""
 
@@ -88,27 +92,54 @@ class Cache:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder's static side; parameters are passed to every method."""
+    """A decoder's static side; parameters are passed to every method.
+
+    Attributes:
+      config: the body's shape and features.
+      lora: the adapters' settings, where it has any.
+      head: one of `HEADS`.
+    """
 
     config: ModelConfig
     lora: Lora | None = None
+    head: str = "lm"
 
     @property
     def table(self) -> dict[str, Param]:
         """The model's rows, without adapters."""
-        return families.table(self.config)
+        return families.table(self.config, self.head)
 
-    def head(self, params: Mapping[str, Array]) -> Head:
-        """The output projection, tied to the embeddings or its own."""
+    def projection(self, params: Mapping[str, Array]) -> Head:
+        """The output projection, tied to the embeddings or its own.
+
+        Raises:
+          UserError: a model whose scalar head took the projection's place.
+        """
         if self.config.tied:
             return Head(params["embed"], True, self.config.logit_softcap)
+        if self.head != "lm":
+            raise UserError("a model with a scalar head has no log-probs: load it with head='lm'")
         return Head(params["head"], False, self.config.logit_softcap)
+
+    def scores(
+        self, params: Mapping[str, Array], hidden: Float[Array, "R L D"]
+    ) -> Float[Array, "R L"]:
+        """The scalar head: hidden · score, in float32 whatever the dtype of the hidden states.
+
+        Raises:
+          UserError: a model without one.
+        """
+        if self.head != "score":
+            raise UserError("scores need a model with a scalar head: load it with head='score'")
+        # On a mesh every device has the whole kernel: a product and a sum that fuse.
+        kernel = constrain(params["score"].astype(jnp.float32), None, None)
+        return jnp.sum(hidden.astype(jnp.float32) * kernel[:, 0], axis=-1)
 
     def logits(
         self, params: Mapping[str, Array], hidden: Float[Array, "... D"]
     ) -> Float[Array, "... V"]:
         """Float32 logits of hidden states: for sampling and tests; training never calls it."""
-        kernel, vocab_first, softcap = self.head(params)
+        kernel, vocab_first, softcap = self.projection(params)
         out = jax.lax.dot_general(
             hidden,
             kernel.astype(hidden.dtype),
@@ -126,7 +157,7 @@ class Decoder:
         **asked: Any,
     ) -> dict[str, Float[Array, "S M"]]:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
-        kernel, vocab_first, softcap = self.head(params)
+        kernel, vocab_first, softcap = self.projection(params)
         axes = ("vocab", None) if vocab_first else (None, "vocab")
         # On a mesh it is gathered once, not once a chunk.
         kernel = constrain(kernel.astype(hidden.dtype), *axes)

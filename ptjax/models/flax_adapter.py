@@ -136,7 +136,7 @@ class FlaxModel(Decoder):
         floats = {k for k, leaf in merged.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
         return {k: v.astype(compute.dtype) if k in floats else v for k, v in merged.items()}
 
-    def head(self, params: Mapping[str, Array]) -> Head:
+    def projection(self, params: Mapping[str, Array]) -> Head:
         """The kernel that the module's `head` gives."""
         return Head(self.apply(self._whole(params), "head", None), False, None)
 

@@ -3,57 +3,24 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
-from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
+from ptjax.models.bundle import Bundle, check_head, with_head, with_tokens
 from ptjax.models.config import ModelConfig
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Decoder
-from ptjax.models.families import FAMILIES
+from ptjax.models.families import FAMILIES, SCORE
 from ptjax.models.gguf import gguf_config, open_gguf
 from ptjax.models.hub import resolve_source
 from ptjax.models.quiet import auto_config_class
-from ptjax.models.tokenizer import add_special_tokens, load_tokenizer
-from ptjax.models.weights import TensorSource, open_safetensors
-from ptjax.types import Params
+from ptjax.models.tokenizer import load_tokenizer
+from ptjax.models.weights import TensorSource, Without, open_safetensors
 
-
-@dataclass
-class Bundle:
-    """A model that is ready to train, sample from or export.
-
-    Attributes:
-      model: its static side.
-      params: all leaves, by name.
-      tokenizer: a transformers fast tokenizer.
-      hf_config: the contents of config.json.
-      generation_config: the contents of generation_config.json, empty where there is none.
-      dtypes: how each Hugging Face tensor was stored.
-      source: where it came from, for messages.
-    """
-
-    model: Decoder
-    params: Params
-    tokenizer: Any
-    hf_config: dict[str, Any]
-    generation_config: dict[str, Any]
-    dtypes: dict[str, np.dtype]
-    source: str
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a generation: the generation config's, else the tokenizer's end token."""
-        stops = self.generation_config.get("eos_token_id", self.tokenizer.eos_token_id)
-        stops = stops if isinstance(stops, list) else [stops]
-        return tuple(stop for stop in {*stops, self.tokenizer.eos_token_id} if stop is not None)
+__all__ = ["Bundle", "load", "normalise", "read_config"]
 
 
 def load(
@@ -63,6 +30,8 @@ def load(
     mesh: Mesh | None = None,
     chat_template: str | None = None,
     special_tokens: Sequence[str] = (),
+    head: str | None = None,
+    seed: int = 0,
 ) -> Bundle:
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
@@ -72,10 +41,15 @@ def load(
       param_dtype: of the parameters, `float32` or `bfloat16`; the compute dtype is another matter.
       mesh: where the parameters go, by the rules of `ptjax.sharding`; None for the first device.
       chat_template: replaces the source's; Jinja text or a path.
-      special_tokens: new control tokens; the embeddings grow, new rows are the mean of the old.
+      special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
+        rows are the mean of those in use.
+      head: `lm` or `score`; by default what the source has. A language model gets a new scalar
+        head, a `*ForSequenceClassification` of one label brings its own and is no language model.
+      seed: of a new head.
 
     Raises:
-      UserError: nothing there, an unknown architecture, a damaged or mismatched file.
+      UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
+        asked of a reward model.
     """
     if param_dtype not in ("float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
@@ -84,45 +58,35 @@ def load(
 
         if special_tokens:
             raise UserError("model.special_tokens: a flax module's embeddings cannot grow")
-        return load_flax(
+        bundle = load_flax(
             source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
         )
+        return with_head(bundle, head)
     path = resolve_source(source)
     raw, generation, tensors = _open(path)
     config = read_config(raw, str(path))
     tokenizer = load_tokenizer(path, chat_template=chat_template)
-    model = Decoder(config)
-    params = from_hf(model.table, config.dims, tensors, dtype=param_dtype, mesh=mesh)
+    model = Decoder(config, head=_own_head(tensors))
+    check_head(head, model.head, source)
+    table = model.table
+    if head == "score" and table.pop("head", None):
+        tensors = Without(tensors, "lm_head.weight", tensors.origin)
+    params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh)
     dtypes = {name: spec.dtype for name, spec in tensors.specs().items()}
     bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source)
-    if special_tokens:
-        add_special_tokens(tokenizer, list(special_tokens))
-        if len(tokenizer) > config.vocab:
-            bundle = resize_vocab(bundle, len(tokenizer), mesh)
-    return bundle
+    return with_head(with_tokens(bundle, special_tokens, mesh), head, seed=seed, mesh=mesh)
 
 
-def resize_vocab(bundle: Bundle, vocab: int, mesh: Mesh | None = None) -> Bundle:
-    """The same model with more rows in embeddings and head, each the mean of those there are."""
-    config = bundle.model.config
-    params = dict(bundle.params)
-    for name in ("embed", "head"):
-        if name not in params:
-            continue
-        axes = bundle.model.table[name].names
-        axis = axes.index("vocab")
-        grown = _grow(params[name], vocab, axis)
-        mesh_ = sharding.make_mesh({}, list(grown.devices())[:1]) if mesh is None else mesh
-        params[name] = jnp.asarray(grown, device=sharding.named(axes, grown.shape, mesh_))
-    model = replace(bundle.model, config=config.with_vocab(vocab))
-    hf_config = {**bundle.hf_config, "vocab_size": vocab}
-    return replace(bundle, model=model, params=params, hf_config=hf_config)
-
-
-def _grow(leaf: Array, vocab: int, axis: int) -> Array:
-    mean = jnp.mean(leaf.astype(jnp.float32), axis=axis, keepdims=True).astype(leaf.dtype)
-    rows = jnp.repeat(mean, vocab - leaf.shape[axis], axis=axis)
-    return jnp.concatenate([leaf, rows], axis=axis)
+def _own_head(tensors: TensorSource) -> str:
+    """The head that a checkpoint brings: a `*ForSequenceClassification` has the tensor `score`."""
+    found = tensors.specs().get(SCORE.hf)
+    if found is None:
+        return "lm"
+    if found.shape[0] != 1:
+        raise UserError(
+            f"{tensors.origin}: a classifier of {found.shape[0]} labels; a reward model has one"
+        )
+    return "score"
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any], TensorSource]:

@@ -46,15 +46,17 @@ class Lora:
 
 
 def rows(table: Table, lora: Lora) -> dict[str, Param]:
-    """The adapter's own rows of the table, for every kernel but the head that the targets match.
+    """The adapter's own rows of the table, for every kernel but the heads that the targets match.
 
-    Log-probs are computed from the head's kernel alone.
+    Log-probs and scores are computed from a head's kernel alone.
 
     Raises:
       UserError: the regex matches no kernel.
     """
     added: dict[str, Param] = {}
-    kernels = [name for name, param in table.items() if param.is_kernel and name != "head"]
+    kernels = [
+        name for name, param in table.items() if param.is_kernel and name not in ("head", "score")
+    ]
     for name in kernels:
         if not re.fullmatch(lora.targets, name):
             continue

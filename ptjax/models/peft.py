@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ptjax.models import lora as lora_module
 from ptjax.models.convert import from_hf
 from ptjax.models.lora import ALL_LINEAR, Lora
 from ptjax.models.spec import Dims, Param, Table, hf_names
-from ptjax.models.weights import Index, TensorSource, TensorSpec, open_safetensors
+from ptjax.models.weights import TensorSource, Without, open_safetensors
 from ptjax.types import Params
 
 STEM = "adapter_model"
@@ -89,7 +88,8 @@ def adapter_config(
     """
     adapted = [n.removesuffix(".lora_a") for n in lora_module.rows(table, lora) if "lora_a" in n]
     for name in saved:
-        if name.endswith(".bias") or (table[name].is_kernel and name != "head") or name in adapted:
+        inside = table[name].is_kernel and name not in ("head", "score")
+        if name.endswith(".bias") or inside or name in adapted:
             raise UserError(
                 f"{name} was trained beside the adapter, and an adapter folder cannot hold it; "
                 "export the merged model instead"
@@ -99,11 +99,11 @@ def adapter_config(
         _module(table[name]) if table[name].stacked else table[name].hf.rpartition(".")[0]
         for name in saved
     ]
-    if "embed" in saved and "head" not in table:
+    if "embed" in saved and not {"head", "score"} & set(table):
         modules.append("lm_head")
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if "score" in table else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
@@ -210,21 +210,6 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-@dataclass
-class _Without:
-    """A source with one of its tensors left out."""
-
-    source: TensorSource
-    hidden: str
-    origin: str
-
-    def specs(self) -> dict[str, TensorSpec]:
-        return {name: spec for name, spec in self.source.specs().items() if name != self.hidden}
-
-    def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        return self.source.read(name, index)
-
-
 def _untied(source: TensorSource, embed: str) -> TensorSource:
     """Leaves out a saved head that is the saved embeddings again, as tied models have it."""
     if embed not in source.specs() or not np.array_equal(
@@ -234,4 +219,4 @@ def _untied(source: TensorSource, embed: str) -> TensorSource:
             f"{source.origin}: it holds an lm_head of its own, but the model ties its head to the "
             "embeddings"
         )
-    return _Without(source, TIED_HEAD, source.origin)
+    return Without(source, TIED_HEAD, source.origin)

@@ -73,6 +73,23 @@ class TensorSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Without:
+    """A source with one of its tensors left out."""
+
+    source: TensorSource
+    hidden: str
+    origin: str
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shape and dtype of every other tensor."""
+        return {name: spec for name, spec in self.source.specs().items() if name != self.hidden}
+
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """Returns a copy of the tensor, or of `tensor[index]`."""
+        return self.source.read(name, index)
+
+
 class Lazy(NamedTuple):
     """A tensor for `write_safetensors` that is made when its turn to be written comes."""
 

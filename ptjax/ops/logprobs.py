@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-FIELDS = ("logps", "logsumexp", "mean_logps", "entropy", "correct")
+FIELDS = ("logps", "logsumexp", "mean_logps", "entropy", "sum_squares", "correct")
 Stats = dict[str, Float[Array, "S M"]]
 
 
@@ -131,6 +131,7 @@ def _reduce(static: _Static, logits: Float[Array, "S C V"], targets: Array) -> S
         "mean_logps": lambda: jnp.mean(logits, axis=-1) - normaliser,
         "correct": lambda: (picked >= top).astype(jnp.float32),
         "entropy": lambda: -jnp.sum(jnp.exp(below) * below, axis=-1),
+        "sum_squares": lambda: jax.nn.logsumexp(2 * below, axis=-1),
     }
     return {name: made[name]() for name in fields}
 

@@ -80,5 +80,7 @@ def run_stages(
     for stage in stages:
         if stage.writes and all(name in batch for name in stage.writes):
             continue
-        batch, carry[stage.name] = call(stage.run, context, batch, carry.get(stage.name))
+        batch, remembered = call(stage.run, context, batch, carry.get(stage.name))
+        if stage.begin is not None:
+            carry[stage.name] = remembered
     return batch, carry

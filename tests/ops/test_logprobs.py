@@ -31,6 +31,7 @@ def naive(hidden, kernel, scored=SCORED, *, softcap=None, temperature=1.0):
         "logsumexp": jax.nn.logsumexp(logits, -1),
         "mean_logps": jnp.mean(logps, -1),
         "entropy": -jnp.sum(jnp.exp(logps) * logps, -1),
+        "sum_squares": jnp.log(jnp.sum(jnp.exp(logps) ** 2, -1)),
         "correct": (jnp.argmax(logits, -1) == TARGETS).astype(jnp.float32),
     }
     return {name: jnp.where(scored, value, 0) for name, value in values.items()}
@@ -100,12 +101,26 @@ def test_few_or_none_scored(scored):
 
 def test_finite_differences():
     def logps(hidden, kernel):
-        asked = dict(fields=("logps", "entropy"), chunk=4, softcap=3.0)
+        asked = dict(fields=("logps", "entropy", "sum_squares"), chunk=4, softcap=3.0)
         arrays = (jnp.asarray(x) for x in (hidden, kernel, TARGETS, SCORED))
         stats = token_stats(*arrays, **asked)
-        return stats["logps"] + stats["entropy"]
+        return stats["logps"] + stats["entropy"] + stats["sum_squares"]
 
     check_grads(jax.jit(logps), (HIDDEN, KERNEL), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
+
+
+def test_sum_of_squares_where_probabilities_leave_float32():
+    """Equal logits: log V · (1/V)² = -log V. Far ones: 0, with a finite gradient."""
+
+    def squares(scale):
+        kernel = jnp.zeros((D, V)).at[0, 0].set(scale)
+        hidden = jnp.zeros((S, M, D)).at[..., 0].set(1.0)
+        stats = token_stats(hidden, kernel, TARGETS, SCORED, fields=("sum_squares",))
+        return stats["sum_squares"][0, 0]
+
+    value, gradient = jax.vmap(jax.value_and_grad(squares))(jnp.array([0.0, 400.0, -400.0]))
+    np.testing.assert_allclose(value, [-np.log(V), 0.0, -np.log(V - 1)], atol=1e-6)
+    assert np.isfinite(gradient).all()
 
 
 def test_bfloat16_keeps_float32_statistics():

@@ -15,6 +15,13 @@ class Family(NamedTuple):
     table: Mapping[str, Param]
     architecture: str
 
+    @property
+    def classifier(self) -> str:
+        """The architecture that it is saved as with a scalar head."""
+        name = self.architecture.removesuffix("ForCausalLM")
+        name = {"Gemma3": "Gemma3Text"}.get(name, name)
+        return f"{name}ForSequenceClassification"
+
 
 FAMILIES = {
     "llama": Family(llama.config, llama.TABLE, "LlamaForCausalLM"),
@@ -28,15 +35,26 @@ FAMILIES = {
 }
 
 
-def table(config: ModelConfig) -> dict[str, Param]:
-    """The rows that this config has: no head where tied, biases where asked for."""
+SCORE = Param("embed -> labels", "score.weight", "labels embed")
+"""The scalar head, `*ForSequenceClassification` with one label: alike in every family."""
+
+
+def table(config: ModelConfig, head: str = "lm") -> dict[str, Param]:
+    """The rows that this config has: biases where asked for, and a head.
+
+    Args:
+      config: the model's.
+      head: `lm` for the output projection, no row where it is tied; `score` for the scalar head in
+        its place.
+    """
     biases = {f"layers.{name}.bias" for name in config.attn_bias}
     if config.mlp_bias:
         biases |= {f"layers.{name}.bias" for name in ("gate", "up", "down")}
 
     def present(name: str) -> bool:
         if name == "head":
-            return not config.tied
+            return head == "lm" and not config.tied
         return not name.endswith(".bias") or name in biases
 
-    return {k: p for k, p in FAMILIES[config.family].table.items() if present(k)}
+    rows = {k: p for k, p in FAMILIES[config.family].table.items() if present(k)}
+    return rows | {"score": SCORE} if head == "score" else rows

@@ -1,0 +1,136 @@
+"""Judgements of single answers, desirable or not: KTO, BCO, APO-zero."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ptjax.algorithms.base import Algorithm
+from ptjax.errors import UserError
+from ptjax.losses import unpaired
+from ptjax.stages.baseline import bco_baseline, kto_baseline
+from ptjax.stages.reference import ref_logps
+from ptjax.types import Batch, Mean, Outputs
+
+Made = tuple[Mean, dict[str, Mean]]
+
+
+def kto(
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Made:
+    """KTO (2402.01306, equation 7): `losses.unpaired.kto`, a mean over answers.
+
+    Args:
+      outputs: `logps`.
+      batch: `mask`, `weights`, `scores` (1 desirable, 0 not), `ref_logps`, `baseline` (the KL).
+      beta: β, in 1/nat.
+      desirable_weight: w_d.
+      undesirable_weight: w_u.
+    """
+    ratio, weights, desirable = _columns(outputs, batch)
+    values = unpaired.kto(
+        ratio,
+        desirable,
+        batch["baseline"],
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
+    return Mean.of(values, weights), _metrics(outputs, batch, beta, beta * batch["baseline"])
+
+
+def bco(
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Made:
+    """BCO (2404.04656): `losses.unpaired.bco`, δ a running mean of the rewards.
+
+    Args:
+      outputs: `logps`.
+      batch: `mask`, `weights`, `scores` (1 desirable, 0 not), `ref_logps`, `baseline` (δ).
+      beta: β, in 1/nat.
+      desirable_weight: w_d.
+      undesirable_weight: w_u.
+    """
+    ratio, weights, desirable = _columns(outputs, batch)
+    values = unpaired.bco(
+        ratio,
+        desirable,
+        batch["baseline"],
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
+    return Mean.of(values, weights), _metrics(outputs, batch, beta, batch["baseline"])
+
+
+def apo_zero_unpaired(
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Made:
+    """APO-zero on single answers (2408.06266): `losses.unpaired.apo_zero_unpaired`.
+
+    Args:
+      outputs: `logps`.
+      batch: `mask`, `weights`, `scores` (1 desirable, 0 not), `ref_logps`.
+      beta: β, in 1/nat.
+      desirable_weight: w_d.
+      undesirable_weight: w_u.
+    """
+    ratio, weights, desirable = _columns(outputs, batch)
+    values = unpaired.apo_zero_unpaired(
+        ratio,
+        desirable,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
+    nothing = jnp.zeros(len(batch["weights"]))
+    return Mean.of(values, weights), _metrics(outputs, batch, beta, nothing)
+
+
+def _columns(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
+    """Log-ratio in nats, weight and label of each answer, [B]."""
+    gap = jnp.where(batch["mask"] == 0, 0, outputs.logps - batch["ref_logps"])
+    return jnp.sum(gap, -1)[:, 0], batch["weights"][:, 0], batch["scores"][:, 0]
+
+
+def _metrics(outputs: Outputs, batch: Batch, beta: float, baseline: Array) -> dict[str, Mean]:
+    """Rewards by label, and the share of answers on their side of the baseline."""
+    ratio, weights, desirable = _columns(outputs, batch)
+    good, bad = weights * (desirable > 0.5), weights * (desirable <= 0.5)
+    rewards, logps = beta * ratio, jnp.sum(outputs.logps * batch["mask"], -1)[:, 0]
+    right = (rewards > baseline) == (desirable > 0.5)
+    return {
+        "rewards/desirable": Mean.of(rewards, good),
+        "rewards/undesirable": Mean.of(rewards, bad),
+        "logps/desirable": Mean.of(logps, good),
+        "logps/undesirable": Mean.of(logps, bad),
+        "accuracy": Mean.of(right.astype(jnp.float32), weights),
+    }
+
+
+def _needs(*, beta: float, desirable_weight: float, undesirable_weight: float) -> tuple[str, ...]:
+    if not beta > 0:
+        raise UserError(f"hparams.beta = {beta}: it must be positive")
+    if desirable_weight < 0 or undesirable_weight < 0 or desirable_weight + undesirable_weight == 0:
+        raise UserError(
+            "hparams: desirable_weight and undesirable_weight cannot be negative, nor both 0"
+        )
+    return ("logps",)
+
+
+KTO = Algorithm(kto, (kto_baseline, ref_logps), needs=_needs, data="mismatched")
+BCO = Algorithm(bco, (ref_logps, bco_baseline), needs=_needs, data="unpaired")
+APO_ZERO_UNPAIRED = Algorithm(apo_zero_unpaired, (ref_logps,), needs=_needs, data="unpaired")

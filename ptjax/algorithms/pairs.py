@@ -1,0 +1,64 @@
+"""What methods on preference pairs share: their terms and what is measured of them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ptjax.losses.nll import nll
+from ptjax.losses.pair import Pair
+from ptjax.types import Batch, Mean, Outputs
+
+SATURATED = 0.01
+"""A pair whose gradient is weighted by less than this has nothing left to teach."""
+
+
+def chosen_nll(outputs: Outputs, batch: Batch) -> Mean:
+    """Negative log-likelihood of the chosen completions, over all their tokens in the batch."""
+    tokens = batch["mask"][:, 0] * batch["weights"][:, :1]
+    return Mean.of(nll(outputs.logps[:, 0]), tokens)
+
+
+def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:
+    """Implied rewards of both sides, and the warning signs; each explained in docs/methods/dpo.md.
+
+    Args:
+      pair: log-ratios, or where there is no reference log-probs, [B].
+      beta: what a log-ratio is multiplied by to be a reward.
+    """
+    chosen, rejected = beta * pair.a, beta * pair.b
+    longer = jnp.sign(pair.chosen_length - pair.rejected_length)
+    unequal = pair.weights * (longer != 0)
+
+    def mean(values: Array) -> Mean:
+        return Mean.of(values.astype(jnp.float32), pair.weights)
+
+    return {
+        "rewards/chosen": mean(chosen),
+        "rewards/rejected": mean(rejected),
+        "rewards/margin": mean(chosen - rejected),
+        "accuracy": mean(chosen > rejected),
+        "logps/chosen": mean(pair.chosen_logps),
+        "logps/rejected": mean(pair.rejected_logps),
+        "saturated": mean(jax.nn.sigmoid(rejected - chosen) < SATURATED),
+        "longer/preferred": _share(jnp.sign(chosen - rejected) == longer, unequal),
+        "longer/chosen": _share(longer > 0, unequal),
+    }
+
+
+def drift_metrics(outputs: Outputs, batch: Batch, pair: Pair) -> dict[str, Mean]:
+    """How far the policy is from its reference on the data: `kl`, and `both_fall`.
+
+    kl is the mean over the data's tokens of exp(ref - lp) - (ref - lp) - 1 (Schulman's k3): it is
+    an estimate of the divergence as far as the policy would write such answers itself.
+    """
+    tokens = batch["mask"] * batch["weights"][..., None]
+    gap = batch["ref_logps"] - outputs.logps
+    fall = (pair.a < 0) & (pair.b < 0)
+    return {
+        "kl": Mean.of(jnp.exp(gap) - gap - 1, tokens),
+        "both_fall": Mean.of(fall.astype(jnp.float32), pair.weights),
+    }
+
+
+def _share(holds: Array, weights: Float[Array, " B"]) -> Mean:
+    return Mean.of(holds.astype(jnp.float32), weights)
