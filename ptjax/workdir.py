@@ -27,7 +27,15 @@ from ptjax.models.tokenizer import load_tokenizer
 from ptjax.run_files import RECORD, local_copy, read_object, split_source, write_model_files
 from ptjax.types import Params
 
-__all__ = ["RunBundle", "load", "load_workdir", "merged", "split_source", "write_model_files"]
+__all__ = [
+    "RunBundle",
+    "load",
+    "load_workdir",
+    "merged",
+    "source_tokenizer",
+    "split_source",
+    "write_model_files",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +109,34 @@ def load(
         }
         bundle = replace(bundle, params=cast)
     return with_head(bundle, head, seed=seed, mesh=mesh)
+
+
+def source_tokenizer(
+    source: str, *, chat_template: str | None = None, special_tokens: Sequence[str] = ()
+) -> Any:
+    """The tokenizer that `load` gives, without reading the model.
+
+    Args:
+      source: as of `load`.
+      chat_template: replaces the source's; Jinja text or a path.
+      special_tokens: new control tokens.
+
+    Raises:
+      UserError: nothing there, or no tokenizer in it.
+    """
+    workdir, _ = split_source(source)
+    if workdir is not None:
+        with local_copy(epath.Path(workdir) / "model") as folder:
+            tokenizer = load_tokenizer(folder, chat_template=chat_template)
+    elif source.startswith("flax:"):
+        from ptjax.models.flax_adapter import flax_tokenizer
+
+        tokenizer = flax_tokenizer(source[5:], chat_template=chat_template)
+    else:
+        tokenizer = load_tokenizer(source, chat_template=chat_template)
+    if special_tokens:
+        add_special_tokens(tokenizer, list(special_tokens))
+    return tokenizer
 
 
 def merged(bundle: Bundle) -> Bundle:

@@ -48,7 +48,8 @@ class DataConfig:
     max_length: int = 1024
     """Longest sequence, in tokens."""
     truncate: str = "end"
-    """What to do with a longer one: cut its end or start, split it, drop it, or stop."""
+    """What to do with a longer one: cut its end or start, split it, drop it, or stop. The sides of
+    an example are cut alike."""
     on_empty: str = "error"
     """A sequence with nothing to train on: stop, or drop and count it."""
     on_bad_line: str = "error"
@@ -58,7 +59,7 @@ class DataConfig:
     tokens_per_batch: int | None = 4096
     """Tokens of the packed rows of one optimizer step, padding included."""
     row_length: int | None = None
-    """Tokens of a packed row; None: max_length."""
+    """Tokens of a packed row; None: max_length, or what an example of several sequences needs."""
     batch_size: int | None = None
     """Examples of one optimizer step; takes the place of tokens_per_batch."""
     buckets: tuple[int, ...] | None = None

@@ -1,7 +1,9 @@
 """Truncates the sequences of judged examples alike, and leaves out what says nothing."""
 
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from ptjax.data.config import DataConfig
 from ptjax.data.encode import Encodings
@@ -10,6 +12,19 @@ from ptjax.data.kinds import Kind
 from ptjax.data.pieces import Pieces
 from ptjax.data.store import Store
 from ptjax.errors import UserError
+
+
+class _Table(NamedTuple):
+    """A store's sequences by example."""
+
+    firsts: Int[np.ndarray, " E"]
+    """The example's first sequence."""
+    there: Bool[np.ndarray, "E N"]
+    """False where an example has fewer sequences than others."""
+    starts: Int[np.ndarray, "E N"]
+    lengths: Int[np.ndarray, "E N"]
+    scores: Float[np.ndarray, "E N"]
+    prompts: Int[np.ndarray, " E"]
 
 
 def judged_examples(
@@ -30,77 +45,43 @@ def judged_examples(
 
     """
     store = one.store
+    table = _table(store)
+    pieces, prompts = _cut(table, config, kind)
+    trained = _trained(store, pieces)
+    keep = _kept(one, table, trained, config, report)
+    if kind.one_prompt and table.there.shape[1] > 1:
+        keep &= _differing(store, table, pieces, keep, report)
+    kept = np.flatnonzero(keep)
+    cut = (table.lengths - pieces.lengths)[kept]
+    report.truncated, report.truncated_tokens = int((cut > 0).sum()), int(cut.sum())
+    report.examples, report.tokens = len(kept), int(pieces.lengths[kept].sum())
+    report.trained = int(trained[kept].sum())
+    return Examples(
+        [one],
+        source=np.full(len(kept), index, np.int32),
+        row=store.rows[table.firsts[kept]],
+        pieces=pieces.take(kept),
+        trained=trained[kept],
+        prompts=prompts[kept],
+        scores=table.scores[kept],
+        margin=store.margins[table.firsts[kept]],
+    )
+
+
+def _table(store: Store) -> _Table:
     firsts = np.flatnonzero(np.diff(store.examples, prepend=-1))
     counts = np.diff(np.append(firsts, len(store.lengths)))
     nth = np.arange(max(int(counts.max(initial=1)), 1))
     there = nth < counts[:, None]
-    which = np.where(there, firsts[:, None] + nth, 0)
-    lengths = np.where(there, store.lengths.astype(np.int64)[which] if len(which) else 0, 0)
-    starts = np.where(there, store.starts[which] if len(which) else 0, 0)
-    prompts = store.prompts[firsts].astype(np.int64)
-    long = lengths > config.max_length
-    pieces, prompts = _cut(starts, lengths, prompts, config, kind)
-    trained = _trained(store, pieces)
-    keep = np.ones(len(firsts), bool)
-
-    def leave_out(reason: str, found: np.ndarray) -> None:
-        report.drop(reason, int((found & keep).sum()))
-        keep[found] = False
-
-    def where(found: np.ndarray) -> str:
-        return one.rows.where(int(store.rows[firsts[np.flatnonzero(found)[0]]]))
-
-    too_long = long.any(1)
-    if too_long.any() and config.truncate == "error":
-        most = lengths[np.flatnonzero(too_long)[0]].max()
-        raise UserError(
-            f"{where(too_long)}: {most} tokens, more than config.data.max_length = "
-            f"{config.max_length}"
-        )
-    if config.truncate == "drop":
-        leave_out("too long", too_long)
-    empty = ((trained == 0) & there).any(1)
-    for reason, found in {
-        "nothing to train on": empty & ~too_long,
-        "nothing to train on within max_length": empty & too_long,
-    }.items():
-        found = found & keep
-        if found.any() and config.on_empty == "error":
-            raise UserError(
-                f"{where(found)}: {reason} (on one side at least; max_length = "
-                f"{config.max_length}); {int(found.sum())} such; config.data.on_empty = 'drop' "
-                "counts and drops them"
-            )
-        leave_out(reason, found)
-    scores = np.where(there, store.scores[which] if len(which) else 0, 0).astype(np.float32)
-    if kind.one_prompt and len(nth) > 1:
-        leave_out("all sides are the same tokens", _alike(store, pieces, counts, keep))
-        levels = np.where(there, scores, scores[:, :1])
-        leave_out("all sides are judged alike", (levels == levels[:, :1]).all(1))
-    cut = (lengths - pieces.lengths)[keep]
-    report.truncated, report.truncated_tokens = int((cut > 0).sum()), int(cut.sum())
-    report.examples, report.tokens = int(keep.sum()), int(pieces.lengths[keep].sum())
-    report.trained = int(trained[keep].sum())
-    kept = np.flatnonzero(keep)
-    return Examples(
-        [one],
-        source=np.full(len(kept), index, np.int32),
-        row=store.rows[firsts[kept]],
-        pieces=pieces.take(kept),
-        trained=trained[kept],
-        prompts=prompts[kept],
-        scores=scores[kept],
-        margin=store.margins[firsts[kept]],
+    which = np.where(there, firsts[:, None] + nth, firsts[:, None])
+    starts, lengths, scores = (
+        np.where(there, values[which], 0)
+        for values in (store.starts, store.lengths.astype(np.int64), store.scores)
     )
+    return _Table(firsts, there, starts, lengths, scores, store.prompts[firsts].astype(np.int64))
 
 
-def _cut(
-    starts: Int[np.ndarray, "E N"],
-    lengths: Int[np.ndarray, "E N"],
-    prompts: Int[np.ndarray, " E"],
-    config: DataConfig,
-    kind: Kind,
-) -> tuple[Pieces, Int[np.ndarray, " E"]]:
+def _cut(table: _Table, config: DataConfig, kind: Kind) -> tuple[Pieces, Int[np.ndarray, " E"]]:
     """The sequences within max_length, and how much of the prompt is left.
 
     From the start the same part of the prompt is cut from all sides, as much as the longest needs
@@ -108,18 +89,20 @@ def _cut(
     that does not suffice, the end is cut too. Texts that stand alone keep their last token, which
     says that the text is over.
     """
-    limit = config.max_length
+    starts, lengths, prompts, limit = table.starts, table.lengths, table.prompts, config.max_length
     excess = np.maximum(lengths - limit, 0)
     if not kind.one_prompt:
         kept = lengths - excess
         if config.truncate == "start":
             return Pieces.whole(starts + excess, kept), prompts
         joins = np.where(excess > 0, kept - 1, kept)
-        return Pieces(starts, kept, joins, starts + lengths - 1 + (excess == 0)), prompts
+        resumes = np.where(excess > 0, starts + lengths - 1, starts + kept)
+        return Pieces(starts, kept, joins, resumes), prompts
     if config.truncate == "start":
         off = np.minimum(excess.max(1), np.maximum(prompts - 1, 0))
-        off = off[:, None] * (lengths > 0)
-        starts, lengths, prompts = starts + off, lengths - off, prompts - off.max(1)
+        prompts = prompts - off
+        off = off[:, None] * table.there
+        starts, lengths = starts + off, lengths - off
     return Pieces.whole(starts, np.minimum(lengths, limit)), np.minimum(prompts, limit)
 
 
@@ -130,14 +113,57 @@ def _trained(store: Store, pieces: Pieces) -> Int[np.ndarray, "E N"]:
     return counts + rest  # where a sequence has a second stretch, it is a trained token
 
 
-def _alike(store: Store, pieces: Pieces, counts: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Which examples have the same tokens in all of their sequences."""
+def _kept(
+    one: Encodings,
+    table: _Table,
+    trained: np.ndarray,
+    config: DataConfig,
+    report: SourceReport,
+) -> np.ndarray:
+    """Which examples are short enough and have something to train on, on all of their sides."""
+    long: np.ndarray = np.any(table.lengths > config.max_length, axis=1)
+    empty: np.ndarray = np.any((trained == 0) & table.there, axis=1)
+    keep = np.ones(len(long), bool)
+    if long.any() and config.truncate == "error":
+        tokens = int(table.lengths[np.flatnonzero(long)[0]].max())
+        raise UserError(
+            f"{_where(one, table, long)}: {tokens} tokens, more than config.data.max_length = "
+            f"{config.max_length}"
+        )
+    if config.truncate == "drop":
+        keep = ~long
+        report.drop("too long", int(long.sum()))
+    for reason, found in (
+        ("nothing to train on", keep & empty & ~long),
+        ("nothing to train on within max_length", keep & empty & long),
+    ):
+        count = int(np.sum(found))
+        if count and config.on_empty == "error":
+            raise UserError(
+                f"{_where(one, table, found)}: {reason} (max_length = {config.max_length}); "
+                f"{count} such; config.data.on_empty = 'drop' counts and drops them"
+            )
+        report.drop(reason, count)
+    return keep & ~empty
+
+
+def _differing(
+    store: Store, table: _Table, pieces: Pieces, keep: np.ndarray, report: SourceReport
+) -> np.ndarray:
+    """Which of the kept examples have sides that differ, in their tokens and in their scores."""
     first = pieces.lengths[:, :1]
-    candidates = keep & ((pieces.lengths == first) | (pieces.lengths == 0)).all(1)
-    found = np.zeros(len(keep), bool)
+    candidates = keep & ((pieces.lengths == first) | ~table.there).all(1)
+    alike = np.zeros(len(keep), bool)
     for example in np.flatnonzero(candidates):
-        length = int(first[example, 0])
-        starts = pieces.starts[example, : counts[example]]
-        sides = [store.tokens[start : start + length] for start in starts]
-        found[example] = all(np.array_equal(side, sides[0]) for side in sides[1:])
-    return found
+        starts = pieces.starts[example, table.there[example]]
+        sides = [store.tokens[start : start + int(first[example, 0])] for start in starts]
+        alike[example] = all(np.array_equal(side, sides[0]) for side in sides[1:])
+    report.drop("all sides are the same tokens", int(alike.sum()))
+    level = ((table.scores == table.scores[:, :1]) | ~table.there).all(1) & keep & ~alike
+    report.drop("all sides are judged alike", int(level.sum()))
+    return ~(alike | level)
+
+
+def _where(one: Encodings, table: _Table, found: np.ndarray) -> str:
+    """File and line of the first of these examples."""
+    return one.rows.where(int(one.store.rows[table.firsts[np.flatnonzero(found)[0]]]))

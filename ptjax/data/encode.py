@@ -11,29 +11,15 @@ import numpy as np
 
 from ptjax.data.chat import Chat, Encoded
 from ptjax.data.config import DataConfig, SourceConfig
-from ptjax.data.formats import canonical
-from ptjax.data.judged import judged
+from ptjax.data.encode_rows import EncodedRow, EncodeRows, RowBatches
 from ptjax.data.kinds import Kind
-from ptjax.data.messages import BadForm
-from ptjax.data.rows import BadRow, Rows
-from ptjax.data.sides import Sides, encode_sides
+from ptjax.data.sides import Sides
 from ptjax.data.sources import Joined, open_source
 from ptjax.data.store import VERSION, Store, Writer
 from ptjax.data.workers import in_workers
 from ptjax.errors import UserError, did_you_mean
 
-_ROWS_AT_ONCE = 64
 _log = logging.getLogger(__name__)
-
-
-class EncodedRow(NamedTuple):
-    """What became of one row."""
-
-    row: int
-    key: int
-    """Hash of the row's content."""
-    examples: list[Sides]
-    bad: BadRow | None
 
 
 class Encodings(NamedTuple):
@@ -42,79 +28,6 @@ class Encodings(NamedTuple):
     source: SourceConfig
     rows: Joined
     store: Store
-
-
-class RowBatches:
-    """A source as Grain wants it: item i is a batch of rows with the number of the first."""
-
-    def __init__(self, rows: Rows):
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // _ROWS_AT_ONCE)
-
-    def __getitem__(self, index: int) -> tuple[int, list[Any], list[str]]:
-        start = index * _ROWS_AT_ONCE
-        rows = self._rows.read(start, start + _ROWS_AT_ONCE)
-        return start, rows, [self._rows.where(start + i) for i in range(len(rows))]
-
-
-class EncodeRows:
-    """Batches of rows to `EncodedRow`s; runs in the workers."""
-
-    def __init__(self, chat: Chat, source: SourceConfig, kind: Kind):
-        self._chat = chat
-        self._kind = kind
-        self._form = source.format
-        self._columns = dict(source.columns)
-
-    def __call__(self, batch: tuple[int, list[Any], list[str]]) -> list[EncodedRow]:
-        """Encodes one batch of `RowBatches`."""
-        start, rows, places = batch
-        results: list[EncodedRow] = []
-        read: list[list[Any]] = []
-        for i, row in enumerate(rows):
-            bad, key = None, 0
-            if isinstance(row, BadRow):
-                bad = row
-            else:
-                key = _key(row)
-                try:
-                    read.append(self._read(row))
-                except BadForm as error:
-                    bad = BadRow(places[i], error.reason, error.detail)
-            results.append(EncodedRow(start + i, key, [], bad))
-        encoded = iter(self._encode([example for examples in read for example in examples]))
-        counts = iter(read)
-        for i, result in enumerate(results):
-            if result.bad is not None:
-                continue
-            made = [next(encoded) for _ in next(counts)]
-            wrong = next((one for one in made if isinstance(one, BadForm)), None)
-            if wrong is not None:
-                bad = BadRow(places[i], wrong.reason, wrong.detail)
-                results[i] = result._replace(bad=bad)
-            else:
-                sides = [one for sides in made if not isinstance(sides, BadForm) for one in sides]
-                results[i] = result._replace(examples=sides)
-        return results
-
-    def _read(self, row: Any) -> list[Any]:
-        """The row in canonical form: what `_encode` takes."""
-        if self._kind.judged:
-            return list(judged(row, self._kind, form=self._form, columns=self._columns))
-        return [canonical(row, form=self._form, columns=self._columns)]
-
-    def _encode(self, examples: list[Any]) -> list[list[Sides] | BadForm]:
-        """By canonical example what it makes: one example, or, not judged, one for a sequence."""
-        if self._kind.judged:
-            sides = encode_sides(self._chat, examples, self._kind)
-            return [one if isinstance(one, BadForm) else [one] for one in sides]
-        encoded = self._chat.encode(examples)
-        return [
-            one if isinstance(one, BadForm) else [Sides([sequence], [0.0]) for sequence in one]
-            for one in encoded
-        ]
 
 
 def encode_source(
@@ -210,7 +123,7 @@ def _write(writer: Writer, results: list[EncodedRow], first: int) -> int:
             mask=np.concatenate([sequence.mask for *_, sequence in listed]),
             lengths=[len(sequence.tokens) for *_, sequence in listed],
             rows=[result.row for _, result, _, _ in listed],
-            keys=np.array([_together(result) for _, result, _, _ in listed], np.uint64),
+            keys=np.array([result.key for _, result, _, _ in listed], np.uint64),
             examples=[n for n, *_ in listed],
             prompts=[sequence.prompt for *_, sequence in listed],
             scores=[score for _, sides in examples for score in sides.scores],
@@ -218,12 +131,6 @@ def _write(writer: Writer, results: list[EncodedRow], first: int) -> int:
             labels=np.concatenate([np.zeros(0, np.float32), *labels]),
         )
     return first + len(examples)
-
-
-def _together(result: EncodedRow) -> int:
-    """Hash of what keeps rows on one side when some are held out: the prompt, or the row itself."""
-    shared = result.examples[0].shared if result.examples else b""
-    return _hash(shared) if shared else result.key
 
 
 def _found(folder: str) -> Store | None:
@@ -235,14 +142,6 @@ def _found(folder: str) -> Store | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("the cache %s is damaged (%s): encoding anew", folder, error)
         return None
-
-
-def _key(row: Any) -> int:
-    return _hash(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "replace"))
-
-
-def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def _cache_key(rows: Joined, source: SourceConfig, chat: Chat, kind: Kind) -> str:

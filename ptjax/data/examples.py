@@ -79,6 +79,13 @@ class Examples:
         """Tokens and mask of one sequence."""
         return self._read(self.pieces, example, n)
 
+    def labels(self, example: int) -> np.ndarray:
+        """Stepwise: the values to predict, one a step."""
+        store = self.encodings[self.source[example]].store
+        start, length = int(self.pieces.starts[example, 0]), int(self.lengths[example, 0])
+        stretch = slice(start, start + length)
+        return np.asarray(store.labels[stretch])[np.asarray(store.mask[stretch])]
+
     def mismatched_tokens(self, example: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask of its prompt with the completion of another example."""
         assert self.mismatched is not None
@@ -119,10 +126,20 @@ def joined(parts: Sequence[Examples]) -> Examples:
     """The examples of several sources, one after the other."""
     width = max(part.lengths.shape[1] for part in parts)
     parts = [part.widened(width) for part in parts]
-    names = ("source", "row", "trained", "prompts", "scores", "margin")
-    together = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    pieces = Pieces(*(np.concatenate(v) for v in zip(*(p.pieces for p in parts), strict=True)))
-    return Examples(parts[0].encodings, pieces=pieces, **together)
+
+    def together(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Examples(
+        parts[0].encodings,
+        source=together("source"),
+        row=together("row"),
+        pieces=Pieces(*(np.concatenate(v) for v in zip(*(p.pieces for p in parts), strict=True))),
+        trained=together("trained"),
+        prompts=together("prompts"),
+        scores=together("scores"),
+        margin=together("margin"),
+    )
 
 
 def total_drops(reports: Sequence[SourceReport]) -> dict[str, int]:

@@ -94,10 +94,10 @@ def _detect(columns: set[str], kind: Kind) -> str:
     if columns.intersection(shared):
         _require(columns, shared, known)
     near = next((hint for c in sorted(columns) if "mean" in (hint := did_you_mean(c, known))), "")
-    choices = dict.fromkeys(" and ".join(required) for required in kind.forms.values())
+    *choices, last = (" + ".join(required) for required in kind.forms.values())
     what = "" if kind.name == "sequences" else f" of {kind.name}"
     raise BadForm(
-        f"no known format{what}: a row has {' or '.join(choices)}",
+        f"no known format{what}: a row has {', '.join(choices)}, or {last}",
         f"columns: {there}{near}; rename with columns=dict(ours='theirs')",
     )
 

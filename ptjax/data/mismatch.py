@@ -27,8 +27,9 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
             prompts = [_prompt(examples, example) for example in mine.tolist()]
             if len(set(prompts)) < 2:
                 raise UserError(
-                    f"{encodings.source.path}: all {len(mine)} examples have the same prompt; a "
-                    "completion that answers another prompt is needed of the same source"
+                    f"{encodings.source.path}: the examples trained on, or those held out "
+                    f"({len(mine)}), have one prompt alone; kind 'unpaired' measures each prompt "
+                    "with the completion of another, so give rows of another prompt"
                 )
             others[mine] = mine[_before(np.unique(prompts, return_inverse=True)[1])]
     starts, prompts = examples.pieces.starts[:, 0], examples.prompts

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import hashlib
+import logging
 import shutil
 import tempfile
 from typing import Any
@@ -22,7 +23,10 @@ from ptjax.data.planning import Layout, make_schedule
 from ptjax.data.report import Report
 from ptjax.data.schedule import Schedule
 from ptjax.data.select import hold_out, select
+from ptjax.data.shortcuts import shortcuts
 from ptjax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -150,7 +154,11 @@ def build(
         once = Mixture(tuple(held_sizes), (None,) * count, (1.0,) * count)
         held_schedule = make_schedule(held_out, once, layout, seed=None, like=schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
-    report = Report.of(reports, held_reports, examples, held_out, layout, schedule)
+    found = shortcuts(examples, what, tokenizer)
+    if found is not None and process_index == 0:
+        for line in found.lines():
+            _log.info("without reading the answers: %s", line)
+    report = Report.of(reports, held_reports, examples, held_out, layout, schedule, found)
     return Pipeline(
         config,
         what,

@@ -9,6 +9,7 @@ import numpy as np
 from ptjax.data.examples import Examples, SourceReport
 from ptjax.data.planning import Layout
 from ptjax.data.schedule import Schedule
+from ptjax.data.shortcuts import Shortcuts
 
 
 @dataclasses.dataclass
@@ -33,6 +34,8 @@ class Report:
     rows_per_step: int | None
     examples_per_block: int
     steps_per_epoch: int
+    shortcuts: Shortcuts | None = None
+    """What the better side could be told by without reading; None where nothing is judged."""
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class Report:
         held_out: Examples | None,
         layout: Layout,
         schedule: Schedule,
+        found: Shortcuts | None = None,
     ) -> "Report":
         """Adds up the sources."""
         drops: collections.Counter[str] = collections.Counter()
@@ -59,10 +63,11 @@ class Report:
             truncated_tokens=sum(source.truncated_tokens for source in sources),
             drops=dict(drops),
             efficiency=schedule.efficiency,
-            lengths=examples.lengths.ravel(),
+            lengths=examples.lengths[examples.lengths > 0],
             rows_per_step=layout.rows,
             examples_per_block=schedule.block,
             steps_per_epoch=schedule.epoch_steps[0],
+            shortcuts=found,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ptjax.data.examples import Examples, SourceReport
+from ptjax.data.kinds import KINDS, Kind
 from ptjax.data.pipeline import Pipeline
 from ptjax.data.report import Report
 
@@ -23,32 +24,65 @@ def show(pipeline: Pipeline, tokenizer: Any, *, examples: int = 3) -> None:
     console = Console(highlight=False)
     for number in _spread(len(pipeline.examples), examples):
         console.print(Rule(f"example {number}: {pipeline.examples.where(number)}"))
-        console.print(example_text(pipeline.examples, number, tokenizer))
+        console.print(example_text(pipeline.examples, number, tokenizer, pipeline.kind))
     console.print(Rule("lengths in tokens"))
     console.print(histogram(pipeline.report.lengths))
     console.print(Rule("sources"))
     console.print(sources_table(pipeline.report))
+    if pipeline.report.shortcuts is not None:
+        console.print(Rule("what could be learnt without reading"))
+        console.print("\n".join(pipeline.report.shortcuts.lines()), markup=False)
     console.print(Rule("summary"))
     console.print("\n".join(summary_lines(pipeline)))
 
 
-def example_text(examples: Examples, number: int, tokenizer: Any) -> Any:
-    """One example as rich text: trained tokens green and between ⟦ and ⟧, others dim."""
+def example_text(
+    examples: Examples, number: int, tokenizer: Any, kind: Kind = KINDS["sequences"]
+) -> Any:
+    """One example as rich text: trained tokens green and between ⟦ and ⟧, others dim.
+
+    Each sequence of a judged example has its role or score before it.
+    """
     from rich.text import Text
 
     text = Text()
-    for n in range(examples.lengths.shape[1]):
-        tokens, mask = examples.tokens(number, n)
-        was_trained = False
-        for i, (piece, trained) in enumerate(_pieces(tokens, mask, tokenizer)):
-            if trained != was_trained:
-                text.append(OPEN if trained else CLOSE, style="bold")
-            text.append(piece, style=_SHADES[trained][i % 2])
-            was_trained = trained
-        text.append((CLOSE if was_trained else "") + "\n", style="bold")
+    for n in np.flatnonzero(examples.lengths[number]).tolist():
+        text.append(_label(examples, number, n, kind), style="bold magenta")
+        _append(text, *examples.tokens(number, n), tokenizer)
+    if examples.mismatched is not None:
+        text.append("the prompt with another example's completion\n", style="bold magenta")
+        _append(text, *examples.mismatched_tokens(number), tokenizer)
     trained = int(examples.trained[number].sum())
     text.append(f"{int(examples.lengths[number].sum())} tokens, {trained} trained")
     return text
+
+
+def _append(text: Any, tokens: np.ndarray, mask: np.ndarray, tokenizer: Any) -> None:
+    """One sequence, and the end of its line."""
+    was_trained = False
+    for i, (piece, trained) in enumerate(_pieces(tokens, mask, tokenizer)):
+        if trained != was_trained:
+            text.append(OPEN if trained else CLOSE, style="bold")
+        text.append(piece, style=_SHADES[trained][i % 2])
+        was_trained = trained
+    text.append((CLOSE if was_trained else "") + "\n", style="bold")
+
+
+def _label(examples: Examples, number: int, n: int, kind: Kind) -> str:
+    """What the data say of a sequence, as a line of its own."""
+    score = float(examples.scores[number, n])
+    if kind.name == "pairs":
+        margin = float(examples.margin[number])
+        better = f" (margin {margin:g})" if margin else ""
+        return f"chosen{better}\n" if n == 0 else "rejected\n"
+    if kind.name == "contrastive":
+        return ("query\n", "positive\n", "negative\n")[min(n, 2)]
+    if kind.name == "stepwise":
+        labels = examples.labels(number)
+        return f"steps labelled {', '.join(f'{value:g}' for value in labels)}\n"
+    if kind.name == "unpaired":
+        return "desirable\n" if score else "undesirable\n"
+    return f"score {score:g}\n" if kind.judged else ""
 
 
 def histogram(lengths: np.ndarray) -> str:
@@ -98,7 +132,7 @@ def summary_lines(pipeline: Pipeline) -> list[str]:
     return lines
 
 
-_SHOWN = ("tokens", "pack")
+_SHOWN = ("tokens", "pack", "kl_pack")
 
 
 def _cells(source: SourceReport, note: str) -> list[str]:

@@ -44,7 +44,7 @@ from ptjax.models.decoder import Cache, Compute, Decoder, Head
 from ptjax.models.flax_modules import Apply, from_linen, from_nnx, row
 from ptjax.models.load import Bundle
 from ptjax.models.spec import Param
-from ptjax.models.tokenizer import load_tokenizer
+from ptjax.models.tokenizer import load_tokenizer, template_text
 from ptjax.ops.attention import Span
 from ptjax.ops.logprobs import logit_stats
 from ptjax.types import Params
@@ -294,11 +294,7 @@ def load_flax(
         max_positions=built.get("max_positions", 2048),
         dropout=built.get("dropout", False),
     )
-    tokenizer = built["tokenizer"]
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer, chat_template=chat_template)
-    elif chat_template is not None:
-        tokenizer.chat_template = chat_template
+    tokenizer = _tokenizer(built, chat_template)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     params = {
         name: jax.device_put(
@@ -309,6 +305,28 @@ def load_flax(
     config = {"model_type": "flax", "architectures": [type(built["module"]).__name__]}
     dtypes = {name: leaf.dtype for name, leaf in leaves.items()}
     return Bundle(model, params, tokenizer, config, {}, dtypes, source)
+
+
+def flax_tokenizer(path: str, *, chat_template: str | None = None) -> Any:
+    """The tokenizer of `load_flax`, without the module's parameters on a device.
+
+    Args:
+      path: dotted path of the function, `my_file.build`.
+      chat_template: replaces the tokenizer's.
+
+    Raises:
+      UserError: nothing there, or not what this file's head asks for.
+    """
+    return _tokenizer(_build(f"{PREFIX}{path}", path), chat_template)
+
+
+def _tokenizer(built: dict[str, Any], chat_template: str | None) -> Any:
+    tokenizer = built["tokenizer"]
+    if isinstance(tokenizer, str):
+        return load_tokenizer(tokenizer, chat_template=chat_template)
+    if chat_template is not None:
+        tokenizer.chat_template = template_text(chat_template)
+    return tokenizer
 
 
 def _build(source: str, path: str) -> dict[str, Any]:

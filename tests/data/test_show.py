@@ -8,6 +8,9 @@ from ptjax.data import build
 from ptjax.data.__main__ import main
 from ptjax.data.show import example_text, histogram, show
 from ptjax.errors import UserError
+from ptjax.models.load import load
+from tests import tiny
+from tests.folders import write_run
 
 ROW = {
     "messages": [
@@ -36,6 +39,47 @@ def test_figures(pipeline, tokenizer, capsys):
         assert expected in printed
 
 
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2}
+STEPS = {"prompt": "p", "completions": ["s", "t"], "labels": [1, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "kind, row, lines",
+    [
+        ("pairs", PAIR, ["chosen (margin 2)", "p⟦a<|im_end|>⟧", "rejected", "p⟦b<|im_end|>⟧"]),
+        ("ranked", PAIR, ["score -1", "p⟦a<|im_end|>⟧", "score -2", "p⟦b<|im_end|>⟧"]),
+        ("rated", {"text": "t", "score": 0.5}, ["score 0.5", "t⟦<|im_end|>⟧"]),
+        ("stepwise", STEPS, ["steps labelled 1, 0.5", "ps⟦", "⟧t⟦", "⟧"]),
+        (
+            "contrastive",
+            {"query": "q", "positive": "p", "negative": "n"},
+            ["query", "q⟦<|im_end|>⟧", "positive", "p⟦<|im_end|>⟧", "negative", "n⟦<|im_end|>⟧"],
+        ),
+        (
+            "unpaired",
+            {"prompt": "p", "completion": "a", "label": 1},
+            [
+                "desirable",
+                "p⟦a<|im_end|>⟧",
+                "the prompt with another example's completion",
+                "p⟦z<|im_end|>⟧",
+            ],
+        ),
+    ],
+)
+def test_every_sequence_is_shown_with_what_the_data_say(tokenizer, write, kind, row, lines):
+    rows = [row, {"prompt": "x", "completion": "z", "label": 0}] if kind == "unpaired" else [row]
+    made = build({"sources": write(rows)}, tokenizer, kind=kind, seed=0)
+    shown = example_text(made.examples, 0, tokenizer, made.kind).plain.splitlines()
+    assert shown[:-1] == lines
+
+
+def test_shortcuts_are_shown(tokenizer, write, capsys):
+    show(build({"sources": write([PAIR])}, tokenizer, kind="pairs", seed=0), tokenizer)
+    printed = capsys.readouterr().out
+    assert "what could be learnt without reading" in printed and "the longer is chosen" in printed
+
+
 def test_the_histogram_counts_everything():
     import numpy as np
 
@@ -44,8 +88,8 @@ def test_the_histogram_counts_everything():
 
 
 def test_the_command(tokenizer, write, tmp_path, capsys, monkeypatch):
-    fake = types.SimpleNamespace(load_tokenizer=lambda source: tokenizer)
-    monkeypatch.setitem(sys.modules, "ptjax.models.tokenizer", fake)
+    fake = types.SimpleNamespace(source_tokenizer=lambda source, **given: tokenizer)
+    monkeypatch.setitem(sys.modules, "ptjax.workdir", fake)
     config = tmp_path / "config.py"
     values = {"model": {"source": "m"}, "data": {"sources": [{"path": write([ROW] * 3)}]}}
     config.write_text(
@@ -58,3 +102,73 @@ def test_the_command(tokenizer, write, tmp_path, capsys, monkeypatch):
         main([])
     with pytest.raises(UserError, match="no such file"):
         main([f"--config={config}", "--config.data.sources[0].path=nowhere.jsonl"])
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """Runs the command on a config; returns what was built."""
+    from ptjax.data import pipeline as module
+
+    monkeypatch.setattr("ptjax.data.show.show", lambda *given, **more: None)
+    asked = {}
+
+    def run(**values):
+        def remembered(config, given, **more):
+            asked.update(more, tokenizer=given)
+            return build(config, given, **more)
+
+        monkeypatch.setattr(module, "build", remembered)
+        config = tmp_path / "config.py"
+        config.write_text(
+            "from ml_collections import ConfigDict\n"
+            f"def get_config():\n    return ConfigDict({json.dumps(values)})\n"
+        )
+        main([f"--config={config}"])
+        return asked
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_command_plans_for_mesh_and_micro_batches(planned, folder):
+    model = {"source": str(folder / "model")}
+    for mesh, shards in (({"data": 2, "fsdp": 4, "tensor": 2}, 8), ({"fsdp": -1}, 8)):
+        made = planned(model=model, mesh=mesh, accumulate=2, data=chats(folder))
+        assert (made["shards"], made["accumulate"], made["kind"]) == (shards, 2, "sequences")
+
+
+def chats(folder):
+    return {"sources": [str(folder / "chats.jsonl")], "max_length": 64, "tokens_per_batch": 1024}
+
+
+def test_the_command_reads_the_kind_of_the_method(planned, folder, write, monkeypatch, tmp_path):
+    (tmp_path / "their_loss.py").write_text(
+        "from ptjax.algorithms.base import Algorithm\n"
+        "from ptjax.algorithms.sft import sft\n"
+        "PREFER = Algorithm(sft, data='pairs')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = {"sources": [write([PAIR] * 2)]}
+    model = {"source": str(folder / "model")}
+    assert planned(model=model, method="their_loss.PREFER", data=data)["kind"] == "pairs"
+
+
+def test_the_command_reads_the_tokenizer_of_a_run_and_of_a_module(planned, folder, monkeypatch):
+    bundle = load(str(folder / "model"))
+    write_run(folder / "run", bundle, folder / "model", list(bundle.params))
+    vocabulary = bundle.tokenizer.get_vocab()
+    (folder / "their_module.py").write_text(
+        "def build():\n"
+        "    from flax import linen\n"
+        f"    return dict(module=linen.Dense(3), tokenizer={str(folder / 'model')!r})\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    for source in (str(folder / "run"), f"{folder / 'run'}@3", "flax:their_module.build"):
+        model = {"source": source, "special_tokens": ["<extra>"]}
+        made = planned(model=model, data=chats(folder))["tokenizer"]
+        assert made.get_vocab() == {**vocabulary, "<extra>": len(vocabulary)}
+        assert made.chat_template == bundle.tokenizer.chat_template
