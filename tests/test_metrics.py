@@ -187,3 +187,22 @@ def test_throughput_counts_useful_tokens_and_leaves_pauses_out():
     now[0] = 8.0
     assert meter.read() == {"tokens_per_second": 10.0}
     assert (meter.tokens, meter.seconds) == (40, 3.0)
+
+
+def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session():
+    now = [0.0]
+    meter = Throughput(peak=100.0, clock=lambda: now[0])
+    assert meter.overall() == {}
+    now[0] = 5.0
+    meter.compiled(4.0)
+    meter.update(tokens=30, flops=50)
+    assert meter.read() == {"tokens_per_second": 30.0, "mfu": 0.5}
+    assert meter.state() == {"seconds": 1.0, "tokens": 30, "flops": 50, "compile_seconds": 4.0}
+    later = Throughput(peak=100.0, clock=lambda: now[0])
+    now[0] = 100.0
+    later.begin(meter.state() | {"seconds": 1.0})
+    later.update(tokens=10, flops=10)
+    now[0] = 101.0
+    assert later.read() == {"tokens_per_second": 10.0, "mfu": 0.1}
+    assert later.overall() == {"tokens_per_second": 20.0, "mfu": 0.3}
+    assert (later.tokens, later.seconds, later.compile_seconds) == (40, 2.0, 4.0)

@@ -1,7 +1,7 @@
 """How fast a run is: useful tokens a second, floating-point operations, share of the peak (MFU)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Real = int | float
@@ -94,29 +94,44 @@ def mfu(flops: Real, seconds: Real, peak: Real | None) -> float | None:
 
 
 class Throughput:
-    """Useful tokens a second and MFU between two reads; time inside `paused()` does not count.
+    """Useful tokens a second and MFU between two reads, and over all sessions of a run.
+
+    Time inside `paused()` and what is given to `compiled` does not count.
 
     Attributes:
-      tokens: useful tokens in all.
-      seconds: seconds of training in all, pauses left out.
+      tokens: useful tokens of all steps.
+      flops: model flops of all steps.
+      compile_seconds: seconds of compilation.
     """
 
     def __init__(self, *, peak: Real | None = None, clock: Callable[[], float] = time.monotonic):
         self._peak = peak
         self._clock = clock
-        self._start = clock()
+        self.begin({})
+
+    def begin(self, before: Mapping[str, float]) -> None:
+        """Starts the clock, after what earlier sessions came to (their `state()`)."""
+        self._start = self._clock() - before.get("seconds", 0.0)
+        self._read_seconds = self.seconds
         self._window = [0.0, 0.0, 0.0]
-        self._read_seconds = 0.0
-        self.tokens = 0.0
+        self.tokens = before.get("tokens", 0.0)
+        self.flops = before.get("flops", 0.0)
+        self.compile_seconds = before.get("compile_seconds", 0.0)
+
+    def state(self) -> dict[str, float]:
+        """What the run came to so far, for a checkpoint."""
+        names = ("seconds", "tokens", "flops", "compile_seconds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start, pauses left out."""
+        """Seconds of training in all, pauses and compilation left out."""
         return self._clock() - self._start
 
     def update(self, *, tokens: Real, slots: Real = 0, flops: Real = 0) -> None:
         """Adds a step: its useful tokens, its token slots with padding, its model flops."""
         self.tokens += tokens
+        self.flops += flops
         for i, amount in enumerate((tokens, slots, flops)):
             self._window[i] += amount
 
@@ -129,6 +144,11 @@ class Throughput:
         finally:
             self._start += self._clock() - before
 
+    def compiled(self, seconds: Real) -> None:
+        """Counts the last `seconds` as compilation."""
+        self.compile_seconds += seconds
+        self._start += seconds
+
     def read(self) -> dict[str, float]:
         """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known."""
         elapsed = self.seconds - self._read_seconds
@@ -138,7 +158,15 @@ class Throughput:
         rates = {"tokens_per_second": tokens / elapsed if elapsed > 0 else 0.0}
         if slots:
             rates["padding"] = 1 - tokens / slots
-        share = mfu(flops, elapsed, self._peak)
-        if share is not None and flops:
-            rates["mfu"] = share
-        return rates
+        return rates | self._share(flops, elapsed)
+
+    def overall(self) -> dict[str, float]:
+        """Rates over all steps: `tokens_per_second`, and `mfu` where known."""
+        seconds = self.seconds
+        if not self.tokens or seconds <= 0:
+            return {}
+        return {"tokens_per_second": self.tokens / seconds} | self._share(self.flops, seconds)
+
+    def _share(self, flops: Real, seconds: Real) -> dict[str, float]:
+        share = mfu(flops, seconds, self._peak)
+        return {} if share is None or not flops else {"mfu": share}
