@@ -141,6 +141,7 @@ class Hub:
 
     def __init__(self, path: str, split: str | None):
         import datasets
+        from datasets.exceptions import DatasetsError
 
         self.path = path
         try:
@@ -150,7 +151,7 @@ class Hub:
                 data = datasets.load_dataset(name, config, split=split or "train")
             else:
                 data = datasets.load_from_disk(path)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             said = " ".join(f"{path}: {type(error).__name__}: {error}".split())
             unreached = path.startswith("hf:") and isinstance(error, OSError)
             hint = "; is the name right, and can this machine reach the hub?" if unreached else ""

@@ -4,6 +4,8 @@ import json
 import pickle
 
 import datasets
+import datasets.config
+import datasets.exceptions
 import huggingface_hub.constants
 import numpy as np
 import pytest
