@@ -1,5 +1,6 @@
 """How fast a run is: useful tokens a second, floating-point operations, share of the peak (MFU)."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,36 +8,37 @@ from contextlib import contextmanager
 Real = int | float
 _TERA = 1e12
 
-# (what device_kind contains, lower case; the first match counts): dense peak of one jax device in
-# TFLOP/s for bfloat16, and for float32 as jax multiplies it by default (TPU: bfloat16 passes on the
-# same units; NVIDIA from Ampere on: TF32). No sparsity.
-# TPU: cloud.google.com/tpu/docs, "System architecture", a page a generation, peak compute per chip.
-# A chip of v2, v3 and tpu7x shows itself as two devices, so those rows hold half a chip's figure.
-# NVIDIA: each product's datasheet (A100, H100, H200, B200, L4, L40S, A10, T4, V100) and the Ada and
-# Ampere architecture whitepapers (RTX; bfloat16 with float32 accumulation).
+# (words of device_kind, lower case; the first match counts): dense peak of one jax device in TFLOP/s
+# for bfloat16 (float16 where there is none), and for float32 as jax multiplies it by default (TPU:
+# bfloat16 passes on the same units; NVIDIA from Ampere on: TF32). No sparsity.
+# TPU: peak compute per chip (bf16) of docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}; v2:
+# arXiv:1907.10701. A chip of v2, v3 and tpu7x is two devices, so those rows hold half its figure.
+# NVIDIA: datasheets; those of Hopper, Ada and A10G print figures with sparsity, which are halved.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("tpu v2", 22.5, 22.5),
     ("tpu v3", 61.5, 61.5),
     ("tpu v4", 275.0, 275.0),
     ("tpu v5 lite", 197.0, 197.0),
     ("tpu v5e", 197.0, 197.0),
+    ("tpu v5p", 459.0, 459.0),
     ("tpu v5", 459.0, 459.0),
-    ("tpu v6", 918.0, 918.0),
+    ("tpu v6e", 918.0, 918.0),
+    ("tpu v6 lite", 918.0, 918.0),
     ("tpu7x", 1153.5, 1153.5),
     ("tpu v7x", 1153.5, 1153.5),
-    ("b200", 2250.0, 1125.0),
-    ("h200", 989.4, 494.7),
-    ("h100 pcie", 756.0, 378.0),
-    ("h100", 989.4, 494.7),
-    ("a100", 312.0, 156.0),
-    ("a10g", 70.0, 35.0),
-    ("a10", 125.0, 62.5),
-    ("l40s", 362.0, 183.0),
-    ("l4", 121.0, 60.0),
-    ("t4", 65.0, 8.1),
-    ("v100", 125.0, 15.7),
-    ("rtx 4090", 165.2, 82.6),
-    ("rtx 3090", 71.0, 35.6),
+    ("b200", 2250.0, 1100.0),  # HGX B200, 1,000 W
+    ("h200", 989.5, 494.5),  # nvidia.com/en-us/data-center/h200: 1,979 and 989 with sparsity
+    ("h100 pcie", 756.5, 378.0),  # NVIDIA H100 datasheet: 1,513 and 756 with sparsity
+    ("h100 nvl", 835.5, 417.5),  # the same: 1,671 and 835 with sparsity
+    ("h100", 989.5, 494.5),  # the same, SXM: 1,979 and 989 with sparsity
+    ("a100", 312.0, 156.0),  # nvidia-a100-datasheet-us-nvidia-1758950-r4
+    ("a10g", 70.0, 35.0),  # AWS's A10G datasheet: 140 and 70 with sparsity
+    ("a10", 125.0, 62.5),  # NVIDIA's a10-datasheet
+    ("l40s", 362.0, 183.0),  # nvidia.com/en-us/data-center/l40s: 362 (733 with sparsity), 183 (366)
+    ("l4", 121.0, 60.0),  # nvidia.com/en-us/data-center/l4: 242 and 120 with sparsity
+    ("t4", 65.0, 8.1),  # t4-tensor-core-datasheet-951643
+    ("v100-pcie", 112.0, 14.0),  # volta-v100-datasheet-update-us-1165301-r5
+    ("v100", 125.0, 15.7),  # the same, SXM2
 )
 
 
@@ -49,7 +51,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     """
     kind = device_kind.lower()
     for part, half, single in _PEAKS:
-        if part in kind:
+        if re.search(rf"\b{part}\b", kind):
             return (single if dtype == "float32" else half) * _TERA
     return None
 
