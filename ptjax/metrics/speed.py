@@ -8,9 +8,9 @@ from contextlib import contextmanager
 Real = int | float
 _TERA = 1e12
 
-# (words of device_kind, lower case; the first match counts): dense peak of one jax device in TFLOP/s
-# for bfloat16 (float16 where there is none), and for float32 as jax multiplies it by default (TPU:
-# bfloat16 passes on the same units; NVIDIA from Ampere on: TF32). No sparsity.
+# (words of device_kind, lower case; the first match counts): dense peak of one jax device in
+# TFLOP/s for bfloat16 (float16 where there is none), and for float32 as jax multiplies it by
+# default (TPU: bfloat16 passes on the same units; NVIDIA from Ampere on: TF32). No sparsity.
 # TPU: peak compute per chip (bf16) of docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}; v2:
 # arXiv:1907.10701. A chip of v2, v3 and tpu7x is two devices, so those rows hold half its figure.
 # NVIDIA: datasheets; those of Hopper, Ada and A10G print figures with sparsity, which are halved.
