@@ -10,7 +10,7 @@ import ptjax
 ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
-    "errors types",
+    "errors types programs",
     "sharding",
     "losses ops",
     "models",
