@@ -8,10 +8,10 @@ The peer lives in an environment of its own; its script's head says how it is ma
 
 Both train the same weights on the same file in float32 on the CPU: the sigmoid loss with beta 0.1,
 AdamW, clipping, the same learning rate. TRL runs with its defaults (batches of 8 padded pairs,
-gradient checkpointing); ptjax packs. First with a reference that is computed in every step (`live`),
-then with its log-probs computed once before (`cached`): what that takes is in `prepare_seconds`, and
-in none of the other figures. Tokens are those of both sides of a pair, the prompt twice, without
-padding. `--mode=ours` runs one of ours alone and prints its JSON line.
+gradient checkpointing); ptjax packs. First with a reference that is computed in every step
+(`live`), then with its log-probs computed once before (`cached`): what that takes is in
+`prepare_seconds`, and in none of the other figures. Tokens are those of both sides of a pair, the
+prompt twice, without padding. `--mode=ours` runs one of ours alone and prints its JSON line.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """One of ours, or the comparison."""
     parser = side_by_side.parser(__doc__ or "")
+    parser.set_defaults(tokens_per_batch=4096)  # the longest pair takes 2 * max_length
     names = [kind.name for kind in KINDS]
     parser.add_argument("--reference", choices=names, help="one kind only; ours alone: live")
     args = parser.parse_args()

