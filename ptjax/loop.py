@@ -17,7 +17,7 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
-from ptjax.metrics import Metrics, Throughput, peak_flops, read_rows
+from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import Run, prepare
 from ptjax.progress import Progress
@@ -94,12 +94,14 @@ class _Loop:
         self.pending: tuple[int, HostBatch, dict[str, Array], float] | None = None
         self.held_out: dict[str, float] = {}
         self.frozen = fingerprint(self.state.frozen)
-        self.compiled = 0
+        self.shapes: set[tuple[int, ...]] = set()
+        self.compiled = run.train_step._cache_size()
 
     def run(self) -> Result:
         config, steps = self.config, self.job.steps
         with watch() as stop, self.metrics, self.checkpoints:
-            start = self.resume()
+            start, before = self.resume()
+            self.speed.begin(before)
             if start >= steps:
                 return self.finished_before(start)
             with Progress(steps, start=start, quiet=self.quiet) as self.progress:
@@ -109,6 +111,7 @@ class _Loop:
                 while step < steps:
                     # ---- A step is dispatched; the numbers of the last are read meanwhile ----
                     batch = next(self.batches)
+                    self.meet(batch)
                     began = time.perf_counter()
                     on_device = sharding.put_batch(batch.columns, self.job.mesh)
                     on_device, carry, said = self.job.stage(self.state, on_device, step=step)
@@ -117,6 +120,7 @@ class _Loop:
                     logged |= said
                     host_seconds = time.perf_counter() - began
                     step += 1
+                    self.count_compilation(step, batch, host_seconds)
                     self.read_pending()
                     self.pending = (step, batch, logged, host_seconds)
                     stopping = stop.requested(step)
@@ -134,12 +138,12 @@ class _Loop:
                     self.checkpoints.wait()
             return self.finish(step)
 
-    def resume(self) -> int:
-        """Goes to where the workdir stands; returns the steps taken."""
+    def resume(self) -> tuple[int, dict[str, float]]:
+        """Goes to where the workdir stands; returns the steps taken, and their tokens and time."""
         newest = self.checkpoints.latest()
         if newest is None:
             self._begin(0)
-            return 0
+            return 0, {}
         found = self.checkpoints.restore(self.job.abstract)
         if found.host["frozen"] != self.frozen:
             raise UserError(
@@ -149,13 +153,13 @@ class _Loop:
         self.batches.set_state(found.host["data"])
         self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
         if found.step >= self.job.steps:
-            return found.step
+            return found.step, found.host["speed"]
         before = from_json(json.dumps(found.host["config"]))
         for path, (old, new) in changed_keys(before, self.config).items():
             _log.warning("%s changed since step %d: %s, was %s", path, found.step, new, old)
         self._begin(found.step)
         _log.info("resumed at step %d of %d", found.step, self.job.steps)
-        return found.step
+        return found.step, found.host["speed"]
 
     def _begin(self, step: int) -> None:
         """Drops metrics later than a step, and writes what the run is beside its checkpoints."""
@@ -212,15 +216,25 @@ class _Loop:
             values |= self.speed.read() | {"host_ms": 1000 * host_seconds}
             self.metrics.write(step, values)
             self.progress.update(step, values)
-        self._count_compilations(step, batch)
         if not values["accepted"]:
             self.say(f"step {step}: loss {values['loss']}: skipped, nothing changed")
         if streak >= self.config.guard.max_skipped:
             self._give_up(step, batch, int(streak))
 
-    def _count_compilations(self, step: int, batch: HostBatch) -> None:
+    def meet(self, batch: HostBatch) -> None:
+        """Before a shape that compiles, the step before ends: its time is its own."""
+        shape = batch.columns["tokens"].shape
+        if shape not in self.shapes:
+            self.read_pending()
+            self.shapes.add(shape)
+
+    def count_compilation(self, step: int, batch: HostBatch, seconds: float) -> None:
+        """Leaves the time of a dispatch that compiled out of the speed; says so after the first."""
         now = self.job.train_step._cache_size()
-        if self.compiled and now > self.compiled:
+        if now == self.compiled:
+            return
+        self.speed.compiled(seconds)
+        if self.compiled:
             shape = batch.columns["tokens"].shape
             _log.info("step %d: compiled program %d for a batch of shape %s", step, now, shape)
         self.compiled = now
@@ -253,6 +267,7 @@ class _Loop:
                     "data": self.batches.get_state(),
                     "config": json.loads(to_json(self.config)),
                     "frozen": self.frozen,
+                    "speed": self.speed.state(),
                 },
                 metrics=self.held_out,
             )
@@ -302,7 +317,6 @@ class _Loop:
         return Result(self.bundle(), step, step == steps, self.workdir, text)
 
     def _facts(self, step: int) -> dict[str, Any]:
-        rows = [row for row in read_rows(self.workdir) if "tokens" in row]
         device = jax.devices()[0]
         return {
             "method": self.config.method,
@@ -312,11 +326,12 @@ class _Loop:
             "trainable": self.job.count(self.state.params),
             "total": self.job.count(self.state.merged()),
             "steps": step,
-            "tokens": int(sum(row["tokens"] for row in rows)),
+            "tokens": int(self.speed.tokens),
             "seconds": self.speed.seconds,
-            "tokens_per_second": self.speed.tokens / max(self.speed.seconds, 1e-9),
+            "compile_seconds": self.speed.compile_seconds,
+            **self.speed.overall(),
             "peak_memory": peak_memory(),
-            "skipped": int(rows[-1]["skipped"]) if rows else 0,
+            "skipped": int(self.state.guard["skipped"]),
             "checkpoint": str(self.checkpoints.root),
             "next": {
                 "chat": f"python -m ptjax.generate {self.workdir}",

@@ -29,7 +29,8 @@ from ptjax.step import StepOptions, eval_step, new_guard, train_step
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
 from ptjax.workdir import load
 
-ADAPTER = r".*\.(lora_a|lora_b|dora_m)"
+ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score"
+"""Trained where adapters are: they, and a scalar head."""
 
 
 @dataclass
@@ -130,6 +131,10 @@ def prepare(config: Config) -> Run:
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
             "hparams couples the rows of a batch, which micro-batches would change"
         )
+    if bound.algorithm.head != "lm" and config.samples.prompts:
+        raise UserError(
+            f"config.samples.prompts: {config.method} trains a scorer, which has no text"
+        )
     mesh = sharding.make_mesh(config.mesh.to_dict())
     bundle = load(
         config.model.source,
@@ -137,6 +142,8 @@ def prepare(config: Config) -> Run:
         mesh=mesh,
         chat_template=config.data.chat_template,
         special_tokens=tuple(config.model.special_tokens),
+        head=bound.algorithm.head,
+        seed=config.seed,
     )
     pipeline = data.build(
         config.data,
@@ -164,7 +171,10 @@ def prepare(config: Config) -> Run:
     reference = make_reference(config, bundle, state.params, mesh) if asked else None
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward_options = ForwardOptions(
-        compute=compute(config), head_chunk=config.model.head_chunk, neftune=config.neftune
+        compute=compute(config),
+        head_chunk=config.model.head_chunk,
+        neftune=config.neftune,
+        pooling=config.model.pooling,
     )
     step = functools.partial(
         train_step,

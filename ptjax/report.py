@@ -24,9 +24,10 @@ def summary(facts: Row, rows: Sequence[Row], samples: Sequence[Row]) -> str:
 
     Args:
       facts: `method`, `model`, `data` (a name or a list), `device`, `trainable` and `total`
-        (parameters), `steps`, `tokens` (useful ones), `seconds`, `tokens_per_second`, `mfu` (0..1),
-        `peak_memory` (bytes), `skipped` (steps), `checkpoint` (folder),
-        `next` ({what: command}); every one optional.
+        (parameters), `steps`, `tokens` (useful ones of all steps), `seconds` (of all steps, without
+        compilation, evaluation, samples and saving), `compile_seconds`, `tokens_per_second` and
+        `mfu` (0..1) over those seconds, `peak_memory` (bytes), `skipped` (steps), `checkpoint`
+        (folder), `next` ({what: command}); every one optional.
       rows: lines of `metrics.jsonl`: `loss` of training, `eval/...` of held-out data.
       samples: lines of `samples.jsonl`.
     """
@@ -79,13 +80,15 @@ def _described(facts: Row) -> list[tuple[str, str]]:
     data = facts.get("data")
     trainable, total = facts.get("trainable"), facts.get("total")
     rate, share = facts.get("tokens_per_second"), facts.get("mfu")
+    compiling = facts.get("compile_seconds")
     known = {
         "data": data if isinstance(data, str | None) else ", ".join(map(str, data)),
         "device": facts.get("device"),
         "trained parameters": _parameters(trainable, total),
         "steps": _count(facts.get("steps"), facts.get("skipped")),
         "tokens": None if facts.get("tokens") is None else f"{facts['tokens']:,}",
-        "time": None if facts.get("seconds") is None else duration(facts["seconds"]),
+        "time in steps": None if facts.get("seconds") is None else duration(facts["seconds"]),
+        "compilation": compiling and f"{duration(compiling)}, not in the time in steps",
         "speed": None if rate is None else f"{rate:,.0f} tokens/s{_percent(share)}",
         "peak memory": _bytes(facts.get("peak_memory")),
         "checkpoint": facts.get("checkpoint"),

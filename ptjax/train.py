@@ -51,19 +51,16 @@ def main() -> None:
 
 def _start_jax(options: Any) -> None:
     """Joins the other processes, and keeps compiled programs for the next start."""
-    import os
-    from pathlib import Path
-
     import jax
+
+    from ptjax.programs import keep_programs
 
     given = [options.coordinator, options.process, options.processes]
     if any(value is not None for value in given):
         if any(value is None for value in given):
             raise UserError("--coordinator, --process and --processes go together")
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "ptjax" / "xla"))
+    keep_programs()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ MODULE = """
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 
 class Language(nn.Module):
@@ -48,10 +49,45 @@ class Language(nn.Module):
         return self.hidden(*where, deterministic=deterministic) @ self.out
 
 
-def build():
+class Later(nnx.Module):
+    def __init__(self, vocab, rngs):
+        self.embed = nnx.Embed(vocab, 16, rngs=rngs)
+        self.places = nnx.Embed(128, 16, rngs=rngs)
+        self.qkv = nnx.Linear(16, 48, rngs=rngs)
+        self.norm = nnx.LayerNorm(16, rngs=rngs)
+        self.drop = nnx.Dropout(0.2, rngs=rngs)
+        self.out = nnx.Linear(16, vocab, use_bias=False, rngs=rngs)
+
+    def hidden(self, tokens, positions, segment_ids, *, deterministic):
+        x = self.drop(self.embed(tokens) + self.places(positions), deterministic=deterministic)
+        q, k, v = jnp.split(self.qkv(x), 3, -1)
+        same = segment_ids[:, :, None] == segment_ids[:, None]
+        seen = same & (positions[:, :, None] >= positions[:, None])
+        scores = jnp.where(seen, jnp.einsum("rqe,rse->rqs", q, k) / 4, -1e30)
+        return self.norm(x + jax.nn.softmax(scores) @ v)
+
+    def head(self):
+        return self.out.kernel[...]
+
+    def __call__(self, tokens, positions, segment_ids, *, deterministic):
+        where = (tokens, positions, segment_ids)
+        return self.hidden(*where, deterministic=deterministic) @ self.head()
+
+
+def read_tokenizer():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained({folder!r})
+    return AutoTokenizer.from_pretrained({folder!r})
+
+
+def later():
+    tokenizer = read_tokenizer()
+    module = Later(len(tokenizer), nnx.Rngs(0))
+    return {"module": module, "tokenizer": tokenizer, "max_positions": 128, "dropout": True}
+
+
+def build():
+    tokenizer = read_tokenizer()
     module = Language(len(tokenizer))
     row = jnp.zeros((1, 4), jnp.int32)
     params = module.init(jax.random.key(0), row, row, row + 1, deterministic=True)
@@ -102,6 +138,26 @@ def test_what_a_run_left_loads_and_talks(folder, tmp_path):
     with pytest.raises(UserError, match="a flax module of yours has no Hugging Face layout"):
         export(str(tmp_path / "run"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adapters", [None, lora(rank=4, targets=r"qkv\.kernel")])
+def test_an_nnx_module_trains_goes_on_after_a_stop_loads_and_talks(folder, tmp_path, adapters):
+    def run(name, steps):
+        given = {"model.source": "flax:their_model.later", "optim.schedule": "constant"}
+        asked = config(folder, lora=adapters, steps=steps, **given)
+        return loop.train(asked, str(tmp_path / name), quiet=True)
+
+    whole, _, twice = run("whole", 6), run("twice", 2), run("twice", 6)
+    assert tiny.saved(tmp_path / "twice") == tiny.saved(tmp_path / "whole")
+    rows = tiny.rows(tmp_path / "whole")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    held_out = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert held_out[-1] < held_out[0] - 0.05
+    trained = {name for name in whole.bundle.params if "lora" in name}
+    assert trained == ({"qkv.kernel.lora_a", "qkv.kernel.lora_b"} if adapters else set())
+    loaded = load_workdir(tmp_path / "whole")
+    said = [reply(b, ["what is blue"], max_tokens=8) for b in (whole.bundle, twice.bundle, loaded)]
+    assert said[0] == said[1] == said[2]
 
 
 def test_our_rematerialisation_is_refused_in_one_line(folder, tmp_path):

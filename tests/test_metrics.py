@@ -143,8 +143,8 @@ def test_an_object_store_gets_copies_and_a_resumed_run_continues_them(tmp_path, 
         ("TPU7x", "bfloat16", 1153.5),
         ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
         ("NVIDIA A100-SXM4-40GB", "float32", 156),
-        ("NVIDIA H100 PCIe", "bfloat16", 756),
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.5),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.5),
         ("NVIDIA L40S", "bfloat16", 362),
         ("NVIDIA L4", "bfloat16", 121),
         ("NVIDIA A10G", "bfloat16", 70),
@@ -156,7 +156,8 @@ def test_peaks_of_known_devices(kind, dtype, tera):
 
 
 def test_no_peak_no_mfu():
-    assert peak_flops("cpu") is None
+    unlisted = ("cpu", "NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA GB200", "TPU v9")
+    assert [peak_flops(kind) for kind in unlisted] == [None] * len(unlisted)
     assert mfu(1e12, 1.0, None) is None
     assert mfu(1e12, 2.0, 1e12) == 0.5
 
@@ -187,3 +188,22 @@ def test_throughput_counts_useful_tokens_and_leaves_pauses_out():
     now[0] = 8.0
     assert meter.read() == {"tokens_per_second": 10.0}
     assert (meter.tokens, meter.seconds) == (40, 3.0)
+
+
+def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session():
+    now = [0.0]
+    meter = Throughput(peak=100.0, clock=lambda: now[0])
+    assert meter.overall() == {}
+    now[0] = 5.0
+    meter.compiled(4.0)
+    meter.update(tokens=30, flops=50)
+    assert meter.read() == {"tokens_per_second": 30.0, "mfu": 0.5}
+    assert meter.state() == {"seconds": 1.0, "tokens": 30, "flops": 50, "compile_seconds": 4.0}
+    later = Throughput(peak=100.0, clock=lambda: now[0])
+    now[0] = 100.0
+    later.begin(meter.state() | {"seconds": 1.0})
+    later.update(tokens=10, flops=10)
+    now[0] = 101.0
+    assert later.read() == {"tokens_per_second": 10.0, "mfu": 0.1}
+    assert later.overall() == {"tokens_per_second": 20.0, "mfu": 0.3}
+    assert (later.tokens, later.seconds, later.compile_seconds) == (40, 2.0, 4.0)

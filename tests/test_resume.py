@@ -1,10 +1,13 @@
 """Interrupted and resumed = uninterrupted, bit for bit; and what cannot be resumed says so."""
 
+import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -12,9 +15,10 @@ import pytest
 
 from ptjax import loop, sharding
 from ptjax.checkpoint import Checkpoints
-from ptjax.config import lora
+from ptjax.config import lora, to_json
 from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
+from ptjax.metrics import read_rows
 from ptjax.prepare import prepare
 from tests import tiny
 
@@ -142,6 +146,58 @@ def test_a_finished_run_says_so_and_changes_nothing(run, folder, capsys):
     assert said.count("\n") == 1
     assert result.summary == (workdir / "summary.md").read_text()
     assert files(workdir) == before
+
+
+def told(summary):
+    """What the summary's first table says, by name."""
+    lines = [line.split(" | ") for line in summary.splitlines() if line.count("|") == 3]
+    return {name.removeprefix("| "): value.removesuffix(" |") for name, value in lines}
+
+
+def test_the_summary_counts_the_tokens_of_all_steps_logged_or_not_over_all_sessions(run, folder):
+    tokens = sum(row.get("tokens", 0) for row in tiny.rows(whole(run, folder)))
+    assert told(run("adapters").summary)["tokens"] == f"{int(tokens):,}"
+    for step in (4, 6):
+        with pytest.raises(PowerCut):
+            run("seldom logged", at={step: cut_power}, **{"log.every": 4})
+    assert told(run("seldom logged", **{"log.every": 4}).summary)["tokens"] == f"{int(tokens):,}"
+    (folder / "seldom logged" / "summary.md").unlink()
+    again = told(run("seldom logged", **{"log.every": 4}).summary)
+    assert (again["tokens"], again["steps"]) == (f"{int(tokens):,}", "6")
+
+
+class Compiling:
+    """A step that compiles for a while at its first two batches."""
+
+    def __init__(self, step, seconds):
+        self.step, self.seconds, self.programs = step, seconds, 0
+
+    def __call__(self, *arguments):
+        if self.programs < 2:
+            time.sleep(self.seconds)
+            self.programs += 1
+        return self.step(*arguments)
+
+    def _cache_size(self):
+        return self.programs
+
+
+def test_the_speed_is_that_of_the_steps_and_compilation_stands_apart(run, folder, prepared):
+    run("adapters warm")
+    key = to_json(tiny.tiny_config(folder, **CONFIGS["adapters"]))
+    known = prepared.known[key]
+    prepared.known[key] = dataclasses.replace(known, train_step=Compiling(known.train_step, 2.0))
+    try:
+        summary = told(run("compiling").summary)
+    finally:
+        prepared.known[key] = known
+    assert re.fullmatch(r"0:0[56], not in the time in steps", summary["compilation"])
+    seconds = int(summary["time in steps"].removeprefix("0:"))
+    assert seconds <= 3
+    rate = float(summary["speed"].removesuffix(" tokens/s").replace(",", ""))
+    assert rate > int(summary["tokens"].replace(",", "")) / 3
+    row = next(row for row in read_rows(folder / "compiling") if "tokens_per_second" in row)
+    assert row["tokens_per_second"] > row["tokens"] / 1.5
 
 
 def test_more_steps_go_on_from_a_finished_run(run, folder, caplog):

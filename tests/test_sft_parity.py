@@ -8,82 +8,30 @@ What TRL got is in golden/smollm2_sft.json; golden/make_sft.py says how. TRL tra
 after the end of a turn too, which we leave away: three of the runs get it from the golden file.
 """
 
-import functools
-import json
-import os
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax import sharding
-from ptjax.config import ConfigDict, defaults, lora
-from ptjax.errors import UserError
-from ptjax.models.hub import resolve_source
 from ptjax.prepare import prepare
+from tests import beside_trl
 from tests.golden import weights
 
-SOURCE = "smollm2-135m-instruct"
-GOLDEN = json.loads((weights.FOLDER / "smollm2_sft.json").read_text())
-FULL = os.environ.get("PTJAX_FULL", "") not in ("", "0")
-STEPS = 10 if FULL else 2
+GOLDEN = beside_trl.golden("sft")
+
+pytestmark = beside_trl.needs_weights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def real_weights():
-    try:
-        resolve_source(SOURCE)
-    except UserError as error:
-        pytest.skip(f"needs the weights of SmolLM2: {error}")
-
-
-def config(accumulate: int, with_lora: bool) -> ConfigDict:
-    """The golden runs' hyperparameters."""
+def config(name):
+    """One run's config."""
     given = GOLDEN["hyperparameters"]
-    made = defaults()
-    made.model.source = SOURCE
-    made.steps = given["steps"]
-    made.accumulate = accumulate
-    made.data.sources = [{"path": str(weights.FOLDER / "sft_chats.jsonl")}]
+    made = beside_trl.config(given, weights.FOLDER / "sft_chats.jsonl", 128)
     made.data.train_on = "last"
-    made.data.max_length = 128
-    made.data.packing = False
-    made.data.shuffle = False
-    made.data.batch_size = given["batch_size"]
-    made.data.buckets = (128,)
+    made.accumulate = 2 if name == "accumulated" else 1
     made.optim.learning_rate = given["full"]["learning_rate"]
-    made.optim.schedule = given["schedule"]
-    made.optim.warmup = 0.0
-    made.optim.weight_decay = given["weight_decay"]
-    made.optim.clip_norm = given["max_grad_norm"]
-    for name in ("b1", "b2", "eps"):
-        made.optim[name] = given[name]
-    if with_lora:
-        made.lora = lora(rank=given["lora"]["r"], alpha=float(given["lora"]["lora_alpha"]))
+    if name == "lora":
+        made.lora = beside_trl.adapters(given["lora"])
         made.optim.learning_rate = given["lora"]["learning_rate"]
     return made
-
-
-def first_adapters(job):
-    """A as the golden run had it, stacked and transposed; B is zero."""
-    params = dict(job.state.params)
-    for name, leaf in params.items():
-        kernel, part = name.rsplit(".", 1)
-        if part == "lora_b":
-            assert not np.any(leaf)
-            continue
-        layers, *inputs, rank = leaf.shape
-        tensors = [
-            weights.tensor(
-                "base_model.model."
-                + job.rows[kernel].hf.format(layer).replace(".weight", ".lora_A.weight"),
-                (rank, int(np.prod(inputs))),
-            ).T.reshape(*inputs, rank)
-            for layer in range(layers)
-        ]
-        params[name] = jnp.asarray(np.stack(tensors))
-    return job.state.replace(params=params)
 
 
 def as_trl(columns, rows):
@@ -103,35 +51,25 @@ def as_trl(columns, rows):
     [
         "end_of_turn",
         "lora",
-        *(
-            pytest.param(name, marks=pytest.mark.skipif(not FULL, reason="PTJAX_FULL=1 runs it"))
-            for name in ("trl", "accumulated")
-        ),
+        *(pytest.param(name, marks=beside_trl.only_in_full) for name in ("trl", "accumulated")),
     ],
 )
 def test_as_trl(name, monkeypatch):
-    monkeypatch.setattr(jax, "devices", functools.partial(list, jax.devices()[:1]))
-    accumulate = 2 if name == "accumulated" else 1
-    job = prepare(config(accumulate, name == "lora"))
-    state = first_adapters(job) if name == "lora" else job.state
+    beside_trl.on_one_device(monkeypatch)
+    job = prepare(config(name))
+    state = beside_trl.first_adapters(job) if name == "lora" else job.state
     batches, wanted = job.pipeline.train(), GOLDEN["runs"][name]
-    size = GOLDEN["hyperparameters"]["batch_size"]
     with jax.set_mesh(job.mesh):
-        for step in range(STEPS):
+        for step in range(beside_trl.STEPS):
             batch = next(batches)
-            rows = GOLDEN["rows"][step * size : (step + 1) * size]
-            # Where a row stands says its micro-batch; its example says which it is.
-            rows = [rows[example - step * size] for example in batch.examples]
+            rows = beside_trl.rows_of(batch, GOLDEN["rows"], step)
             for place, row in enumerate(rows):
-                valid = batch.columns["valid"][place, 0]
-                read = batch.columns["tokens"][place, 0][valid].tolist()
-                assert read == row["ids"][: row["end_of_turn"] + 1]
-                trained = np.flatnonzero(batch.columns["mask"][place, 0])
-                assert trained.tolist() == list(range(row["start"], row["end_of_turn"] + 1))
+                ids = row["ids"][: row["end_of_turn"] + 1]
+                beside_trl.check_tokens(batch, (place, 0), ids, row["start"])
             columns = batch.columns
             if name != "end_of_turn":
                 columns = as_trl(columns, rows)
-            state, logged = job.train_step(state, sharding.put_batch(columns, job.mesh))
+            state, logged = beside_trl.advance(job, state, columns, step)
             assert logged["trained_tokens"] == wanted["tokens"][step]
             np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-4)
             np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=5e-4)

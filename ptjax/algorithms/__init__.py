@@ -1,8 +1,16 @@
 """Every method by name: the index of what ptjax can do."""
 
 from ptjax.algorithms.dpo import DPO
+from ptjax.algorithms.embed import EMBED
 from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
 from ptjax.algorithms.reference_free import ALPHAPO, CPO, ORPO, SIMPO
+from ptjax.algorithms.reward import (
+    OUTCOME_REWARD,
+    PROCESS_REWARD,
+    REWARD,
+    REWARD_RANKED,
+    REWARD_REGRESSION,
+)
 from ptjax.algorithms.sft import SFT
 
 METHODS = {
@@ -17,4 +25,12 @@ METHODS = {
     "kto": KTO,
     "bco": BCO,
     "apo_zero_unpaired": APO_ZERO_UNPAIRED,
+    # reward models
+    "reward": REWARD,
+    "reward_ranked": REWARD_RANKED,
+    "reward_regression": REWARD_REGRESSION,
+    "outcome_reward": OUTCOME_REWARD,
+    "process_reward": PROCESS_REWARD,
+    # embeddings
+    "embed": EMBED,
 }

@@ -26,6 +26,7 @@ def defaults() -> Any:
                 "remat": "dots_and_attention",
                 "dropout": 0.0,
                 "head_chunk": 512,
+                "pooling": "last",
                 "special_tokens": (),
             },
             "lora": config_dict.placeholder(ConfigDict),

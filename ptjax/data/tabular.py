@@ -141,6 +141,7 @@ class Hub:
 
     def __init__(self, path: str, split: str | None):
         import datasets
+        from datasets.exceptions import DatasetsError
 
         self.path = path
         try:
@@ -150,8 +151,11 @@ class Hub:
                 data = datasets.load_dataset(name, config, split=split or "train")
             else:
                 data = datasets.load_from_disk(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            said = " ".join(f"{path}: {type(error).__name__}: {error}".split())
+            unreached = path.startswith("hf:") and isinstance(error, OSError)
+            hint = "; is the name right, and can this machine reach the hub?" if unreached else ""
+            raise UserError(said + hint) from None
         if isinstance(data, datasets.DatasetDict):
             if (split or "train") not in data:
                 raise UserError(f"{path}: no split {split or 'train'!r}; it has {sorted(data)}")

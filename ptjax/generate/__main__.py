@@ -61,8 +61,10 @@ def open_chat(options: Any) -> Any:
     _say(f"loading {source} ...", end="\r" if sys.stderr.isatty() else "\n")
     from ptjax.generate.chat import Conversation
     from ptjax.models.decoder import Compute
+    from ptjax.programs import keep_programs
     from ptjax.workdir import load
 
+    keep_programs()
     names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
     settings = {name: getattr(options, name) for name in names}
     settings["compute"] = Compute(dtype=options.dtype)

@@ -53,7 +53,8 @@ def ranked(
       pairs: from `ordered_pairs`.
       center: c of `bradley_terry`.
     """
-    losses = bradley_terry(rewards[..., :, None], rewards[..., None, :], center=center)
+    better, worse = jnp.broadcast_arrays(rewards[..., :, None], rewards[..., None, :])
+    losses = bradley_terry(better, worse, center=center)
     count = jnp.sum(pairs, (-2, -1))
     return jnp.sum(losses * pairs, (-2, -1)) / jnp.maximum(count, 1)
 

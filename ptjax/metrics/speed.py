@@ -1,42 +1,44 @@
 """How fast a run is: useful tokens a second, floating-point operations, share of the peak (MFU)."""
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Real = int | float
 _TERA = 1e12
 
-# (what device_kind contains, lower case; the first match counts): dense peak of one jax device in
-# TFLOP/s for bfloat16, and for float32 as jax multiplies it by default (TPU: bfloat16 passes on the
-# same units; NVIDIA from Ampere on: TF32). No sparsity.
-# TPU: cloud.google.com/tpu/docs, "System architecture", a page a generation, peak compute per chip.
-# A chip of v2, v3 and tpu7x shows itself as two devices, so those rows hold half a chip's figure.
-# NVIDIA: each product's datasheet (A100, H100, H200, B200, L4, L40S, A10, T4, V100) and the Ada and
-# Ampere architecture whitepapers (RTX; bfloat16 with float32 accumulation).
+# (words of device_kind, lower case; the first match counts): dense peak of one jax device in
+# TFLOP/s for bfloat16 (float16 where there is none), and for float32 as jax multiplies it by
+# default (TPU: bfloat16 passes on the same units; NVIDIA from Ampere on: TF32). No sparsity.
+# TPU: peak compute per chip (bf16) of docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}; v2:
+# arXiv:1907.10701. A chip of v2, v3 and tpu7x is two devices, so those rows hold half its figure.
+# NVIDIA: datasheets; those of Hopper, Ada and A10G print figures with sparsity, which are halved.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("tpu v2", 22.5, 22.5),
     ("tpu v3", 61.5, 61.5),
     ("tpu v4", 275.0, 275.0),
     ("tpu v5 lite", 197.0, 197.0),
     ("tpu v5e", 197.0, 197.0),
+    ("tpu v5p", 459.0, 459.0),
     ("tpu v5", 459.0, 459.0),
-    ("tpu v6", 918.0, 918.0),
+    ("tpu v6e", 918.0, 918.0),
+    ("tpu v6 lite", 918.0, 918.0),
     ("tpu7x", 1153.5, 1153.5),
     ("tpu v7x", 1153.5, 1153.5),
-    ("b200", 2250.0, 1125.0),
-    ("h200", 989.4, 494.7),
-    ("h100 pcie", 756.0, 378.0),
-    ("h100", 989.4, 494.7),
-    ("a100", 312.0, 156.0),
-    ("a10g", 70.0, 35.0),
-    ("a10", 125.0, 62.5),
-    ("l40s", 362.0, 183.0),
-    ("l4", 121.0, 60.0),
-    ("t4", 65.0, 8.1),
-    ("v100", 125.0, 15.7),
-    ("rtx 4090", 165.2, 82.6),
-    ("rtx 3090", 71.0, 35.6),
+    ("b200", 2250.0, 1100.0),  # HGX B200, 1,000 W
+    ("h200", 989.5, 494.5),  # nvidia.com/en-us/data-center/h200: 1,979 and 989 with sparsity
+    ("h100 pcie", 756.5, 378.0),  # NVIDIA H100 datasheet: 1,513 and 756 with sparsity
+    ("h100 nvl", 835.5, 417.5),  # the same: 1,671 and 835 with sparsity
+    ("h100", 989.5, 494.5),  # the same, SXM: 1,979 and 989 with sparsity
+    ("a100", 312.0, 156.0),  # nvidia-a100-datasheet-us-nvidia-1758950-r4
+    ("a10g", 70.0, 35.0),  # AWS's A10G datasheet: 140 and 70 with sparsity
+    ("a10", 125.0, 62.5),  # NVIDIA's a10-datasheet
+    ("l40s", 362.0, 183.0),  # nvidia.com/en-us/data-center/l40s: 362 (733 with sparsity), 183 (366)
+    ("l4", 121.0, 60.0),  # nvidia.com/en-us/data-center/l4: 242 and 120 with sparsity
+    ("t4", 65.0, 8.1),  # t4-tensor-core-datasheet-951643
+    ("v100-pcie", 112.0, 14.0),  # volta-v100-datasheet-update-us-1165301-r5
+    ("v100", 125.0, 15.7),  # the same, SXM2
 )
 
 
@@ -49,7 +51,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     """
     kind = device_kind.lower()
     for part, half, single in _PEAKS:
-        if part in kind:
+        if re.search(rf"\b{part}\b", kind):
             return (single if dtype == "float32" else half) * _TERA
     return None
 
@@ -94,29 +96,44 @@ def mfu(flops: Real, seconds: Real, peak: Real | None) -> float | None:
 
 
 class Throughput:
-    """Useful tokens a second and MFU between two reads; time inside `paused()` does not count.
+    """Useful tokens a second and MFU between two reads, and over all sessions of a run.
+
+    Time inside `paused()` and what is given to `compiled` does not count.
 
     Attributes:
-      tokens: useful tokens in all.
-      seconds: seconds of training in all, pauses left out.
+      tokens: useful tokens of all steps.
+      flops: model flops of all steps.
+      compile_seconds: seconds of compilation.
     """
 
     def __init__(self, *, peak: Real | None = None, clock: Callable[[], float] = time.monotonic):
         self._peak = peak
         self._clock = clock
-        self._start = clock()
+        self.begin({})
+
+    def begin(self, before: Mapping[str, float]) -> None:
+        """Starts the clock, after what earlier sessions came to (their `state()`)."""
+        self._start = self._clock() - before.get("seconds", 0.0)
+        self._read_seconds = self.seconds
         self._window = [0.0, 0.0, 0.0]
-        self._read_seconds = 0.0
-        self.tokens = 0.0
+        self.tokens = before.get("tokens", 0.0)
+        self.flops = before.get("flops", 0.0)
+        self.compile_seconds = before.get("compile_seconds", 0.0)
+
+    def state(self) -> dict[str, float]:
+        """What the run came to so far, for a checkpoint."""
+        names = ("seconds", "tokens", "flops", "compile_seconds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start, pauses left out."""
+        """Seconds of training in all, pauses and compilation left out."""
         return self._clock() - self._start
 
     def update(self, *, tokens: Real, slots: Real = 0, flops: Real = 0) -> None:
         """Adds a step: its useful tokens, its token slots with padding, its model flops."""
         self.tokens += tokens
+        self.flops += flops
         for i, amount in enumerate((tokens, slots, flops)):
             self._window[i] += amount
 
@@ -129,6 +146,11 @@ class Throughput:
         finally:
             self._start += self._clock() - before
 
+    def compiled(self, seconds: Real) -> None:
+        """Counts the last `seconds` as compilation."""
+        self.compile_seconds += seconds
+        self._start += seconds
+
     def read(self) -> dict[str, float]:
         """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known."""
         elapsed = self.seconds - self._read_seconds
@@ -138,7 +160,15 @@ class Throughput:
         rates = {"tokens_per_second": tokens / elapsed if elapsed > 0 else 0.0}
         if slots:
             rates["padding"] = 1 - tokens / slots
-        share = mfu(flops, elapsed, self._peak)
-        if share is not None and flops:
-            rates["mfu"] = share
-        return rates
+        return rates | self._share(flops, elapsed)
+
+    def overall(self) -> dict[str, float]:
+        """Rates over all steps: `tokens_per_second`, and `mfu` where known."""
+        seconds = self.seconds
+        if not self.tokens or seconds <= 0:
+            return {}
+        return {"tokens_per_second": self.tokens / seconds} | self._share(self.flops, seconds)
+
+    def _share(self, flops: Real, seconds: Real) -> dict[str, float]:
+        share = mfu(flops, seconds, self._peak)
+        return {} if share is None or not flops else {"mfu": share}

@@ -109,7 +109,7 @@ def rope(parameters: Mapping[str, Any], head_dim: int, max_positions: int) -> Ro
 
         return Rope(tuple(interpolate(f) for f in freqs))
 
-    def dimension_of(rotations: float) -> float:
+    def dimension_of(rotations: int | float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = dimension_of(parameters.get("beta_fast") or 32)
@@ -126,7 +126,7 @@ def _yarn_factor(parameters: Mapping[str, Any], factor: float) -> float:
     if parameters.get("attention_factor") is not None:
         return float(parameters["attention_factor"])
 
-    def mscale(weight: float) -> float:
+    def mscale(weight: int | float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     if parameters.get("mscale") and parameters.get("mscale_all_dim"):

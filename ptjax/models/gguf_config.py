@@ -113,17 +113,24 @@ def _is_mistral(metadata: dict[str, Any]) -> bool:
 
 
 def _gemma(entries: _Entries, config: dict[str, Any]) -> dict[str, Any]:
-    """Gemma's own settings; the defaults are the constants that llama.cpp holds in its code."""
+    """Gemma's own settings; the defaults are those of llama.cpp's `load_hparams` for these two.
+
+    Gemma 2: window 4096, every second layer without it, caps 50 and 30. Gemma 3: no window where
+    the file has none, else every sixth layer without it; no cap on the scores.
+    """
     second = entries.arch == "gemma2"
-    layers, every = config["num_hidden_layers"], 2 if second else 6
+    layers = config["num_hidden_layers"]
+    window = entries.integer("attention.sliding_window", 4096 if second else None)
+    every = entries.integer("attention.sliding_window_pattern", 2 if second else 6) or 1
     # The two 27B models, known by their depth, scale queries by hidden_size / heads.
     large = layers == (46 if second else 62)
     per_head = config["hidden_size"] // config["num_attention_heads"]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": entries.integer("attention.sliding_window", 4096 if second else 1024),
+        "sliding_window": window,
         "layer_types": [
-            "sliding_attention" if i % every else "full_attention" for i in range(1, layers + 1)
+            "sliding_attention" if window and i % every else "full_attention"
+            for i in range(1, layers + 1)
         ],
         "query_pre_attn_scalar": per_head if large else config["head_dim"],
         "attn_logit_softcapping": entries.number(

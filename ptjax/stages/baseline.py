@@ -1,5 +1,7 @@
 """What unpaired rewards are compared with: KTO's divergence, BCO's running mean."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -42,14 +44,14 @@ def _bco_baseline(
     BCO (2404.04656, section 3.2). A batch whose ratios are not finite is not remembered.
     """
     policy = ctx.policy(batch, ("logps",)).logps
-    shift, moved = _running(carry, policy, batch["ref_logps"], batch["weights"], beta)
+    shift, moved = _running(carry, policy, batch["ref_logps"], batch["weights"], beta=beta)
     ctx.logged["delta"] = shift
     return batch | {"baseline": jnp.broadcast_to(shift, batch["weights"].shape[:1])}, moved
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="beta")
 def _running(
-    carry: dict[str, Array], policy: Array, reference: Array, weights: Array, beta: float
+    carry: dict[str, Array], policy: Array, reference: Array, weights: Array, *, beta: float
 ) -> tuple[Array, dict[str, Array]]:
     real = weights > 0
     rewards = beta * jnp.sum(jnp.where(real[..., None], policy - reference, 0), -1)

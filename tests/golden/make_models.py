@@ -1,7 +1,7 @@
 """Makes models/*.npz: logits and gradients of small random models of every family.
 
     pip install torch transformers==5.23 safetensors
-    python -m tests.golden.make_models
+    python -m tests.golden.make_models [NAME ...]
 
 Each file (read with `tests.golden.weights.load("models/NAME")`) holds
 
@@ -19,6 +19,7 @@ The weights are `weights.state_dict(shapes, config)`.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -85,6 +86,21 @@ FAMILIES = {
         mlp_bias=True,
         rope_scaling=dict(type="linear", factor=4.0),
     ),
+    "llama_yarn": LLAMA
+    | dict(
+        tie_word_embeddings=False,
+        head_dim=16,
+        rope_scaling=dict(
+            rope_type="yarn",
+            factor=8.0,
+            original_max_position_embeddings=16,
+            beta_fast=4.0,
+            beta_slow=0.5,
+            mscale=0.8,
+            mscale_all_dim=0.3,
+            truncate=False,
+        ),
+    ),
     "mistral": dict(
         model_type="mistral",
         architectures=["MistralForCausalLM"],
@@ -107,6 +123,13 @@ FAMILIES = {
         use_sliding_window=True,
         sliding_window=5,
         max_window_layers=1,
+    ),
+    # As Qwen2.5's model cards say to write it for long texts.
+    "qwen2_yarn": QWEN2
+    | dict(
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+        rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32),
     ),
     "qwen3": dict(
         model_type="qwen3",
@@ -245,11 +268,11 @@ def numbers(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[
 
 
 def main() -> None:
-    """Writes one file a family."""
+    """Writes one file a family, or those of the families named on the command line."""
     torch.manual_seed(0)
     (weights.FOLDER / "models").mkdir(exist_ok=True)
-    for name, family in FAMILIES.items():
-        hub_config = BASE | family
+    for name in sys.argv[1:] or FAMILIES:
+        hub_config = BASE | FAMILIES[name]
         model, config, shapes = build(hub_config)
         arrays = numbers(model, shapes)
         np.savez_compressed(

@@ -37,6 +37,32 @@ def test_llama3_keeps_short_wavelengths_and_divides_long_ones():
     assert all(b / 8 <= a <= b for a, b in zip(found, plain, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        ({}, 0.1 * math.log(4) + 1),
+        ({"attention_factor": 1.5}, 1.5),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"factor": 1.0}, 1.0),
+    ],
+)
+def test_yarn_keeps_fast_rotations_divides_slow_ones_and_scales_attention(changes, factor):
+    settings = dict(
+        rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=4096
+    )
+    plain = rope({"rope_theta": 1e6}, 64, 4096).inv_freq
+    found = rope(settings | changes, 64, 16384)
+    assert found.factor == pytest.approx(factor)
+    turns = [4096 * freq / (2 * math.pi) for freq in plain]
+    for turned, here, before in zip(turns, found.inv_freq, plain, strict=True):
+        if turned > 64:
+            assert here == before
+        elif turned < 0.5:
+            assert here == pytest.approx(before / (settings | changes)["factor"])
+        else:
+            assert before / 4 <= here <= before
+
+
 def test_windows_and_kinds_by_layer():
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     config = from_hf(raw(layer_types=kinds, sliding_window=9))
@@ -61,6 +87,11 @@ def test_features_override():
         (dict(model_type=None), "model_type None is not supported"),
         (dict(quantization_config={"bits": 4}), "quantised checkpoints are not supported"),
         (dict(rope_parameters={"rope_theta": 1.0, "rope_type": "longrope"}), "'longrope'"),
+        (
+            dict(rope_parameters={"rope_theta": 1.0, "rope_type": "dynamic", "factor": 2.0}),
+            "rope_type 'dynamic' is not supported; known: linear, llama3, yarn",
+        ),
+        (dict(rope_parameters={"rope_theta": 1.0, "rope_type": "yarn"}), "keys .* {'factor'}"),
         (dict(layer_types=["chunked_attention"] * 3), "'chunked_attention' is not supported"),
         (dict(layer_types=["sliding_attention"] * 3), "sliding_window is not set"),
         (dict(hidden_size="big"), "config.json is not a valid llama config"),

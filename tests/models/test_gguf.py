@@ -175,8 +175,18 @@ def test_families_keep_their_own_settings(tmp_path):
             "gemma3.rope.scaling.factor": (8.0, f32),
         },
     )
+    assert set(gguf_config(path)["layer_types"]) == {"full_attention"}
+    write_sample(
+        path,
+        "gemma3",
+        extra={
+            "gemma3.attention.sliding_window": (512, u32),
+            "gemma3.rope.scaling.type": ("linear", string),
+            "gemma3.rope.scaling.factor": (8.0, f32),
+        },
+    )
     config = gguf_config(path)
-    assert config["layer_types"].index("full_attention") == 5
+    assert (config["layer_types"].index("full_attention"), config["sliding_window"]) == (5, 512)
     assert config["rope_parameters"]["full_attention"]["factor"] == 8.0
     assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10000.0
     write_sample(path, "smollm3")

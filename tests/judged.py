@@ -1,0 +1,60 @@
+"""Small data of every kind that judges, for whole runs of a few seconds."""
+
+import json
+import random
+from pathlib import Path
+
+WORDS = "sea ship wind star rope sail tide gull".split()
+
+
+def _text(draw: random.Random) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, 5)))
+
+
+def _pair(draw):
+    good, bad = _text(draw) + " aye", _text(draw) + " nay"
+    return {"prompt": _text(draw), "chosen": good, "rejected": bad}
+
+
+def _unpaired(draw):
+    label = draw.random() < 0.5
+    return {"prompt": _text(draw), "completion": _text(draw), "label": label}
+
+
+def _ranked(draw):
+    answers = [_text(draw) + f" {place}" for place in range(draw.randint(2, 4))]
+    return {"prompt": _text(draw), "completions": answers}
+
+
+def _rated(draw):
+    return {"prompt": _text(draw), "completion": _text(draw), "score": draw.choice([0.0, 1.0])}
+
+
+def _stepwise(draw):
+    steps = [_text(draw) for _ in range(draw.randint(1, 3))]
+    labels = [draw.random() < 0.5 for _ in steps]
+    return {"prompt": _text(draw), "completions": steps, "labels": labels}
+
+
+def _contrastive(draw):
+    row = {"query": _text(draw), "positive": _text(draw)}
+    return row | ({"negative": _text(draw)} if draw.random() < 0.5 else {})
+
+
+ROWS = {
+    "pairs": _pair,
+    "unpaired": _unpaired,
+    "mismatched": _unpaired,
+    "ranked": _ranked,
+    "rated": _rated,
+    "stepwise": _stepwise,
+    "contrastive": _contrastive,
+}
+
+
+def write_judged(path: Path, kind: str, count: int, *, seed: int = 0) -> Path:
+    """Writes so many rows of a kind as JSONL."""
+    draw = random.Random(seed)
+    lines = [json.dumps(ROWS[kind](draw)) for _ in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path

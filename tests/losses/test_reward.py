@@ -1,0 +1,117 @@
+"""Losses of scalar heads: TRL's and torch's values and gradients, identities, extremes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax.losses.reward import (
+    bradley_terry,
+    cross_entropy,
+    ordered_pairs,
+    ranked,
+    squared_error,
+)
+from ptjax.types import Mean
+from tests.losses.checks import GOLDEN, Table, given, rows
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CASES = GOLDEN["cases"]["rewards"]
+PAIRED = {name: case for name, case in CASES.items() if case["loss"] == "bradley_terry"}
+SINGLE = {name: case for name, case in CASES.items() if name not in PAIRED}
+
+
+def paired(rewards, frozen):
+    def mean(loss, *, margin=False, center=0.0):
+        by = given("margin", rewards.dtype) if margin else 0.0
+        return bradley_terry(rewards[:, 0], rewards[:, 1], by, center=center).mean()
+
+    return {name: mean(**case) for name, case in PAIRED.items()}
+
+
+def single(rewards, frozen):
+    dtype = rewards.dtype
+    labels = given("labels", dtype)
+    pairs = ordered_pairs(given("scores", dtype), given("present", dtype))
+    some = (pairs.sum((1, 2)) > 0).astype(dtype)
+    return {
+        "ranked": Mean.of(ranked(rewards, pairs), some).value(),
+        "squared_error": squared_error(rewards, given("scores", dtype)).mean(),
+        "cross_entropy": cross_entropy(rewards, labels).mean(),
+        "cross_entropy_hard": cross_entropy(rewards, (labels > 0.5).astype(dtype)).mean(),
+    }
+
+
+@pytest.fixture(scope="module")
+def tables():
+    both = np.stack([GOLDEN["chosen"], GOLDEN["rejected"]], -1)
+    return Table(paired, both), Table(single, GOLDEN["rewards"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_torchs(tables, case):
+    tables[case in SINGLE].check_golden(case)
+
+
+def test_finite_differences_in_float64(tables):
+    for table in tables:
+        table.check_finite_differences()
+
+
+def test_float32_is_close(tables):
+    for table in tables:
+        table.check_float32()
+
+
+def test_pairs_of_a_ranking_are_those_of_real_answers_that_differ():
+    scores = jnp.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [2.0, 9.0, 1.0]])
+    weights = jnp.array([[1.0, 1, 1], [1, 1, 1], [1, 0, 1]])
+    pairs = ordered_pairs(scores, weights)
+    wanted = np.zeros((3, 3, 3))
+    wanted[0, 0, 1] = wanted[0, 0, 2] = wanted[0, 2, 1] = wanted[2, 0, 2] = 1
+    np.testing.assert_array_equal(pairs, wanted)
+    losses = ranked(jnp.array([[0.3, -1.0, 2.0]] * 3), pairs)
+    assert losses[1] == 0
+    np.testing.assert_allclose(losses[2], np.log1p(np.exp(2 - 0.3)), rtol=1e-6)
+
+
+def test_a_ranking_of_two_is_a_pair_and_counts_a_prompt_once():
+    state = np.random.RandomState(0)
+    rewards = jnp.asarray(state.standard_normal((5, 2)), jnp.float32)
+    scores = jnp.tile(jnp.array([1.0, 0.0]), (5, 1))
+    got = ranked(rewards, ordered_pairs(scores, jnp.ones((5, 2))), center=0.1)
+    wanted = bradley_terry(rewards[:, 0], rewards[:, 1], center=0.1)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    wide = jnp.pad(rewards, ((0, 0), (0, 3)), constant_values=7.0)
+    filled = jnp.pad(scores, ((0, 0), (0, 3)), constant_values=9.0)
+    real = jnp.pad(jnp.ones((5, 2)), ((0, 0), (0, 3)))
+    padded = ranked(wide, ordered_pairs(filled, real), center=0.1)
+    np.testing.assert_allclose(padded, wanted, rtol=1e-6)
+    equal = ranked(jnp.zeros((1, 4)), ordered_pairs(jnp.arange(4.0)[None], jnp.ones((1, 4))))
+    np.testing.assert_allclose(equal, np.log(2), rtol=1e-6)
+
+
+def test_closed_forms():
+    zero = jnp.zeros(1)
+    np.testing.assert_allclose(bradley_terry(zero, zero), np.log(2), rtol=1e-6)
+    far = bradley_terry(jnp.array([5.0]), jnp.array([3.0]), jnp.array([2.0]), center=0.01)
+    np.testing.assert_allclose(far, np.log(2) + 0.64, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(zero, jnp.array([0.3])), np.log(2), rtol=1e-6)
+    logit = jnp.array([np.log(0.3 / 0.7)], jnp.float32)
+    entropy = -0.3 * np.log(0.3) - 0.7 * np.log(0.7)
+    np.testing.assert_allclose(cross_entropy(logit, jnp.array([0.3])), entropy, rtol=1e-6)
+
+
+def test_finite_at_rewards_of_a_thousand():
+    far = jnp.array([[1000.0, -1000.0], [-1000.0, 1000.0]])
+    pairs = ordered_pairs(jnp.array([[1.0, 0], [1, 0]]), jnp.ones((2, 2)))
+
+    def losses(x):
+        flat = x.reshape(-1)
+        labels = jnp.array([1.0, 0, 1, 0])
+        two = [bradley_terry(x[:, 0], x[:, 1], center=0.01), ranked(x, pairs)]
+        four = [cross_entropy(flat, labels), squared_error(flat, labels)]
+        return jnp.concatenate([*two, *four])[:, None]
+
+    values, gradients = rows(losses)(far)
+    assert np.isfinite(values).all() and np.isfinite(gradients).all()
