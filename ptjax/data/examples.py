@@ -32,7 +32,7 @@ class Examples:
     margin: Float[np.ndarray, " E"]
     """By how much a pair's chosen side is better; 0 where the data do not say."""
     mismatched: Pieces | None = None
-    """Unpaired: each prompt with the completion of another example."""
+    """Of kind "mismatched": each prompt with the completion of another example."""
 
     def __len__(self) -> int:
         return len(self.source)
