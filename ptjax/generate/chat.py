@@ -27,7 +27,8 @@ def chat_ids(template: Template, messages: Sequence[Message]) -> list[int]:
         else:
             ids, _ = template.tokens.encode_around(text, genuine)
     except BadForm as error:
-        raise UserError(str(error)) from error
+        detail = f" ({error.detail})" if error.detail else ""
+        raise UserError(f"{error.reason}{detail}") from error
     return ids.tolist()
 
 
