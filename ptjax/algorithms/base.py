@@ -1,6 +1,5 @@
 """What an algorithm is: stages that add columns, and one pure loss that reads them."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from typing import Any
 
 from jaxtyping import Array
 
-from ptjax.errors import UserError, check_keys, did_you_mean
+from ptjax.errors import UserError, check_keys
+from ptjax.lookup import find
 from ptjax.stages.base import Stage
 from ptjax.types import Batch, Mean, Outputs
 
@@ -136,17 +136,7 @@ def named(name: str, methods: Mapping[str, Algorithm]) -> Algorithm:
     Raises:
       UserError: no such row, module or attribute.
     """
-    if name in methods:
-        return methods[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise UserError(f"method: unknown {name!r}{did_you_mean(name, methods)}")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise UserError(f"method {name!r}: {error}") from error
-    except AttributeError as error:
-        raise UserError(f"method {name!r}: {module} has no {attribute!r}") from error
+    found = find(name, methods, "method")
     if isinstance(found, Algorithm):
         return found
     if not callable(found):

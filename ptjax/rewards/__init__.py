@@ -1,0 +1,14 @@
+"""Every reward by name: the index of what a completion can be judged by.
+
+A reward is a plain function `(prompts, completions, **columns) -> list[float | None]`; None: it has
+no opinion. See `ptjax.rewards.base`.
+"""
+
+from ptjax.rewards.text import contains, length, regex, repetition
+
+REWARDS = {
+    "contains": contains,
+    "length": length,
+    "regex": regex,
+    "repetition": repetition,
+}
