@@ -14,15 +14,22 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("mfu", "MFU", lambda v: f"{v:.1%}"),
     ("grad_norm", "grad", lambda v: f"{v:.3g}"),
     ("skipped", "skipped", lambda v: f"{v:.0f}"),
+    ("pairs", "pairs", lambda v: f"{v:.0f}"),
 )
 
 
-def line(step: int, total: int, metrics: Mapping[str, Any], eta: int | float | None) -> str:
+def line(
+    step: int,
+    total: int,
+    metrics: Mapping[str, Any],
+    eta: int | float | None,
+    unit: str = "step",
+) -> str:
     """`step 12/200  loss 2.3451  lr 1.00e-04  tok/s 4,321  grad 0.83  ETA 3:21`.
 
     Metrics that are absent are left out, and so is `skipped` while it is 0.
     """
-    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    parts = [f"{unit} {step:>{len(str(total))}}/{total}"]
     for name, label, written in _SHOWN:
         value = metrics.get(name)
         if value is not None and (name != "skipped" or value):
@@ -47,6 +54,7 @@ class Progress:
 
     Args:
       total: steps of the whole run.
+      unit: what a step is called.
       start: steps already taken, when resumed.
       stream: a text file to write to; standard error when None.
       every: seconds between two plain lines.
@@ -58,6 +66,7 @@ class Progress:
         self,
         total: int,
         *,
+        unit: str = "step",
         start: int = 0,
         stream: Any = None,
         every: int | float = 10,
@@ -65,6 +74,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total = total
+        self._unit = unit
         self._stream = sys.stderr if stream is None else stream
         self._every = every
         self._quiet = quiet
@@ -85,13 +95,13 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            text = line(step, self._total, metrics, eta)
+            text = line(step, self._total, metrics, eta, self._unit)
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
             return
         first = step == self._start + 1
         if first or step >= self._total or now - self._shown >= self._every:
             self._shown = now
-            self.log(line(step, self._total, metrics, eta))
+            self.log(line(step, self._total, metrics, eta, self._unit))
 
     def log(self, text: str) -> None:
         """Prints a line of its own, above the bar where there is one."""

@@ -13,15 +13,17 @@ from ptjax.models.load import Bundle
 Message = dict[str, Any]
 
 
-def chat_ids(template: Template, messages: Sequence[Message]) -> list[int]:
+def chat_ids(
+    template: Template, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None
+) -> list[int]:
     """A conversation up to where the assistant speaks; control strings in content stay text.
 
     Raises:
       UserError: the template refuses the conversation.
     """
     try:
-        prepared = template.prepare(list(messages), None)
-        text, _, genuine = template.render(prepared, None, prompt=True)
+        prepared = template.prepare(list(messages), tools)
+        text, _, genuine = template.render(prepared, tools, prompt=True)
         if genuine is None:
             ids, _ = template.tokens.encode([text])[0]
         else:

@@ -49,15 +49,28 @@ class Reward:
         Raises:
           UserError: a column that it needs is not there.
         """
-        named, takes_all, first = _columns(self.function)
-        for parameter in named:
-            if parameter.default is parameter.empty and parameter.name not in columns:
-                hint = did_you_mean(parameter.name, columns)
-                raise UserError(f"reward {self.name}: no column {parameter.name!r}{hint}")
-        own = {*_settings(self.function), *first}
-        asked = {p.name for p in named} | ({*columns} - own if takes_all else set())
-        passed = {name: list(column) for name, column in columns.items() if name in asked}
-        return self.function(list(prompts), list(completions), **passed, **self.settings)
+        passed = accepted(self.function, columns, f"reward {self.name}")
+        lists = {name: list(column) for name, column in passed.items()}
+        return self.function(list(prompts), list(completions), **lists, **self.settings)
+
+
+def accepted(
+    function: Callable[..., Any], columns: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Those columns that a function takes after its first two arguments.
+
+    Raises:
+      UserError: one that it needs is not there.
+    """
+    named, takes_all, first = _columns(function)
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in columns:
+            hint = did_you_mean(parameter.name, columns)
+            raise UserError(f"{where}: no column {parameter.name!r}{hint}")
+    asked = {parameter.name for parameter in named}
+    if takes_all:
+        asked |= {*columns} - {*_settings(function), *first}
+    return {name: column for name, column in columns.items() if name in asked}
 
 
 def named(name: str) -> Callable[..., Any]:

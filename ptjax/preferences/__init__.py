@@ -1,0 +1,20 @@
+"""Preference pairs that a model helps to make: see `make` and `python -m ptjax.preferences`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptjax.preferences.make import make
+    from ptjax.preferences.settings import Settings
+    from ptjax.preferences.totals import Totals
+
+__all__ = ["Settings", "Totals", "make"]
+
+_HOME = {"Settings": "settings", "Totals": "totals", "make": "make"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: `--help` must not wait for jax."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
