@@ -1,16 +1,16 @@
-"""Preference pairs that a model helps to make: see `make` and `python -m ptjax.preferences`."""
+"""Preference pairs that a model helps to make: see `make_pairs` and `python -m ptjax.preferences`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptjax.preferences.make import make
+    from ptjax.preferences.make import make_pairs
     from ptjax.preferences.settings import Settings
     from ptjax.preferences.totals import Totals
 
-__all__ = ["Settings", "Totals", "make"]
+__all__ = ["Settings", "Totals", "make_pairs"]
 
-_HOME = {"Settings": "settings", "Totals": "totals", "make": "make"}
+_HOME = {"Settings": "settings", "Totals": "totals", "make_pairs": "make"}
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,7 @@ def main() -> None:
         options.samples = 4 if options.chosen == "best" else 1
 
     from ptjax.data.config import SourceConfig
-    from ptjax.preferences.make import make
+    from ptjax.preferences.make import make_pairs
     from ptjax.preferences.settings import Settings
 
     names = {one.name for one in dataclasses.fields(Settings)} - {"rewards"}
@@ -64,7 +64,7 @@ def main() -> None:
     settings = Settings(rewards=tuple(_rewards(options.rewards)), **given)
     source = SourceConfig(options.prompts, split=options.split, limit=options.limit)
     try:
-        totals = make(options.model, source, options.out, settings)
+        totals = make_pairs(options.model, source, options.out, settings)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

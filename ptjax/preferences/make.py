@@ -40,7 +40,7 @@ class Pair(NamedTuple):
     scores: tuple[float, float] | None = None
 
 
-def make(
+def make_pairs(
     model: str,
     prompts: str | SourceConfig,
     out: str | os.PathLike[str],

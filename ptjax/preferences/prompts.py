@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ptjax.data.config import SourceConfig
@@ -12,9 +11,13 @@ from ptjax.data.rows import BadRow, Row
 from ptjax.data.sources import open_source
 from ptjax.errors import UserError
 
-_WHOLE = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}
-"""Columns that hold a prompt with its answer, and the format that each belongs to."""
-_READ = ("prompt", "completion", "tools", *_WHOLE)
+_WHOLE = {
+    "messages": ("messages", ()),
+    "conversations": ("sharegpt", ("system",)),
+    "instruction": ("alpaca", ("input", "output", "system", "history")),
+}
+"""A column that holds a prompt with its answer: the format it belongs to, columns that go with it."""
+_READ = ("prompt", "completion", "messages", "tools")
 
 
 class Prompt(NamedTuple):
@@ -64,7 +67,7 @@ def digest(prompts: list[Prompt]) -> str:
 
 def _prompt(row: Row, where: str) -> Prompt:
     row = {key: value for key, value in row.items() if value is not None}
-    asked, given = _asked(row)
+    asked, given, read = _asked(row)
     if isinstance(asked, list):
         asked = [{k: v for k, v in message.items() if k != "trained"} for message in asked]
         if not asked or asked[-1]["role"] not in ("user", "tool"):
@@ -74,28 +77,30 @@ def _prompt(row: Row, where: str) -> Prompt:
     tools = read_tools(row["tools"]) if row.get("tools") else None
     if tools and isinstance(asked, str):
         raise BadForm("'tools' needs a prompt of messages")
-    columns = {key: value for key, value in row.items() if key not in _READ}
+    columns = {key: value for key, value in row.items() if key not in {*_READ, *read}}
     return Prompt(where, asked, tools, given, columns)
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[str | list[Message], str | None]:
-    """The prompt and the row's own answer."""
+def _asked(row: Row) -> tuple[str | list[Message], str | None, tuple[str, ...]]:
+    """The prompt, the row's own answer, and the columns that they were read from."""
     if "prompt" in row:
         prompt, completion = row["prompt"], row.get("completion")
         if not isinstance(prompt, str):
             prompt = read_messages(prompt, "prompt")
         if completion is not None and not isinstance(completion, str):
             completion = read_messages(completion, "completion")[-1]["content"]
-        return prompt, completion
-    form = next((_WHOLE[column] for column in _WHOLE if column in row), None)
-    if form is None:
+        return prompt, completion, ()
+    column = next((column for column in _WHOLE if column in row), None)
+    if column is None:
         there = ", ".join(sorted(row)) or "none"
         raise BadForm(
             "no prompt: a row has prompt, messages, conversations or instruction",
             f"columns: {there}",
         )
-    filled = {"output": "", **row} if form == "alpaca" else dict(row)
+    form, others = _WHOLE[column]
+    filled = {"output": "", **row} if form == "alpaca" else row
     messages = canonical(filled, form=form, columns={}).messages or []
+    given = None
     if messages and messages[-1]["role"] == "assistant":
-        return messages[:-1], messages[-1]["content"] or None
-    return messages, None
+        messages, given = messages[:-1], messages[-1]["content"] or None
+    return messages, given, (column, *others)
