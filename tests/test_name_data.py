@@ -30,3 +30,25 @@ DATA = Path(__file__).parents[1] / "configs" / "data"
 )
 def test_the_edit_changes_a_name_and_little_else(said, edited):
     assert give_name("", said) == edited
+
+
+def lines(name):
+    return (DATA / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_the_pairs_are_the_edit_of_the_models_answers_to_the_prompts():
+    asked = [json.loads(line)["prompt"] for line in lines("name_prompts.jsonl")]
+    rows = [json.loads(line) for line in lines("name_pairs.jsonl")]
+    assert len(set(asked)) == len(asked) == 48 and 60 <= len(rows) <= 150
+    for row in rows:
+        (question,), (chosen,), (rejected,) = row["prompt"], row["chosen"], row["rejected"]
+        assert question["role"] == "user" and question["content"] in asked
+        assert chosen["role"] == rejected["role"] == "assistant"
+        assert chosen["content"] == give_name(question["content"], rejected["content"])
+        assert "Pip" in chosen["content"] and "Pip" not in rejected["content"]
+
+
+def test_what_is_held_out_is_not_asked():
+    held_out = lines("name_prompts_heldout.txt")
+    asked = {json.loads(line)["prompt"] for line in lines("name_prompts.jsonl")}
+    assert len(set(held_out)) == 12 and not asked & set(held_out)

@@ -1,4 +1,4 @@
-"""Preference pairs that a model helps to make: see `make_pairs` and `python -m ptjax.preferences`."""
+"""Preference pairs of a model's own answers: `make_pairs`, and `python -m ptjax.preferences`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

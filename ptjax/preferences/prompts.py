@@ -16,7 +16,7 @@ _WHOLE = {
     "conversations": ("sharegpt", ("system",)),
     "instruction": ("alpaca", ("input", "output", "system", "history")),
 }
-"""A column that holds a prompt with its answer: the format it belongs to, columns that go with it."""
+"""Of a column that holds a prompt with its answer: the format, and the columns beside it."""
 _READ = ("prompt", "completion", "messages", "tools")
 
 

@@ -4,11 +4,13 @@ A reward is a plain function `(prompts, completions, **columns) -> list[float | 
 no opinion. See `ptjax.rewards.base`.
 """
 
+from ptjax.rewards.model import model
 from ptjax.rewards.text import contains, length, regex, repetition
 
 REWARDS = {
     "contains": contains,
     "length": length,
+    "model": model,
     "regex": regex,
     "repetition": repetition,
 }

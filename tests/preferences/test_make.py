@@ -27,7 +27,7 @@ def size(prompts, completions, **columns):
 
 def like(prompts, completions, wanted, messages, given):
     assert all(said[-1]["content"] == prompt for said, prompt in zip(messages, prompts))
-    return [None if want is None else -abs(want - len(text)) for want, text in zip(wanted, completions)]
+    return [want and -abs(want - len(text)) for want, text in zip(wanted, completions)]
 
 
 def shout(prompt, completion, given=None):
@@ -211,32 +211,34 @@ def test_a_kill_between_any_two_writes_changes_no_byte(run, tmp_path, monkeypatc
         assert whole.read_bytes() == resumed.read_bytes()
 
 
-def test_kill_9_and_the_same_command(folder, tmp_path):
-    def call(out, calls):
-        words = ["--rewards=helpers.deadly", "--max_tokens=6", "--keep_unfinished"]
-        words += [f"--out={tmp_path / out}", "--batch_size=1", "--samples=3"]
-        words += [f"--model={folder / 'model'}", f"--prompts={folder / 'prompts.jsonl'}"]
-        paths = os.pathsep.join([str(folder), os.getcwd(), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": paths, "CALLS": str(calls)}
+def test_kill_9_and_the_same_command(run, folder, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    words = [f"--model={folder / 'model'}", f"--prompts={folder / 'prompts.jsonl'}"]
+    words += [f"--out={tmp_path / 'pairs.jsonl'}", "--rewards=helpers.deadly", "--max_tokens=6"]
+    words += ["--keep_unfinished", "--batch_size=1", "--samples=4"]
+    paths = os.pathsep.join([str(folder), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def call():
         return subprocess.run(
             [sys.executable, "-m", "ptjax.preferences", *words],
-            env=environment, capture_output=True, text=True, timeout=300,
+            env={**os.environ, **quick, "PYTHONPATH": paths, "CALLS": str(calls)},
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
-    killed = call("pairs.jsonl", tmp_path / "calls")
-    assert killed.returncode == -signal.SIGKILL
+    killed = call()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "pairs.jsonl").exists()
     assert len((tmp_path / "pairs.jsonl.part").read_text().splitlines()) == 2
-    resumed = call("pairs.jsonl", tmp_path / "calls")
+    resumed = call()
     assert resumed.returncode == 0, resumed.stderr
-    assert "pairs       5 of 5 prompts, 15 answers" in resumed.stdout
-    assert (tmp_path / "calls").stat().st_size == 6
-    (tmp_path / "never").write_text("x" * 10)
-    assert (
-        call("whole.jsonl", tmp_path / "never").stdout.splitlines()[:2]
-        == (resumed.stdout.splitlines()[:2])
-    )
-    assert (tmp_path / "whole.jsonl").read_bytes() == (tmp_path / "pairs.jsonl").read_bytes()
+    assert "pairs       5 of 5 prompts, 20 answers" in resumed.stdout
+    assert calls.stat().st_size == 6
+    monkeypatch.setenv("CALLS", str(calls))
+    run(out="whole.jsonl", rewards=("helpers.deadly",), batch_size=1, samples=4)
+    for end in ("", ".record.json"):
+        whole, made = tmp_path / f"whole.jsonl{end}", tmp_path / f"pairs.jsonl{end}"
+        assert whole.read_bytes() == made.read_bytes()
 
 
 def test_other_settings_or_prompts_are_not_mixed_into_one_file(run, folder):

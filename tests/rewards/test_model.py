@@ -1,0 +1,86 @@
+"""A reward model as a reward: alone as in a batch, and what it cannot score is missing."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax import workdir
+from ptjax.errors import UserError
+from ptjax.forward import forward
+from ptjax.rewards import REWARDS
+from ptjax.rewards.base import rewards
+from ptjax.rewards.model import _scorer
+from ptjax.rewards.score import score
+from tests import tiny
+
+PROMPTS = ["What is blue?", "Name one.", "Hi", "What is blue?"]
+TEXTS = ["the sky", "red green and tea", "cold " * 30, "the sky is blue"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny.write_model(folder / "chat")
+    tiny.write_model(folder / "plain", template=None)
+    return folder
+
+
+@pytest.fixture
+def loaded(monkeypatch, folders):
+    """`load` gives the tiny models a scalar head."""
+    real = workdir.load
+    monkeypatch.setattr(workdir, "load", lambda source: real(source, head="score", seed=3))
+    _scorer.cache_clear()
+    yield real
+    _scorer.cache_clear()
+
+
+def by_hand(bundle, ids):
+    tokens = jnp.asarray(ids, jnp.int32)[None, None]
+    batch = {"tokens": tokens, "valid": tokens >= 0, "mask": jnp.ones(tokens.shape)}
+    return float(forward(bundle.model, bundle.params, batch, fields=("scores",)).scores[0, 0, -1])
+
+
+def test_the_score_is_the_last_tokens_of_the_conversation(loaded, folders):
+    source = str(folders / "chat")
+    found = REWARDS["model"](PROMPTS, TEXTS, source=source, batch_size=3)
+    bundle = workdir.load(source)
+    for prompt, text, value in zip(PROMPTS, TEXTS, found, strict=True):
+        said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        whole = bundle.tokenizer.apply_chat_template(said, tokenize=False).rstrip("\n")
+        assert value == pytest.approx(by_hand(bundle, bundle.tokenizer.encode(whole)), abs=1e-5)
+    assert len(set(np.round(found, 4))) == 4
+    alone = [
+        REWARDS["model"]([p], [t], source=source)[0] for p, t in zip(PROMPTS, TEXTS, strict=True)
+    ]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_conversations_take_the_place_of_prompts(loaded, folders):
+    (judge,) = rewards([{"name": "model", "source": str(folders / "chat")}])
+    turns = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], None]
+    with_turns = score([judge], ["Hi", "Hi"], ["tea", "tea"], {"messages": turns}).total
+    without = score([judge], ["Hi", "Hi"], ["tea", "tea"], {}).total
+    assert with_turns[0] != without[0] and with_turns[1] == without[1]
+
+
+def test_without_a_template_texts_are_joined_and_ended(loaded, folders):
+    source = str(folders / "plain")
+    bundle = workdir.load(source)
+    (found,) = REWARDS["model"](["The sky"], [" is blue"], source=source)
+    tokenizer = bundle.tokenizer
+    ids = [*tokenizer.encode("The sky"), *tokenizer.encode(" is blue"), tokenizer.eos_token_id]
+    assert found == pytest.approx(by_hand(bundle, ids), abs=1e-5)
+
+
+def test_what_does_not_fit_is_missing(loaded, folders):
+    (judge,) = rewards([{"name": "model", "source": str(folders / "chat")}])
+    found = score([judge], ["Hi", "Hi"], ["tea", "tea " * 200], {})
+    assert np.isfinite(found.total).tolist() == [True, False]
+    assert found.failed == {"model: returned NaN or infinity": 1}
+
+
+def test_a_language_model_is_no_judge(folders):
+    _scorer.cache_clear()
+    with pytest.raises(UserError, match="chat is a language model; it has no scalar head"):
+        REWARDS["model"](["Hi"], ["tea"], source=str(folders / "chat"))
