@@ -28,7 +28,7 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
             if len(set(prompts)) < 2:
                 raise UserError(
                     f"{encodings.source.path}: the examples trained on, or those held out "
-                    f"({len(mine)}), have one prompt alone; kind 'unpaired' measures each prompt "
+                    f"({len(mine)}), have one prompt alone; kind 'mismatched' measures each prompt "
                     "with the completion of another, so give rows of another prompt"
                 )
             others[mine] = mine[_before(np.unique(prompts, return_inverse=True)[1])]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ptjax.data.examples import Examples
-from ptjax.data.kinds import Kind
+from ptjax.data.kinds import LABELLED, Kind
 
 _READ = 2000
 """Examples whose words are counted."""
@@ -91,7 +91,7 @@ def shortcuts(examples: Examples, kind: Kind, tokenizer: Any) -> Shortcuts | Non
         above = scores > (0.5 if binary else np.median(scores))
         groups = (np.flatnonzero(above), np.flatnonzero(~above))
         sides = [(rows, np.zeros(len(rows), np.int64)) for rows in groups]
-        desirable = ("desirable", "undesirable") if kind.name == "unpaired" else ("right", "wrong")
+        desirable = ("desirable", "undesirable") if kind.name in LABELLED else ("right", "wrong")
         names = desirable if binary else ("above the median", "below it")
     one, other = (lengths[side] for side in sides)
     return Shortcuts(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ptjax.data.examples import Examples, SourceReport
-from ptjax.data.kinds import KINDS, Kind
+from ptjax.data.kinds import KINDS, LABELLED, Kind
 from ptjax.data.pipeline import Pipeline
 from ptjax.data.report import Report
 
@@ -80,7 +80,7 @@ def _label(examples: Examples, number: int, n: int, kind: Kind) -> str:
     if kind.name == "stepwise":
         labels = examples.labels(number)
         return f"steps labelled {', '.join(f'{value:g}' for value in labels)}\n"
-    if kind.name == "unpaired":
+    if kind.name in LABELLED:
         return "desirable\n" if score else "undesirable\n"
     return f"score {score:g}\n" if kind.judged else ""
 

@@ -61,10 +61,19 @@ ROWS = {
         for i in range(40)
     ],
 }
-WIDTHS = {"pairs": 2, "unpaired": 1, "ranked": 4, "rated": 1, "stepwise": 1, "contrastive": 4}
+WIDTHS = {
+    "pairs": 2,
+    "unpaired": 1,
+    "mismatched": 1,
+    "ranked": 4,
+    "rated": 1,
+    "stepwise": 1,
+    "contrastive": 4,
+}
 PACKED = {"max_length": 128, "tokens_per_batch": 2048}
 BATCHED = {"max_length": 128, "batch_size": 8}
 PADDED = {"max_length": 128, "batch_size": 8, "packing": False}
+ROWS["mismatched"] = ROWS["unpaired"]
 SIZES = pytest.mark.parametrize("sizes", [PACKED, BATCHED, PADDED], ids=["rows", "batch", "padded"])
 EVERY = pytest.mark.parametrize("kind", ROWS)
 
@@ -113,7 +122,7 @@ def test_columns_are_what_types_says_and_hold_the_examples(paths, tokenizer, kin
     )
     names = {"tokens", "valid", "mask", "weights", *KINDS[kind].columns}
     if "packing" not in sizes:
-        names |= {"pack"} | ({"kl_pack"} if kind == "unpaired" else set())
+        names |= {"pack"} | ({"kl_pack"} if kind == "mismatched" else set())
     seen = []
     for batch in take(made.train(), made.steps_per_epoch):
         columns = batch.columns
@@ -138,7 +147,7 @@ def test_columns_are_what_types_says_and_hold_the_examples(paths, tokenizer, kin
             if "scores" in at:
                 np.testing.assert_array_equal(at["scores"], made.examples.scores[example])
         if "pack" in columns:
-            for prefix in ("", "kl_") if kind == "unpaired" else ("",):
+            for prefix in ("", "kl_") if kind == "mismatched" else ("",):
                 valid = columns[f"{prefix}valid"]
                 expected = np.where(valid, columns[f"{prefix}tokens"], -1)
                 back = unpacked(columns, prefix, shards, accumulate)
@@ -187,7 +196,7 @@ def test_pairs(paths, tokenizer):
 
 
 def test_unpaired(paths, tokenizer):
-    for row, (columns,) in rows_of(made_of("unpaired", paths, tokenizer)).items():
+    for row, (columns,) in rows_of(made_of("mismatched", paths, tokenizer)).items():
         prompt, trained, _ = text(columns, tokenizer)
         assert trained == ROWS["unpaired"][row]["completion"][0]["content"] + "<|im_end|>"
         assert columns["scores"].tolist() == [float(row % 3 == 0)]
@@ -290,6 +299,7 @@ def test_resumed_is_uninterrupted(paths, tokenizer, kind):
     [
         ("pairs", {"score_rejected": 2}),
         ("unpaired", {"label": True}),
+        ("mismatched", {"label": True}),
         ("rated", {"rating": 9}),
         ("stepwise", {"labels": [0.5, 0.5]}),
     ],
@@ -304,12 +314,17 @@ def test_another_judgement_is_another_run(paths, tokenizer, write, kind, change)
 
 
 def test_the_cache_keeps_kinds_apart(paths, tokenizer, tmp_path):
-    for kind, names in {"pairs": 1, "unpaired": 2, "ranked": 3}.items():
+    for kind, names in {"pairs": 1, "unpaired": 2, "mismatched": 3, "ranked": 4}.items():
         for _ in range(2):
             made = made_of(kind, {kind: paths["pairs"]}, tokenizer, cache=str(tmp_path))
             assert (
                 made.examples.scores.shape
-                == {"pairs": (40, 2), "unpaired": (80, 1), "ranked": (40, 2)}[kind]
+                == {
+                    "pairs": (40, 2),
+                    "unpaired": (80, 1),
+                    "mismatched": (80, 1),
+                    "ranked": (40, 2),
+                }[kind]
             )
         assert len(list(tmp_path.iterdir())) == names
 
@@ -368,8 +383,8 @@ def test_mixtures_of_sources(paths, tokenizer, write):
 
 
 def test_workers_change_nothing(paths, tokenizer, tmp_path):
-    alone = made_of("unpaired", paths, tokenizer, cache=str(tmp_path / "a"))
-    helped = made_of("unpaired", paths, tokenizer, cache=str(tmp_path / "b"), workers=1)
+    alone = made_of("mismatched", paths, tokenizer, cache=str(tmp_path / "a"))
+    helped = made_of("mismatched", paths, tokenizer, cache=str(tmp_path / "b"), workers=1)
     iterator = helped.train()
     for a, b in zip(take(alone.train(), 2), take(iterator, 2), strict=True):
         for name, column in a.columns.items():

@@ -37,7 +37,7 @@ def read(made):
 
 def test_a_source_gives_its_own_completions(tokenizer, write):
     sources = [write(rows("abc"), "one.jsonl"), write(rows("xy"), "two.jsonl")]
-    made = build({"sources": sources}, tokenizer, kind="unpaired", seed=1)
+    made = build({"sources": sources}, tokenizer, kind="mismatched", seed=1)
     texts = [tokenizer.decode(tokens) for tokens in read(made)]
     end = "<|im_end|>"
     expected = ["aanswer 2 yes yes", "banswer 0", "canswer 1 yes", "xanswer 1 yes", "yanswer 0"]
@@ -49,7 +49,7 @@ def test_cut_to_max_length_and_sized_by_the_longer(tokenizer, write):
     made = build(
         {"sources": write(given), "max_length": 32, "tokens_per_batch": 128, "on_empty": "drop"},
         tokenizer,
-        kind="unpaired",
+        kind="mismatched",
         seed=1,
     )
     one = made.examples
@@ -64,14 +64,14 @@ def test_cut_to_max_length_and_sized_by_the_longer(tokenizer, write):
 def test_one_prompt_alone_has_no_mismatch(tokenizer, write):
     config = {"sources": write(rows("aaa"))}
     with pytest.raises(UserError, match=r"rows.jsonl: .* .3., have one prompt alone"):
-        build(config, tokenizer, kind="unpaired", seed=1)
+        build(config, tokenizer, kind="mismatched", seed=1)
 
 
 def test_what_is_held_out_answers_among_itself(tokenizer, write):
     made = build(
         {"sources": write(rows([f"{i}?" for i in range(40)])), "validation": 0.4},
         tokenizer,
-        kind="unpaired",
+        kind="mismatched",
         seed=1,
     )
     for part in (made.examples, made.held_out):

@@ -57,6 +57,11 @@ STEPS = {"prompt": "p", "completions": ["s", "t"], "labels": [1, 0.5]}
         ),
         (
             "unpaired",
+            {"prompt": "p", "completion": "a", "label": 0},
+            ["undesirable", "p⟦a<|im_end|>⟧"],
+        ),
+        (
+            "mismatched",
             {"prompt": "p", "completion": "a", "label": 1},
             [
                 "desirable",
@@ -68,7 +73,7 @@ STEPS = {"prompt": "p", "completions": ["s", "t"], "labels": [1, 0.5]}
     ],
 )
 def test_every_sequence_is_shown_with_what_the_data_say(tokenizer, write, kind, row, lines):
-    rows = [row, {"prompt": "x", "completion": "z", "label": 0}] if kind == "unpaired" else [row]
+    rows = [row, {"prompt": "x", "completion": "z", "label": 0}] if kind == "mismatched" else [row]
     made = build({"sources": write(rows)}, tokenizer, kind=kind, seed=0)
     shown = example_text(made.examples, 0, tokenizer, made.kind).plain.splitlines()
     assert shown[:-1] == lines
