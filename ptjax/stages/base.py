@@ -23,6 +23,7 @@ class Stage:
         held-out batch. What it computes with the model goes through the context's jitted passes.
       writes: the columns it adds: name -> axes, of `B N T`.
       reference: whether it asks the reference model anything.
+      passes: forward passes that it makes over as many tokens as the batch has: what it costs.
       wanted: of the hyperparameters: whether they need the stage at all; None for always.
       begin: the carry before the first step, of the trained leaves; None where there is none.
     """
@@ -31,6 +32,7 @@ class Stage:
     run: Callable[..., tuple[Batch, Carry]]
     writes: Mapping[str, str] = field(default_factory=dict)
     reference: bool = False
+    passes: int = 0
     wanted: Callable[..., bool] | None = None
     begin: Callable[[Params], Carry] | None = None
 

@@ -47,7 +47,7 @@ def _copy(trained: Params) -> Params:
     return jax.tree.map(jnp.copy, trained)
 
 
-ref_logps = Stage("ref_logps", _ref_logps, writes={"ref_logps": "B N T"}, reference=True)
+ref_logps = Stage("ref_logps", _ref_logps, writes={"ref_logps": "B N T"}, reference=True, passes=1)
 """The reference never moves: its log-probs may come from a cache instead."""
 
 synced_ref_logps = Stage(
@@ -55,6 +55,7 @@ synced_ref_logps = Stage(
     _synced_ref_logps,
     writes={"ref_logps": "B N T"},
     reference=True,
+    passes=1,
     wanted=lambda *, sync_every: sync_every > 0,
     begin=_copy,
 )
