@@ -23,7 +23,7 @@ from ptjax.models.decoder import Decoder
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param, shape
-from ptjax.models.tokenizer import load_tokenizer
+from ptjax.models.tokenizer import add_special_tokens, load_tokenizer
 from ptjax.run_files import RECORD, local_copy, read_object, split_source, write_model_files
 from ptjax.types import Params
 
