@@ -42,8 +42,15 @@ def exit_with(error: UserError) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command's main; a UserError becomes one line and an exit code, not a traceback."""
+    """Runs a command's main; a UserError becomes one line and an exit code, not a traceback.
+
+    So does what the system says of a file.
+    """
     try:
         main()
     except UserError as error:
         exit_with(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        exit_with(UserError(f"{error.filename}: {error.strerror or error}"))

@@ -58,7 +58,7 @@ def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
       UserError: bad input, and a run whose steps are not finite any more.
     """
     # ---- Everything that can be wrong is found before the first step ----
-    run = prepare(config)
+    run = prepare(config, workdir)
     with jax.set_mesh(run.mesh):
         return _Loop(run, workdir, quiet).run()
 

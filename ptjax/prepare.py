@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from ptjax.algorithms.base import Bound, known_call, named
 from ptjax.config import Config, check
 from ptjax.errors import UserError, did_you_mean
 from ptjax.forward import ForwardOptions, forward_in_parts
+from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import Bundle
@@ -116,8 +118,13 @@ class Run:
         return batch, carry, context.logged
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, workdir: str | None = None) -> Run:
     """Builds the whole run up to its first step.
+
+    Args:
+      config: the whole config.
+      workdir: where a local run keeps what `reference.mode = "cached"` computes, unless
+        `data.cache` says where.
 
     Raises:
       UserError: anything in the config, the model or the data that cannot be.
@@ -154,6 +161,7 @@ def prepare(config: Config) -> Run:
         accumulate=config.accumulate,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        cache_dir=_cache(config, workdir),
     )
     steps = _steps(config, pipeline)
     lora = None if config.lora is None else config.lora.to_dict()
@@ -215,9 +223,25 @@ def prepare(config: Config) -> Run:
         policy_pass=one_pass(bundle.model),
         reference_pass=one_pass(reference.model) if reference else None,
     )
+    if reference is not None and config.reference.mode == "cached":
+        identity = [repr(reference.model), config.model.dtype, config.model.param_dtype]
+        logps = functools.partial(run.reference_pass, fields=("logps",))
+        with jax.set_mesh(mesh):
+            attach(pipeline, logps, reference.params(state.frozen), mesh, identity)
+        run.reference = None  # its leaves are not needed any more
     if config.checkpoint.best:
         _check_best(run, config.checkpoint.best[0])
     return run
+
+
+def _cache(config: Config, workdir: str | None) -> str | None:
+    """Where encoded data go when the config does not say: a folder that is gone with the process.
+
+    What a reference said of them is worth keeping with the run.
+    """
+    if workdir is None or "://" in workdir or config.data.cache is not None:
+        return None
+    return str(Path(workdir) / "data") if config.reference.mode == "cached" else None
 
 
 def _check_best(run: Run, metric: str) -> None:

@@ -46,6 +46,7 @@ COLUMN_DTYPES = {
     "kl_valid": "bool",
     "kl_mask": "float32",
     "kl_pack": "int32",
+    "kl_ref_logps": "float32",
     "ref_logps": "float32",
     "baseline": "float32",
 }

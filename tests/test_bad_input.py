@@ -1,6 +1,7 @@
 """What users get wrong: each is one line, an exit code, and nothing half-done."""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -28,6 +29,13 @@ def folder(tmp_path_factory):
     (folder / "kind.py").write_text(_config(folder, "config.steps = 'ten'"))
     (folder / "raises.py").write_text(_config(folder, "config.steps = 1 // 0"))
     (folder / "nothing.py").write_text("x = 1\n")
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "number.py").write_text("def get_config():\n    return 3\n")
+    (folder / "import.py").write_text("import nothing_here\n")
+    (folder / "division.jinja").write_text("{{ 1 / 0 }}")
+    (folder / "constant.jinja").write_text("hello")
+    (folder / "export").mkdir()
+    (folder / "export" / "precious").write_text("")
     (folder / "file").write_text("")
     return folder
 
@@ -46,14 +54,18 @@ def _data(folder):
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    (folder / "utf16.jsonl").write_text('{"text": "a"}\n', encoding="utf-16")
+    (folder / "nul.jsonl").write_bytes(b"\0\0\n")
     (folder / "chats.xyz").write_text("hello")
+    (folder / "folder.jsonl").mkdir()
     (folder / "bad.parquet").write_bytes(b"PAR1 no parquet")
 
 
 def _models(folder):
     model = folder / "model"
     weights = (model / "model.safetensors").read_bytes()
-    for name in ("cut", "missing", "shape", "kind", "json", "tokens", "bare", "quantised"):
+    broken = ("cut", "missing", "shape", "kind", "json", "tokens", "bare", "quantised", "heads")
+    for name in (*broken, "activation", "ends", "untold", "weightless", "latin"):
         other = folder / name
         other.mkdir()
         for path in model.iterdir():
@@ -65,12 +77,18 @@ def _models(folder):
         "shape": {"hidden_size": 48},
         "kind": {"model_type": "lama"},
         "quantised": {"quantization_config": {"bits": 4}},
+        "heads": {"num_attention_heads": 0},
+        "activation": {"hidden_act": "gelo"},
     }.items():
         (folder / name / "config.json").write_text(json.dumps(raw | change))
     (folder / "json" / "config.json").write_text("{")
     (folder / "tokens" / "tokenizer.json").write_text("{")
     tiny.write_model(folder / "bare", template=None)
     (folder / "bare" / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "ends" / "generation_config.json").write_text('{"eos_token_id": "end"}')
+    (folder / "untold" / "tokenizer.json").unlink()
+    (folder / "weightless" / "model.safetensors").unlink()
+    (folder / "latin" / "config.json").write_bytes(b"\xff")
     (folder / "hollow").mkdir()
 
 
@@ -123,6 +141,17 @@ CASES = {
         ["data.packing=false", "data.batch_size=8", "data.buckets=[16]"],
         "config.data.buckets: the longest is 16",
     ),
+    "data: UTF-16": (["data.sources[0].path={folder}/utf16.jsonl"], "UTF-16"),
+    "data: NUL bytes": (["data.sources[0].path={folder}/nul.jsonl"], "nul.jsonl, line 1"),
+    "data: a folder": (["data.sources[0].path={folder}/folder.jsonl"], "is a folder"),
+    "data: columns": (["data.sources[0].columns=3"], "sources[0].columns = 3"),
+    "data: max_length none": (["data.max_length=none"], "config.data.max_length is None"),
+    "data: buckets": (["data.buckets=x"], "config.data.buckets = 'x'"),
+    "data: bucket of 0": (["data.buckets=[0]"], "config.data.buckets = [0]"),
+    "data: workers": (["data.workers=-1"], "config.data.workers = -1"),
+    "data: cache is a file": (["data.cache={folder}/file"], "{folder}/file: File exists"),
+    "template: division": (["data.chat_template={folder}/division.jinja"], "division by zero"),
+    "template: constant": (["data.chat_template={folder}/constant.jinja"], "leaves nothing of"),
     "template: syntax": (["data.chat_template={folder}/template.jinja"], "template"),
     "template: no such file": (["data.chat_template={folder}/nothing.jinja"], "nothing.jinja"),
     "template: none": (["model.source={folder}/bare"], "chat template"),
@@ -135,6 +164,17 @@ CASES = {
     "model: damaged tokenizer": (["model.source={folder}/tokens"], "tokenizer"),
     "model: empty folder": (["model.source={folder}/hollow"], "config.json"),
     "model: no such folder": (["model.source={folder}/nothing"], "{folder}/nothing"),
+    "model: empty": (["model.source="], "config.model.source is empty"),
+    "model: no heads": (["model.source={folder}/heads"], "not a valid llama config"),
+    "model: activation": (["model.source={folder}/activation"], "did you mean 'gelu'?"),
+    "model: end tokens": (["model.source={folder}/ends"], "eos_token_id 'end'"),
+    "model: no tokenizer": (["model.source={folder}/untold"], "it has no tokenizer"),
+    "model: no weights": (["model.source={folder}/weightless"], "model.safetensors"),
+    "model: config.json not UTF-8": (["model.source={folder}/latin"], "latin/config.json"),
+    "model: flax": (["model.source=flax:nowhere.build"], "No module named 'nowhere'"),
+    "model: special_tokens": (["model.special_tokens=[1]"], "special_tokens = (1,)"),
+    "model: empty special token": (["model.special_tokens=['']"], "special_tokens = ('',)"),
+    "model: remat none": (["model.remat=None"], "config.model.remat is None"),
     "model: param_dtype": (["model.param_dtype=float8"], "config.model.param_dtype = 'float8'"),
     "model: dtype": (["model.dtype=float23"], "'float23'"),
     "model: remat": (["model.remat=ful"], "did you mean 'full'?"),
@@ -144,15 +184,20 @@ CASES = {
     "lora: not a regex": (["lora={'targets': '('}"], "lora.targets"),
     "lora: unknown key": (["lora={'r': 8}"], "config.lora: unknown key 'r'"),
     "lora: rank": (["lora={'rank': 0}"], "rank"),
+    "lora: alpha": (["lora={'alpha': 0}"], "config.lora.alpha = 0"),
+    "lora: dora": (["lora={'dora': 'x'}"], "config.lora.dora = 'x'"),
+    "lora: no adapter": (["lora={'adapter': '{folder}/hollow'}"], "adapter_config.json"),
     "trainable: matches nothing": (["trainable=heads"], "config.trainable 'heads' matches no"),
     "trainable: not a regex": (["trainable=("], "config.trainable = '('"),
     "steps and epochs": (["epochs=2"], "steps or epochs, not both"),
     "neither steps nor epochs": (["steps=none"], "give steps"),
     "no steps": (["steps=0"], "config.steps = 0"),
+    "too many steps": (["steps=99999999999"], "below 2^31"),
     "negative steps": (["steps=-3"], "config.steps = -3"),
     "accumulate": (["accumulate=0"], "config.accumulate = 0"),
     "ema": (["ema=1.5"], "config.ema = 1.5"),
     "method": (["method=sfd"], "did you mean 'sft'?"),
+    "method: none": (["method=None"], "config.method is None; its default is 'sft'"),
     "method: no such module": (["method=nowhere.loss"], "method 'nowhere.loss'"),
     "method: hyperparameter": (["hparams={'smoothing': 0.1}"], "unknown key 'smoothing'"),
     "method: value": (["hparams={'label_smoothing': 2.0}"], "label_smoothing 2.0"),
@@ -161,21 +206,31 @@ CASES = {
     "optim: name": (["optim.name=adamv"], "did you mean 'adamw'?"),
     "optim: schedule": (["optim.schedule=cosin"], "did you mean 'cosine'?"),
     "optim: rate": (["optim.learning_rate=-1.0"], "config.optim.learning_rate = -1.0"),
+    "optim: no number": (["optim.learning_rate=nan"], "config.optim.learning_rate = nan"),
+    "optim: no rate": (["optim.learning_rate=None"], "config.optim.learning_rate is None"),
+    "optim: no name": (["optim.name=None"], "config.optim.name is None"),
     "optim: warmup": (["optim.warmup=100"], "100 warmup steps"),
     "guard: max_skipped": (["guard.max_skipped=0"], "config.guard.max_skipped = 0"),
     "checkpoint: keep": (["checkpoint.keep=1"], "keep=1"),
     "checkpoint: best": (["checkpoint.best=['eval/los','min']"], "'eval/los'"),
+    "checkpoint: best is a number": (["checkpoint.best=3"], "config.checkpoint.best = 3"),
+    "samples: prompts": (["samples.prompts=[3]"], "config.samples.prompts = [3]"),
+    "log: wandb": (["log.wandb=3"], "config.log.wandb = 3"),
     "config: unknown key": (["optim.lr=0.1"], "unknown key 'lr'"),
     "config: wrong type": (["steps=many"], "config.steps expects an int, got 'many'"),
     "config: key in the file": ("--config={folder}/key.py", "unknown key 'lr'"),
     "config: group in the file": ("--config={folder}/group.py", "unknown key 'optimizer'"),
     "config: type in the file": ("--config={folder}/kind.py", "kind.py:6"),
     "config: raises": ("--config={folder}/raises.py", "raises.py:6"),
+    "config: syntax": ("--config={folder}/syntax.py", "syntax.py:1: invalid syntax"),
+    "config: import": ("--config={folder}/import.py", "import.py:1: ModuleNotFoundError"),
+    "config: returns a number": ("--config={folder}/number.py", "returned int"),
     "config: no get_config": ("--config={folder}/nothing.py", "get_config"),
     "config: no such file": ("--config={folder}/tinny.py", "tinny.py"),
     "workdir: missing": ("--workdir=", "missing --workdir"),
     "workdir: is a file": ("--workdir={folder}/file", "{folder}/file"),
     "workdir: below a file": ("--workdir={folder}/file/run", "{folder}/file/run"),
+    "workdir: unknown store": ("--workdir=s9://bucket/run", "s9://bucket/run: neither a folder"),
     "unknown flag": ("--workdirs=x", "did you mean '--workdir'?"),
 }
 
@@ -215,6 +270,58 @@ def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
     assert said.replace("{folder}", str(folder)) in err
     assert not workdir.exists(), "nothing was begun"
     assert (folder / "file").read_text() == ""
+
+
+# module, arguments -> what the line must say.
+OTHERS = {
+    "chat: empty folder": ("generate", ["{folder}/hollow", "--prompt=hi"], "no config.json"),
+    "chat: no model": ("generate", [], "missing MODEL"),
+    "chat: dtype": ("generate", ["{folder}/model", "--dtype=int8"], "--dtype=int8"),
+    "chat: temperature": (
+        "generate",
+        ["{folder}/model", "--prompt=hi", "--temperature=-1"],
+        "temperature must be 0 or more",
+    ),
+    "chat: too long": (
+        "generate",
+        ["{folder}/model", "--prompt=" + "x " * 500],
+        "leaves no room in the model's 128 positions",
+    ),
+    "export: not empty": (
+        "export",
+        ["{folder}/model", "{folder}/export"],
+        "is not empty and not an earlier export",
+    ),
+    "export: onto itself": ("export", ["{folder}/model", "{folder}/model"], "is not empty"),
+    "export: onto a file": ("export", ["{folder}/model", "{folder}/file"], "is a file"),
+    "export: shards": ("export", ["{folder}/model", "{out}", "--max_shard_gb=nan"], "=nan"),
+    "export: base": ("export", ["{folder}/model", "{out}", "--base=x"], "--base goes with"),
+    "export: no average": ("export", ["{folder}/model", "{out}", "--last"], "no moving average"),
+    "export: no adapter": ("export", ["{folder}/model", "{out}", "--adapter"], "no adapter"),
+    "verify: no run": ("checkpoint", ["verify", "{folder}/model"], "no checkpoint in"),
+    "verify: a file": ("checkpoint", ["verify", "{folder}/file"], "{folder}/file: Not a directory"),
+    "verify: nothing": ("checkpoint", ["verify"], "the following arguments are required: DIR"),
+    "verify: spelling": ("checkpoint", ["verifi", "{folder}"], "invalid choice: 'verifi'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_mistake_is_one_line_from_the_other_commands(folder, case, tmp_path, monkeypatch, capsys):
+    name, words, said = OTHERS[case]
+    places = {"{folder}": str(folder), "{out}": str(tmp_path / "out")}
+    for place, path in places.items():
+        words, said = [word.replace(place, path) for word in words], said.replace(place, path)
+    command = importlib.import_module(f"ptjax.{name}.__main__")
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as ended:
+        errors.run(command.main)
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith("error: ")
+    assert said in line
+    assert not any("error" in other for other in progress)
+    assert (folder / "export" / "precious").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_itself_prints_one_line_and_no_traceback(folder, tmp_path):

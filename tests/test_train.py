@@ -199,8 +199,8 @@ def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets
 ):
     runs, shapes = [], set()
 
-    def watched(config):
-        run = prepare(config)
+    def watched(config, workdir):
+        run = prepare(config, workdir)
         runs.append(run)
         return run
 

@@ -154,11 +154,11 @@ class Prepared:
     def __init__(self) -> None:
         self.known: dict[str, Run] = {}
 
-    def __call__(self, config: ConfigDict) -> Run:
+    def __call__(self, config: ConfigDict, workdir: str | None = None) -> Run:
         """Takes the place of `ptjax.loop.prepare`."""
         key = to_json(config)
         if key not in self.known:
-            self.known[key] = prepare(config)
+            self.known[key] = prepare(config, workdir)
         run = self.known[key]
         return dataclasses.replace(run, state=jax.tree.map(jnp.copy, run.state))
 

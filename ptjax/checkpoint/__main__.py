@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from ptjax.checkpoint import steps
 from ptjax.checkpoint.manifest import BadStep
@@ -48,9 +49,14 @@ def _verdict(step: steps.Step) -> tuple[str, str]:
     return "ok", ""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see --help")
+
+
 def main() -> None:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ptjax.checkpoint", description=__doc__)
+    parser = _Parser(prog="python -m ptjax.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="check all steps of a workdir", description=_HELP)
     command.add_argument("dir", metavar="DIR", help="a workdir, or its checkpoints folder")

@@ -36,10 +36,18 @@ class Step:
 
 
 def root_of(workdir: str | os.PathLike[str]) -> epath.Path:
-    """Returns the folder that holds a workdir's steps, as an absolute path."""
+    """Returns the folder that holds a workdir's steps, as an absolute path.
+
+    Raises:
+      UserError: for a scheme that is unknown.
+
+    """
     text = os.fspath(workdir)
     if "://" in text:
-        return epath.Path(text) / FOLDER
+        try:
+            return epath.Path(text) / FOLDER
+        except KeyError:
+            raise UserError(f"{text}: neither a folder nor an object store known here") from None
     return epath.Path(os.path.abspath(os.path.expanduser(text))) / FOLDER
 
 

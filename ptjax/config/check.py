@@ -5,13 +5,16 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ml_collections.config_dict import ConfigDict
+from ml_collections.config_dict import ConfigDict, FieldReference
 
 from ptjax.config.defaults import defaults
 from ptjax.config.fields import missing
 from ptjax.errors import UserError, check_keys, did_you_mean
 
 _DTYPES = ("float32", "bfloat16")
+_UNSET = ("optim.clip_norm",)
+"""Fields with a default that may be None: nothing of the kind is done then."""
+_TEXTS = ("model.special_tokens", "samples.prompts")
 _OPEN = ("data", "hparams", "lora", "log.wandb")
 """Groups whose keys their own readers know."""
 
@@ -21,7 +24,7 @@ class _Rule(NamedTuple):
     text: str
 
 
-_COUNT = _Rule(lambda v: v >= 1, "at least 1")
+_COUNT = _Rule(lambda v: 1 <= v < 2**31, "at least 1, and below 2^31")
 _NOT_NEGATIVE = _Rule(lambda v: 0 <= v < math.inf, "not negative")
 _POSITIVE = _Rule(lambda v: 0 < v < math.inf, "positive")
 _PART = _Rule(lambda v: 0 <= v < 1, "in [0, 1)")
@@ -36,7 +39,9 @@ _RULES: dict[str, _Rule] = {
     "model.dropout": _PART,
     "model.head_chunk": _COUNT,
     "lora.rank": _COUNT,
+    "lora.alpha": _POSITIVE,
     "lora.dropout": _PART,
+    "data.workers": _NOT_NEGATIVE,
     "optim.learning_rate": _POSITIVE,
     "optim.warmup": _NOT_NEGATIVE,
     "optim.final": _FRACTION,
@@ -85,13 +90,32 @@ def check(config: Any) -> None:
             re.compile(value or "")
         except (re.error, TypeError) as error:
             raise UserError(f"config.{path} = {value!r} is not a regex: {error}") from error
+    if not config.model.source:
+        raise UserError("config.model.source is empty; name a model, a folder or a hub id")
+    for path in _TEXTS:
+        _check_texts(path, _get(config, path))
+    for path in ("lora.rslora", "lora.dora"):
+        value = _get(config, path)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"config.{path} = {value!r}: it must be True or False")
+    wandb = config.log.wandb
+    if wandb is not None and not isinstance(wandb, ConfigDict | dict):
+        raise UserError(f"config.log.wandb = {wandb!r}: give {{'project': NAME}}, or None")
     if config.checkpoint.best:
-        _check_best(list(config.checkpoint.best), config)
+        _check_best(config.checkpoint.best, config)
 
 
-def _check_best(best: list[Any], config: Any) -> None:
-    where = f"config.checkpoint.best = {best}"
-    if len(best) != 2 or best[1] not in ("min", "max"):
+def _check_texts(path: str, value: Any) -> None:
+    """Refuses what is no list of texts."""
+    listed = isinstance(value, list | tuple)
+    if not listed or not all(isinstance(text, str) and text for text in value):
+        raise UserError(f"config.{path} = {value!r}: a list of texts, none of them empty, is meant")
+
+
+def _check_best(best: Any, config: Any) -> None:
+    best = list(best) if isinstance(best, list | tuple) else best
+    where = f"config.checkpoint.best = {best!r}"
+    if not isinstance(best, list) or len(best) != 2 or best[1] not in ("min", "max"):
         raise UserError(f"{where}: give a metric and 'min' or 'max', as in ['eval/loss', 'min']")
     if config.data.validation is None:
         raise UserError(f"{where} needs held-out data: give config.data.validation")
@@ -107,6 +131,9 @@ def _check_keys(given: Any, known: ConfigDict, where: str) -> None:
             if not isinstance(given[key], ConfigDict):
                 raise UserError(f"{path} = {given[key]!r}: a group of settings is expected")
             _check_keys(given[key], default, path)
+        needed = not isinstance(default, FieldReference | ConfigDict | None)
+        if given[key] is None and needed and path.removeprefix("config.") not in _UNSET:
+            raise UserError(f"{path} is None; its default is {default!r}")
 
 
 def _get(config: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
 """Fills the columns of a batch from a step of the plan."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 
 from ptjax.data.pieces import Pieces
 from ptjax.data.plan import Step
+from ptjax.data.ragged import Ragged
 from ptjax.data.store import FIELDS, Store
 
 
@@ -35,6 +37,7 @@ class Collate:
       row_length: tokens of a packed row.
       shards: (first, end) of this process's shards.
       extra: the columns that the kind of data adds.
+      computed: columns of numbers that were computed before.
 
     """
 
@@ -48,6 +51,7 @@ class Collate:
     row_length: int
     shards: tuple[int, int]
     extra: tuple[str, ...] = ()
+    computed: Mapping[str, Ragged] = dataclasses.field(default_factory=dict)
 
     def __call__(self, step: Step) -> HostBatch:
         """The columns of this process's part of the step."""
@@ -68,6 +72,8 @@ class Collate:
         if self.mismatched is not None:
             other = self._sequences(self.mismatched, flat, step.length)
             columns |= {f"kl_{name}": column for name, column in other.items()}
+        for name, ragged in self.computed.items():
+            columns[name] = ragged.column(flat, step.length)
         if step.rows:
             for name in ("", "kl_") if self.mismatched is not None else ("",):
                 columns[f"{name}pack"] = self._packed(columns[f"{name}valid"], step)

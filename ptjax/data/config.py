@@ -92,10 +92,11 @@ def data_config(given: Any) -> DataConfig:
     elif isinstance(held, list | tuple):
         values["validation"] = _sources(held, "config.data.validation")
     if values.get("buckets") is not None:
-        values["buckets"] = tuple(sorted(int(length) for length in values["buckets"]))
+        values["buckets"] = _buckets(values["buckets"])
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     for key, default in defaults.items():
-        if values.get(key, default) is None and isinstance(default, bool | str):
+        may_be_none = key == "tokens_per_batch" or not isinstance(default, bool | str | int)
+        if values.get(key, default) is None and not may_be_none:
             raise UserError(f"config.data.{key} is None; its default is {default!r}")
     config = DataConfig(**values)
     _check(config)
@@ -138,6 +139,14 @@ def _check(config: DataConfig) -> None:
         raise UserError("config.data.sources: give a weight to every source or to none")
 
 
+def _buckets(given: Any) -> tuple[int, ...]:
+    """Reads the lengths to pad to, shortest first."""
+    listed = isinstance(given, list | tuple) and given
+    if not listed or not all(type(length) is int and length > 0 for length in given):
+        raise UserError(f"config.data.buckets = {given!r}: lengths such as [64, 128] are expected")
+    return tuple(sorted(given))
+
+
 def _sources(given: Any, where: str) -> tuple[SourceConfig, ...]:
     """Reads a list of sources; a lone string or mapping counts as a list of one."""
     if isinstance(given, str | Mapping):
@@ -158,6 +167,8 @@ def _source(given: Any, where: str) -> SourceConfig:
     if not values.get("path"):
         raise UserError(f"{where}: path is missing")
     columns = values.get("columns") or ()
+    if columns and not isinstance(columns, Mapping | tuple):
+        raise UserError(f"{where}.columns = {columns!r}: a mapping {{ours: theirs}} is expected")
     values["columns"] = tuple(sorted(dict(columns).items()))
     if values.get("loss_weight") is None:
         values.pop("loss_weight", None)

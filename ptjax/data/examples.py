@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,16 @@ class Examples:
     def sizes(self) -> Int[np.ndarray, " E"]:
         """Tokens of a packed row that an example takes: all of its sequences side by side."""
         return self.longest if self.mismatched is not None else self.lengths.sum(1)
+
+    def identity(self) -> bytes:
+        """A digest of all tokens and masks, in the examples' order."""
+        digest = hashlib.sha256()
+        for array in (self.source, *self.pieces, *(self.mismatched or ())):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for one in self.encodings:
+            for name in ("tokens", "mask", "labels"):
+                digest.update(repr(one.store.meta["files"][name]).encode())
+        return digest.digest()
 
     def where(self, example: int) -> str:
         """File and line an example came from."""

@@ -20,6 +20,7 @@ from ptjax.data.kinds import Kind, kind_named
 from ptjax.data.mismatch import with_mismatched
 from ptjax.data.order import Mixture
 from ptjax.data.planning import Layout, make_schedule
+from ptjax.data.ragged import Ragged
 from ptjax.data.report import Report
 from ptjax.data.schedule import Schedule
 from ptjax.data.select import hold_out, select
@@ -44,6 +45,10 @@ class Pipeline:
     validation_schedule: Schedule | None
     process: tuple[int, int]
     """(index, count) of the hosts."""
+    cache: str
+    """Folder of encoded sources, and of what is computed from them."""
+    columns: dict[int, dict[str, Ragged]] = dataclasses.field(default_factory=dict)
+    """By `id` of the examples, columns of numbers that were computed before."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,10 +66,20 @@ class Pipeline:
         schedules = [self.schedule, self.validation_schedule]
         found = {shape for one in schedules if one is not None for shape in one.shapes}
         width, block = self.examples.lengths.shape[1], self.schedule.block
-        extra = self.kind.columns
+        extra = (*self.kind.columns, *self.columns.get(id(self.examples), {}))
         return [
             self.layout.shapes(rows, length, block, width, extra) for rows, length in sorted(found)
         ]
+
+    def once(self, examples: Examples) -> Batches:
+        """Batches in which each of these examples, all trained on or all held out, stands once."""
+        like = self.schedule if self.validation_schedule is None else self.validation_schedule
+        schedule = _once(examples, self.layout, like)
+        return Batches(schedule, self._collate(examples))
+
+    def add_columns(self, examples: Examples, columns: dict[str, Ragged]) -> None:
+        """Gives every batch of these examples further columns."""
+        self.columns[id(examples)] = columns
 
     def train(self) -> TrainIterator:
         """The run's batches, with get_state and set_state."""
@@ -91,6 +106,7 @@ class Pipeline:
             row_length=self.layout.row_length,
             shards=(index * each, (index + 1) * each),
             extra=self.kind.columns,
+            computed=self.columns.get(id(examples), {}),
         )
 
 
@@ -149,10 +165,7 @@ def build(
     schedule = make_schedule(examples, mixture, layout, seed=order_seed, identity=identity)
     held_schedule = None
     if held_out is not None:
-        count = len(held_out.encodings)
-        held_sizes = np.bincount(held_out.source, minlength=count).tolist()
-        once = Mixture(tuple(held_sizes), (None,) * count, (1.0,) * count)
-        held_schedule = make_schedule(held_out, once, layout, seed=None, like=schedule)
+        held_schedule = _once(held_out, layout, schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
     found = shortcuts(examples, what, tokenizer)
     if found is not None and process_index == 0:
@@ -169,7 +182,16 @@ def build(
         schedule,
         held_schedule,
         (process_index, process_count),
+        cache,
     )
+
+
+def _once(examples: Examples, layout: Layout, like: Schedule) -> Schedule:
+    """A schedule in whose first epoch each example stands once, in the files' order."""
+    count = len(examples.encodings)
+    sizes = np.bincount(examples.source, minlength=count).tolist()
+    mixture = Mixture(tuple(sizes), (None,) * count, (1.0,) * count)
+    return make_schedule(examples, mixture, layout, seed=None, like=like)
 
 
 def _temporary_folder() -> str:
@@ -204,13 +226,9 @@ def _read(
 
 def _identity(examples: Examples, config: DataConfig, seed: int) -> bytes:
     """What the order of examples and their content depend on, hosts and shards left out."""
-    digest = hashlib.sha256()
-    arrays = [examples.source, examples.row, *examples.pieces, *(examples.mismatched or ())]
-    for array in (*arrays, examples.scores, examples.margin):
+    digest = hashlib.sha256(examples.identity())
+    for array in (examples.source, examples.row, examples.scores, examples.margin):
         digest.update(np.ascontiguousarray(array).tobytes())
-    for one in examples.encodings:
-        for name in ("tokens", "mask", "labels"):
-            digest.update(repr(one.store.meta["files"][name]).encode())
     keys = ("packing", "tokens_per_batch", "row_length", "batch_size", "buckets", "shuffle")
     mixing = [(source.weight, source.epochs) for source in config.sources]
     digest.update(repr([seed, mixing, *(getattr(config, key) for key in keys)]).encode())

@@ -10,6 +10,8 @@ from ptjax.models.tokenizer import template_text
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _KNOWS_THOUGHTS = re.compile(r"\b(reasoning_content|thinking)\b")
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template's expressions may raise beside jinja's own errors."""
 Tools = list[dict[str, Any]] | None
 
 
@@ -96,7 +98,7 @@ class Template:
                 add_generation_prompt=prompt,
                 **self._special,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (jinja2.TemplateError, *_REFUSALS) as error:
             raise BadForm("the chat template refuses the conversation", str(error)) from None
         spans: list[Any] = list(marks[0]) if self.has_marks else []
         return texts[0], [(start, end) for start, end in spans]

@@ -3,6 +3,7 @@
 python -m ptjax.export runs/sft runs/sft/export --dtype=bfloat16
 """
 
+import math
 from collections.abc import Sequence
 
 from ptjax.config import Flag, parse
@@ -30,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python -m ptjax.export runs/sft runs/sft/export --dtype=bfloat16",
         config=False,
     )
-    if options.max_shard_gb <= 0:
+    if not 0 < options.max_shard_gb < math.inf:
         raise UserError(f"--max_shard_gb={options.max_shard_gb}: give more than 0")
+    if options.base and not options.adapter:
+        raise UserError("--base goes with --adapter: a whole model has no base")
     from ptjax.export.writing import export
 
     done = export(

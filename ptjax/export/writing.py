@@ -139,7 +139,7 @@ def _load(source: str, step: int | None, ema: bool | None) -> Bundle:
         if step is not None and named is not None and step != named:
             raise UserError(f"{source} and step {step}: name one step")
         return load_workdir(workdir, named if step is None else step, ema=ema)
-    if step is not None or ema:
+    if step is not None or ema is not None:
         what = "steps" if step is not None else "moving average"
         raise UserError(f"{source}: not a run's workdir, so it has no {what}")
     return load(source)

@@ -29,7 +29,8 @@ def chat_ids(
         else:
             ids, _ = template.tokens.encode_around(text, genuine)
     except BadForm as error:
-        raise UserError(str(error)) from error
+        detail = f" ({error.detail})" if error.detail else ""
+        raise UserError(f"{error.reason}{detail}") from error
     return ids.tolist()
 
 

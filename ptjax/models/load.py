@@ -16,6 +16,7 @@ from ptjax.models.decoder import Decoder
 from ptjax.models.families import FAMILIES, SCORE
 from ptjax.models.gguf import gguf_config, open_gguf
 from ptjax.models.hub import resolve_source
+from ptjax.models.layers import ACTIVATIONS
 from ptjax.models.quiet import auto_config_class
 from ptjax.models.tokenizer import load_tokenizer
 from ptjax.models.weights import TensorSource, Without, open_safetensors
@@ -95,8 +96,16 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any], TensorSource]:
         raw = gguf_config(path)
         return raw, {}, open_gguf(path, raw)
     raw = _json(path / "config.json")
-    generation = path / "generation_config.json"
-    return raw, _json(generation) if generation.exists() else {}, open_safetensors(path)
+    return raw, _generation(path / "generation_config.json"), open_safetensors(path)
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    found = _json(path) if path.exists() else {}
+    ends = found.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and type(end) is not int:
+            raise UserError(f"{path}: eos_token_id {ends!r} is neither an id nor a list of ids")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -126,9 +135,13 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
             f"{origin}: quantised checkpoints are not supported; use the original weights"
         )
     try:
-        return FAMILIES[kind].config(normalise(raw))
-    except (KeyError, TypeError, ValueError) as error:
+        config = FAMILIES[kind].config(normalise(raw))
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{origin}: config.json is not a valid {kind} config: {error!r}") from error
+    if config.activation not in ACTIVATIONS:
+        hint = did_you_mean(str(config.activation), ACTIVATIONS)
+        raise UserError(f"{origin}: activation {config.activation!r} is not supported{hint}")
+    return config
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:

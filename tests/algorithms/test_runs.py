@@ -31,10 +31,10 @@ def config(folder, method, **changes):
         **{
             "data.sources[0].path": str(folder / f"{kind}.jsonl"),
             "data.validation": [{"path": str(folder / f"{kind}_held_out.jsonl")}],
-            "data.max_length": 32,
+            "data.max_length": 64,
             "data.batch_size": 8,
             "data.packing": False,
-            "data.buckets": [32],
+            "data.buckets": [64],
             "mesh.fsdp": 1,
             "mesh.data": 1,
             "steps": 4,

@@ -91,7 +91,8 @@ def talk(monkeypatch, capsys, bundle, *argv, stdin=None):
     """Runs the command with a model that is there; returns what it printed."""
     sources = []
 
-    def load(source):
+    def load(source, head):
+        assert head == "lm"
         sources.append(source)
         return bundle
 

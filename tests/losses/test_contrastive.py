@@ -84,6 +84,8 @@ def test_length_order_and_missing_texts_do_not_matter():
     values, gradients = rows(losses)(wide, weights)
     np.testing.assert_allclose(values[1:6], whole, rtol=1e-5)
     assert values[0] == values[6] == 0 and np.isfinite(gradients).all()
+    own = rows(lambda x, w: info_nce(similarities(x, w, in_batch=False)))(wide, weights)
+    assert own[0][0] == own[0][6] == 0 and np.isfinite(own[1]).all()
     mean = Mean.of(values, jnp.asarray(weights[:, 0])).value()
     np.testing.assert_allclose(mean, whole.mean(), rtol=1e-5)
 

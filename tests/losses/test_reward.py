@@ -1,5 +1,6 @@
 """Losses of scalar heads: TRL's and torch's values and gradients, identities, extremes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,19 +76,22 @@ def test_pairs_of_a_ranking_are_those_of_real_answers_that_differ():
     np.testing.assert_allclose(losses[2], np.log1p(np.exp(2 - 0.3)), rtol=1e-6)
 
 
+@jax.jit
+def of_scores(rewards, scores, weights):
+    return ranked(rewards, ordered_pairs(scores, weights), center=0.1)
+
+
 def test_a_ranking_of_two_is_a_pair_and_counts_a_prompt_once():
-    state = np.random.RandomState(0)
-    rewards = jnp.asarray(state.standard_normal((5, 2)), jnp.float32)
-    scores = jnp.tile(jnp.array([1.0, 0.0]), (5, 1))
-    got = ranked(rewards, ordered_pairs(scores, jnp.ones((5, 2))), center=0.1)
-    wanted = bradley_terry(rewards[:, 0], rewards[:, 1], center=0.1)
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    wide = jnp.pad(rewards, ((0, 0), (0, 3)), constant_values=7.0)
-    filled = jnp.pad(scores, ((0, 0), (0, 3)), constant_values=9.0)
-    real = jnp.pad(jnp.ones((5, 2)), ((0, 0), (0, 3)))
-    padded = ranked(wide, ordered_pairs(filled, real), center=0.1)
-    np.testing.assert_allclose(padded, wanted, rtol=1e-6)
-    equal = ranked(jnp.zeros((1, 4)), ordered_pairs(jnp.arange(4.0)[None], jnp.ones((1, 4))))
+    rewards = np.random.RandomState(0).standard_normal((5, 2)).astype(np.float32)
+    scores, real = np.float32([[1, 0]] * 5), np.ones((5, 2), np.float32)
+    wanted = bradley_terry(*map(jnp.asarray, rewards.T), center=0.1)
+    np.testing.assert_allclose(of_scores(rewards, scores, real), wanted, rtol=1e-6)
+    wide = [
+        np.pad(x, ((0, 0), (0, 3)), constant_values=value)
+        for x, value in ((rewards, 7), (scores, 9), (real, 0))
+    ]
+    np.testing.assert_allclose(of_scores(*wide), wanted, rtol=1e-6)
+    equal = of_scores(np.zeros((5, 2), np.float32), scores, real)
     np.testing.assert_allclose(equal, np.log(2), rtol=1e-6)
 
 
