@@ -6,11 +6,10 @@ import pytest
 from ptjax.algorithms import METHODS
 from ptjax.types import Outputs
 
-# Two pairs: the chosen side gains 2 nats over 4 tokens, then loses 1 over 1; the rejected side gains
-# 1 over 1, then loses 2 over 4.
-MASK = jnp.array(
-    [[[0, 1, 1, 1, 1], [0, 1, 0, 0, 0]], [[0, 1, 0, 0, 0], [0, 1, 1, 1, 1]]], jnp.float32
-)
+# Two pairs: the chosen side gains 2 nats over 4 tokens, then loses 1 over 1; the rejected side
+# gains 1 over 1, then loses 2 over 4.
+LONG, SHORT = [0.0, 1, 1, 1, 1], [0.0, 1, 0, 0, 0]
+MASK = jnp.array([[LONG, SHORT], [SHORT, LONG]])
 GAIN = jnp.array([[0.5, 1.0], [-1.0, -0.5]])[..., None] * MASK
 BATCH = {"mask": MASK, "weights": jnp.ones([2, 2]), "ref_logps": -1.0 * MASK}
 OUTPUTS = Outputs(logps=BATCH["ref_logps"] + GAIN)
