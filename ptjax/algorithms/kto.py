@@ -144,7 +144,7 @@ def _advise(
         return None
     low, high = undesirable_weight * bad / good, undesirable_weight * bad / good * 4 / 3
     return (
-        f"{good} desirable and {bad} undesirable answers weigh {ratio:.2f} to 1, best between 1 and "
+        f"{good} desirable and {bad} undesirable answers weigh {ratio:.2f} to 1; best is 1 to "
         f"4/3 (2402.01306): hparams.desirable_weight between {low:.2f} and {high:.2f} does it"
     )
 
