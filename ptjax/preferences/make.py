@@ -18,13 +18,13 @@ from ptjax.generate.engine import sample
 from ptjax.models.decoder import Compute
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import Bundle
-from ptjax.rewards.choose import best_against, enough
 from ptjax.preferences.journal import Journal
 from ptjax.preferences.prompts import digest, read_prompts
 from ptjax.preferences.settings import Judges, Settings, plain
 from ptjax.preferences.totals import Totals
 from ptjax.progress import Progress
 from ptjax.rewards.base import accepted
+from ptjax.rewards.choose import best_against, enough
 from ptjax.rewards.score import score
 from ptjax.workdir import load
 

@@ -67,7 +67,10 @@ def test_the_digest_is_of_what_the_rows_say(read):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "line 2: no known format of prompts: a row has prompt, messages.*columns: text"),
+        (
+            {"text": "a"},
+            "line 2: no known format of prompts: a row has prompt, messages.*columns: text",
+        ),
         ({"prompt": 3}, "line 2: 'prompt' is not a list of messages"),
         ({"prompt": " "}, "line 2: the prompt is empty"),
         ({"prompt": [USER, ANSWER]}, "line 2: the prompt does not end where the assistant speaks"),
