@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from ptjax.data import HostBatch
-from ptjax.metrics import train_flops
+from ptjax.metrics import forward_flops, train_flops
 from ptjax.ops.logprobs import FIELDS
 from ptjax.prepare import Run
 
 
 class FlopCounter:
-    """Model flops of this run's batches: adapters, frozen weights, attention and head counted."""
+    """Model flops of this run's batches: weights by kind, attention, head, passes of stages."""
 
     def __init__(self, run: Run):
         config = run.bundle.model.config
@@ -24,6 +24,7 @@ class FlopCounter:
             for name, leaf in run.state.merged().items()
             if run.rows[name].is_kernel and name != head
         }
+        self._stages = run.bound.stages
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
         has_logits = bool(set(run.bound.needs) & set(FIELDS))
@@ -35,18 +36,33 @@ class FlopCounter:
         """(flops of a step, token slots it computed with padding), over all processes."""
         columns = batch.columns
         lengths = columns["valid"].sum(-1).astype(np.int64)
+        seen: dict[str, int] = {
+            "tokens": int(lengths.sum()),
+            "pairs": int((lengths * (lengths + 1) // 2).sum()),
+            "attention_width": self._width,
+            "head": self._head,
+            "head_tokens": int((columns["mask"] != 0).sum()),
+        }
         flops = train_flops(
-            tokens=int(lengths.sum()),
-            pairs=int((lengths * (lengths + 1) // 2).sum()),
             trained=self._trained,
             frozen=self._frozen,
-            attention_width=self._width,
-            head=self._head,
-            head_tokens=int((columns["mask"] != 0).sum()),
             head_trained=self._head_trained,
+            **seen,
+        )
+        flops += self._passes(set(columns)) * forward_flops(
+            weights=self._trained + self._frozen, **seen
         )
         slots = columns.get("pack", columns["tokens"]).size
         return flops * jax.process_count(), slots * jax.process_count()
+
+    def _passes(self, there: set[str]) -> int:
+        """Forward passes of the stages, those left out whose columns are there already."""
+        passes = 0
+        for stage in self._stages:
+            if not stage.writes or not there >= stage.writes.keys():
+                passes += stage.passes
+                there = there | stage.writes.keys()
+        return passes
 
 
 def peak_memory() -> int:

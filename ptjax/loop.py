@@ -320,6 +320,9 @@ class _Loop:
 
     def _facts(self, step: int) -> dict[str, Any]:
         device = jax.devices()[0]
+        export = f"python -m ptjax.export {self.workdir} {self.workdir}/export"
+        chat = {"chat": f"python -m ptjax.generate {self.workdir}"}
+        talks = self.job.bound.algorithm.head == "lm"
         return {
             "method": self.config.method,
             "model": self.config.model.source,
@@ -335,10 +338,7 @@ class _Loop:
             "peak_memory": peak_memory(),
             "skipped": int(self.state.guard["skipped"]),
             "checkpoint": str(self.checkpoints.root),
-            "next": {
-                "chat": f"python -m ptjax.generate {self.workdir}",
-                "export": f"python -m ptjax.export {self.workdir} {self.workdir}/export",
-            },
+            "next": {**(chat if talks else {}), "export": export},
         }
 
 

@@ -148,6 +148,7 @@ class Run:
             policy=policy,
             reference=reference,
             model=model,
+            mesh=self.mesh,
             host=host,
             rollout=self.rollout,
             carry=dict(state.carry),

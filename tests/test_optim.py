@@ -31,9 +31,10 @@ ROWS = {
     "layers.q.lora_a": Param("layers embed -> rank"),
     "norm": Param("embed", init="ones"),
     "head": Param("embed -> vocab"),
+    "score": Param("embed -> labels"),
 }
-DIMS = dict(vocab=24, embed=8, layers=3, heads=2, head_dim=4, rank=2)
-DECAYED = {"embed", "layers.q", "layers.o", "layers.q.lora_a", "head"}
+DIMS = dict(labels=1, vocab=24, embed=8, layers=3, heads=2, head_dim=4, rank=2)
+DECAYED = {"embed", "layers.q", "layers.o", "layers.q.lora_a", "head", "score"}
 
 
 def leaves(seed, scale=1.0, dtype=np.float32):
@@ -142,14 +143,14 @@ def test_muon_orthogonalises_each_layers_kernel():
 
 
 def test_muon_leaves_the_rest_to_adam():
-    assert {k for k, row in ROWS.items() if muon_axes(row)} == DECAYED - {"embed", "head"}
+    assert {k for k, row in ROWS.items() if muon_axes(row)} == DECAYED - {"embed", "head", "score"}
     settings = dict(weight_decay=0.1, b1=0.8, b2=0.9)
     grads = leaves(4)
     got, wanted = (
         run_steps(make_optimizer(ROWS, lambda _: 0.1, name=name, **settings), grads, 3)
         for name in ("muon", "adamw")
     )
-    for key in ("embed", "head", "norm", "layers.norm", "layers.q.bias"):
+    for key in ("embed", "head", "score", "norm", "layers.norm", "layers.q.bias"):
         np.testing.assert_allclose(got[key], wanted[key], rtol=1e-5, atol=1e-6, err_msg=key)
     assert not np.allclose(got["layers.q"], wanted["layers.q"], rtol=1e-2)
 

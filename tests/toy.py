@@ -45,7 +45,11 @@ class Example(NamedTuple):
 
 
 # XLA without its slower passes: these programs are compiled more often than they are run.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 @functools.cache

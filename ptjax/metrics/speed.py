@@ -90,6 +90,23 @@ def train_flops(
     return float(decoder + logits + 12 * attention_width * pairs)
 
 
+def forward_flops(
+    *,
+    tokens: Real,
+    pairs: Real,
+    weights: Real,
+    attention_width: Real,
+    head: Real = 0,
+    head_tokens: Real = 0,
+) -> float:
+    """Model flops of one forward pass without a gradient: a third of a step of trained weights.
+
+    `2 · tokens · weights + 2 · head_tokens · head + 4 · width · pairs`; arguments as `train_flops`,
+    `weights` those in matrix products, head not included.
+    """
+    return float(2 * tokens * weights + 2 * head_tokens * head + 4 * attention_width * pairs)
+
+
 def mfu(flops: Real, seconds: Real, peak: Real | None) -> float | None:
     """Share of the peak in 0..1; None without a peak. `flops` and `peak` are over all devices."""
     return None if peak is None or seconds <= 0 else flops / seconds / peak

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ptjax.sharding import local
-
 POOLINGS = ("last", "mean")
 
 
 def pool(
     hidden: Float[Array, "S M D"], owners: Int[Array, "S M"], count: int, pooling: str
 ) -> Float[Array, "S K D"]:
-    """The last or the mean hidden state of each sequence, float32; nothing moves between devices.
+    """The last or the mean hidden state of each sequence, float32.
+
+    Where S lies over devices, each pools its own shards and nothing moves, forward and backward.
 
     Args:
       hidden: states of all tokens.
@@ -39,9 +39,4 @@ def pool(
         taken = hidden[jnp.maximum(last, 0)].astype(jnp.float32)
         return jnp.where(last[:, None] >= 0, taken, 0.0)
 
-    return local(
-        jax.vmap(one),
-        *(hidden, owners),
-        inputs=(("batch", None, None), ("batch", None)),
-        output=("batch", None, None),
-    )
+    return jax.vmap(one)(hidden, owners)

@@ -4,13 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptjax.preferences.make import make_pairs
+    from ptjax.preferences.make import Made, make_pairs
     from ptjax.preferences.settings import Settings
-    from ptjax.preferences.totals import Totals
 
-__all__ = ["Settings", "Totals", "make_pairs"]
+__all__ = ["Made", "Settings", "make_pairs"]
 
-_HOME = {"Settings": "settings", "Totals": "totals", "make_pairs": "make"}
+_HOME = {"Made": "make", "Settings": "settings", "make_pairs": "make"}
 
 
 def __getattr__(name: str) -> Any:

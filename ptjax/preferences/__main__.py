@@ -58,17 +58,20 @@ def main() -> None:
     from ptjax.data.config import SourceConfig
     from ptjax.preferences.make import make_pairs
     from ptjax.preferences.settings import Settings
+    from ptjax.programs import keep_programs
+
+    keep_programs()
 
     names = {one.name for one in dataclasses.fields(Settings)} - {"rewards"}
     given = {name: getattr(options, name) for name in names}
     settings = Settings(rewards=tuple(_rewards(options.rewards)), **given)
     source = SourceConfig(options.prompts, split=options.split, limit=options.limit)
     try:
-        totals = make_pairs(options.model, source, options.out, settings)
+        made = make_pairs(options.model, source, options.out, settings)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    print("\n".join([*totals.lines(), f"written     {options.out}"]))
+    print("\n".join([*made.lines(), f"written     {options.out}"]))
 
 
 def _rewards(text: str) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptjax.data.config import SourceConfig
+from ptjax.data.pipeline import build
 from ptjax.data.prompts import Prompt
 from ptjax.data.template import Template
 from ptjax.errors import UserError
@@ -31,6 +32,18 @@ from ptjax.workdir import load
 Row = dict[str, Any]
 
 
+class Made(NamedTuple):
+    """What came of a run."""
+
+    totals: Totals
+    shortcuts: list[str]
+    """What tells the sides apart without reading them: see `ptjax.data.shortcuts`."""
+
+    def lines(self) -> list[str]:
+        """The summary, for people."""
+        return [*self.totals.lines(), *(f"sides       {line}" for line in self.shortcuts)]
+
+
 class Pair(NamedTuple):
     """Two answers to a prompt."""
 
@@ -48,7 +61,7 @@ def make_pairs(
     settings: Settings,
     *,
     quiet: bool = False,
-) -> Totals:
+) -> Made:
     """Makes pairs and writes them as JSON lines; the same call goes on where a killed one stopped.
 
     Args:
@@ -61,7 +74,7 @@ def make_pairs(
       quiet: show no progress.
 
     Returns:
-      What became of the prompts.
+      What became of the prompts, and what the pairs can be told apart by.
 
     Raises:
       UserError: anything wrong with what was given; no pair at all.
@@ -71,7 +84,7 @@ def make_pairs(
     asked = read_prompts(source)
     if settings.chosen == "given" and not any(prompt.given for prompt in asked):
         raise UserError(f"{source.path}: no row has an answer of its own (a completion)")
-    bundle = load(model)
+    bundle = load(model, head="lm")
     maker = _Maker(bundle, asked, settings, judges)
     record = {
         "model": bundle.source,
@@ -93,7 +106,7 @@ def make_pairs(
         raise UserError(f"{source.path}: no pair was made of it: {totals.reasons()}")
     if not journal.finished:
         journal.finish()
-    return totals
+    return Made(totals, _shortcuts(journal.path, bundle))
 
 
 class _Maker:
@@ -278,6 +291,22 @@ class _Maker:
         if pair.scores is not None:
             row["score_chosen"], row["score_rejected"] = (round(s, 6) for s in pair.scores)
         return row
+
+
+def _shortcuts(path: Path, bundle: Bundle) -> list[str]:
+    """Of the pairs as they will be trained on; or what keeps them from it."""
+    config = {
+        "sources": [str(path)],
+        "max_length": bundle.model.config.max_positions,
+        "packing": False,
+        "batch_size": 1,
+        "on_empty": "drop",
+    }
+    try:
+        found = build(config, bundle.tokenizer, kind="pairs", seed=0).report.shortcuts
+    except UserError as error:
+        return [str(error)]
+    return [] if found is None else found.lines()
 
 
 def _digest(bundle: Bundle) -> str:

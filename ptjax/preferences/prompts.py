@@ -10,7 +10,7 @@ from ptjax.data.messages import BadForm
 from ptjax.data.prompts import Prompt, read_prompt
 from ptjax.data.rows import BadRow
 from ptjax.data.sources import open_source
-from ptjax.errors import UserError
+from ptjax.errors import UserError, did_you_mean
 
 
 def read_prompts(source: SourceConfig) -> list[Prompt]:
@@ -19,15 +19,17 @@ def read_prompts(source: SourceConfig) -> list[Prompt]:
     Raises:
       UserError: the source cannot be read, or a row of it has no prompt.
     """
+    kind = KINDS["prompts"]
+    if source.format is not None and source.format not in kind.forms:
+        hint = did_you_mean(source.format, kind.forms)
+        raise UserError(f"{source.path}: format {source.format!r} is none of prompts{hint}")
     rows = open_source(source)
     prompts = []
     for i, row in enumerate(rows.read(0, len(rows))):
         if isinstance(row, BadRow):
             raise UserError(str(row))
         try:
-            form, named = recognise(
-                row, KINDS["prompts"], form=source.format, columns=dict(source.columns)
-            )
+            form, named = recognise(row, kind, form=source.format, columns=dict(source.columns))
             prompts.append(read_prompt(named, form, rows.where(i)))
         except BadForm as error:
             raise UserError(str(BadRow(rows.where(i), error.reason, error.detail))) from error

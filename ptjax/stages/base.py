@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jax.sharding import Mesh
+
 from ptjax.data import HostBatch
 from ptjax.models.decoder import Decoder
 from ptjax.stages.rollout import Rollout
@@ -24,6 +26,7 @@ class Stage:
         held-out batch. What it computes with the model goes through the context's jitted passes.
       writes: the columns it adds: name -> axes, of `B N T`.
       reference: whether it asks the reference model anything.
+      passes: forward passes that it makes over as many tokens as the batch has: what it costs.
       wanted: of the hyperparameters: whether they need the stage at all; None for always.
       begin: the carry before the first step, of the trained leaves; None where there is none.
       sequences: N of the sequences that it writes in the place of the data's; 0: it leaves those.
@@ -35,6 +38,7 @@ class Stage:
     run: Callable[..., tuple[Batch, Carry]]
     writes: Mapping[str, str] = field(default_factory=dict)
     reference: bool = False
+    passes: int = 0
     wanted: Callable[..., bool] | None = None
     begin: Callable[[Params], Carry] | None = None
     sequences: int = 0
@@ -58,6 +62,7 @@ class Context:
         reference's own.
       model: `() -> (model, all leaves)` of the policy; with `reference=True` and, as above,
         `trained=` of the reference.
+      mesh: where batches lie.
       host: the batch on the host. A stage that writes sequences writes them here too, for what
         counts tokens.
       rollout: how answers are sampled and judged, where a stage writes sequences.
@@ -72,6 +77,7 @@ class Context:
     policy: Callable[[Batch, tuple[str, ...]], Outputs]
     reference: Callable[..., Outputs]
     model: Callable[..., tuple[Decoder, Params]]
+    mesh: Mesh
     host: HostBatch | None = None
     rollout: Rollout | None = None
     carry: dict[str, Carry] = field(default_factory=dict)

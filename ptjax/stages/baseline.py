@@ -68,6 +68,10 @@ def _nothing_yet(trained: Params) -> dict[str, Array]:
     return {"total": jnp.float32(0), "count": jnp.int32(0)}
 
 
-kto_baseline = Stage("kto_baseline", _kto_baseline, writes={"baseline": "B"}, reference=True)
+kto_baseline = Stage(
+    "kto_baseline", _kto_baseline, writes={"baseline": "B"}, reference=True, passes=2
+)
 
-bco_baseline = Stage("bco_baseline", _bco_baseline, writes={"baseline": "B"}, begin=_nothing_yet)
+bco_baseline = Stage(
+    "bco_baseline", _bco_baseline, writes={"baseline": "B"}, passes=1, begin=_nothing_yet
+)

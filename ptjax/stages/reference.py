@@ -54,7 +54,7 @@ def _copy(trained: Params) -> Params:
     return jax.tree.map(jnp.copy, trained)
 
 
-ref_logps = Stage("ref_logps", _ref_logps, writes={"ref_logps": "B N T"}, reference=True)
+ref_logps = Stage("ref_logps", _ref_logps, writes={"ref_logps": "B N T"}, reference=True, passes=1)
 """Where the reference never moves, its log-probs may come from a cache instead."""
 
 synced_reference = Stage(

@@ -115,8 +115,7 @@ def _in_place(ctx: Context, batch: Batch, made: Columns) -> Batch:
     """The batch with these columns for its own, on the device and on the host."""
     assert ctx.host is not None
     ctx.host.columns.update(made)
-    mesh = batch["tokens"].sharding.mesh
-    return batch | put_batch(made, mesh)
+    return batch | put_batch(made, ctx.mesh)
 
 
 self_rejected = Stage(

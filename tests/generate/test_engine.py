@@ -241,6 +241,11 @@ def test_settings_out_of_range_are_named(settings, message):
         toy_sample(toy.params(), [[1]], **{"max_tokens": 1, **settings})
 
 
+def test_a_reward_model_writes_nothing():
+    with pytest.raises(UserError, match="a model with a scalar head scores text and writes none"):
+        sample(toy.SCORER, toy.params(toy.CONFIG, "score"), [[1]], max_tokens=1)
+
+
 def test_an_empty_prompt_is_named_and_no_prompts_are_no_work():
     with pytest.raises(UserError, match="prompt 1 has no tokens"):
         toy_sample(toy.params(), [[1], []], max_tokens=1)

@@ -194,6 +194,14 @@ def test_targets_that_match_nothing(base, targets):
         lora_module.rows(model.table, Lora(targets=targets))
 
 
+def test_heads_have_no_adapters(base):
+    _, model, _ = base
+    for head in ("lm", "score"):
+        table = replace(model, head=head).table
+        rows = lora_module.rows(table, Lora(targets=".*"))
+        assert rows and all(name.startswith("layers.") for name in rows)
+
+
 def test_targets_choose_whole_names(base):
     _, model, _ = base
     rows = lora_module.rows(model.table, Lora(targets=r"layers\.(q|down)"))

@@ -81,15 +81,16 @@ def importable(folder, monkeypatch):
 def run(folder, tmp_path):
     """Makes pairs; returns the totals and the rows."""
 
-    def made(*, out="pairs.jsonl", model="model", prompts="prompts.jsonl", **settings):
+    def run_once(*, out="pairs.jsonl", model="model", prompts="prompts.jsonl", **settings):
         path = tmp_path / out
         given = {**SHORT, **settings}
-        totals = make_pairs(
+        made = make_pairs(
             str(folder / model), str(folder / prompts), path, Settings(**given), quiet=True
         )
-        return totals, [json.loads(line) for line in path.read_text().splitlines()]
+        assert made.shortcuts[0].startswith("chosen ")
+        return made.totals, [json.loads(line) for line in path.read_text().splitlines()]
 
-    return made
+    return run_once
 
 
 def text(side):
@@ -302,6 +303,7 @@ def test_the_command_reads_rewards_as_names_or_as_json(monkeypatch, capsys, fold
         '--rewards=[{"name": "helpers.size", "weight": 2}]',
     )  # fmt: skip
     assert one[0] == two[0] == "pairs       2 of 2 prompts, 4 answers"
+    assert one[2].startswith("sides       chosen ")
     assert one[-1] == f"written     {tmp_path / 'one.jsonl'}"
     assert one[1] != two[1] and one[1].startswith("mean score  chosen ")
 

@@ -1,6 +1,8 @@
 """A reward model as a reward: alone as in a batch, and what it cannot score is missing."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +16,8 @@ from ptjax.rewards.score import score
 from tests import tiny
 
 PROMPTS = ["What is blue?", "Name one.", "Hi", "What is blue?"]
-TEXTS = ["the sky", "red green and tea", "cold " * 30, "the sky is blue"]
+pytestmark = pytest.mark.usefixtures("quick_compile")
+TEXTS = ["the sky", "red green and tea", "cold " * 8, "the sky is blue"]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,17 @@ def loaded(monkeypatch, folders):
 
 
 def by_hand(bundle, ids):
-    tokens = jnp.asarray(ids, jnp.int32)[None, None]
-    batch = {"tokens": tokens, "valid": tokens >= 0, "mask": jnp.ones(tokens.shape)}
-    return float(forward(bundle.model, bundle.params, batch, fields=("scores",)).scores[0, 0, -1])
+    """The score at the last token, of a sequence padded to the model's positions."""
+    tokens = np.zeros((1, 1, 128), np.int32)
+    tokens[..., : len(ids)] = ids
+    valid = np.arange(128)[None, None] < len(ids)
+    return float(all_scores(bundle.model, bundle.params, tokens, valid)[0, 0, len(ids) - 1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def all_scores(model, params, tokens, valid):
+    batch = {"tokens": tokens, "valid": valid, "mask": valid.astype("float32")}
+    return forward(model, params, batch, fields=("scores",)).scores
 
 
 def test_the_score_is_the_last_tokens_of_the_conversation(loaded, folders):

@@ -1,0 +1,236 @@
+"""What reward models, DPO, process rewards and embeddings learn of real judgements, held out.
+
+    python -m benchmarks.judged reward --data=testset-v1.json --out=runs/judged
+    python -m benchmarks.judged dpo --data=testset-v1.json --out=runs/judged
+    python -m benchmarks.judged process --data=multistep_arithmetic.jsonl --out=runs/judged
+    python -m benchmarks.judged embed --data=train.jsonl --out=runs/judged
+
+`reward` and `dpo` read PandaLM's test set (WeOpenML/PandaLM, data/testset-v1.json: pairs that three
+people judged each; those without a majority are left out) or LLaMA-Factory's `dpo_en_demo.json`;
+`process` reads BIG-Bench Mistake (WHGTyen/BIG-Bench-Mistake: chains of thought with the place of
+the first mistake); `embed` reads JSONL with `prompt` and `response`. A quarter of the rows, chosen
+by the seed, is held out. SmolLM2-135M-Instruct with LoRA of rank 16, one or two passes, minutes on
+two CPU cores. Intervals are Wilson's, of 95%.
+"""
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.intervals import wilson
+from ptjax import sharding
+from ptjax.config import defaults, lora
+from ptjax.forward import ForwardOptions, forward_in_parts, last_scores
+from ptjax.loop import Result, train
+from ptjax.prepare import compute, prepare
+
+SHARE = 4
+"""One row in so many is held out."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True, help="folder of converted data and the run")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--limit", type=int, help="rows at the most")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--max_length", type=int, default=384)
+    parser.add_argument("--tokens_per_batch", type=int, default=3072)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def rows_of(task: str, path: str) -> list[dict[str, Any]]:
+    """The file's rows in a form that ptjax reads."""
+    text = Path(path).read_text(encoding="utf-8")
+    given = json.loads(text) if text.lstrip().startswith("[") else None
+    if given is None:
+        given = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if task in ("reward", "dpo"):
+        return [row for row in map(_pair, given) if row is not None]
+    if task == "process":
+        return [_steps(row) for row in given]
+    return [{"query": row["prompt"], "positive": row["response"]} for row in given]
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
+    if "annotator1" not in row:
+        return row
+    votes = Counter(row[f"annotator{i}"] for i in (1, 2, 3))
+    best, count = votes.most_common(1)[0]
+    if count < 2 or best not in ("1", "2"):
+        return None
+    prompt = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
+    worse = "2" if best == "1" else "1"
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": row[f"response{best}"]}],
+        "rejected": [{"role": "assistant", "content": row[f"response{worse}"]}],
+    }
+
+
+def _steps(row: dict[str, Any]) -> dict[str, Any]:
+    """Steps are good before the first mistake, and not from it on."""
+    steps, mistake = row["steps"], row["mistake_index"]
+    good = len(steps) if mistake is None else mistake
+    labels = [i < good for i in range(len(steps))]
+    return {"prompt": row["input"], "completions": steps, "labels": labels}
+
+
+def run(args: argparse.Namespace) -> tuple[Any, Result]:
+    """Trains, and gives what was prepared and what came of it."""
+    folder = Path(args.out) / args.task
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(args.task, args.data)
+    random.Random(args.seed).shuffle(rows)
+    rows = rows[: args.limit]
+    parts = {"held_out": rows[::SHARE], "train": [r for i, r in enumerate(rows) if i % SHARE]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    config = defaults()
+    config.method = {"process": "process_reward"}.get(args.task, args.task)
+    config.model.source = args.model
+    config.lora = lora(rank=16, alpha=32.0)
+    config.seed = args.seed
+    config.epochs = args.epochs
+    config.optim.learning_rate = args.learning_rate
+    config.data.sources = [{"path": str(folder / "train.jsonl")}]
+    config.data.validation = [{"path": str(folder / "held_out.jsonl")}]
+    config.data.max_length = args.max_length
+    config.data.on_empty = "drop"
+    config.data.tokens_per_batch = args.tokens_per_batch
+    config.checkpoint.every = 0
+    config.eval.every = 0
+    config.log.tensorboard = False
+    if args.task == "embed":
+        config.model.pooling = "mean"
+    return prepare(config), train(config, str(folder / "run"))
+
+
+def outputs(job: Any, params: Any, fields: tuple[str, ...]) -> Any:
+    """(columns, outputs) of each held-out batch."""
+    options = ForwardOptions(
+        compute=compute(job.config),
+        head_chunk=job.config.model.head_chunk,
+        pooling=job.config.model.pooling,
+    )
+
+    def one(params: Any, batch: Any) -> Any:
+        return forward_in_parts(
+            job.bundle.model, params, batch, fields=fields, accumulate=1, options=options
+        )
+
+    run_one = jax.jit(one)
+    with jax.set_mesh(job.mesh):
+        for batch in job.pipeline.validation():
+            yield batch.columns, run_one(params, sharding.put_batch(batch.columns, job.mesh))
+
+
+def share(right: Any, count: int | None = None) -> str:
+    """A share with its interval."""
+    right = np.asarray(right)
+    good, count = (int(right.sum()), right.size) if count is None else (int(right), count)
+    low, high = wilson(good, count)
+    return f"{good / count:.1%} ({low:.1%} to {high:.1%}, {good} of {count})"
+
+
+def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
+    """Accuracy of a scorer's rewards or of DPO's implied ones, and of length alone."""
+    scored = job.bound.algorithm.head == "score"
+    right, longer = [], []
+    base = outputs(job, reference, ("logps",)) if reference is not None else None
+    for columns, found in outputs(job, result.bundle.params, ("scores" if scored else "logps",)):
+        real = columns["weights"][:, 0] > 0
+        if scored:
+            rewards = np.asarray(last_scores(found.scores, columns["valid"]))
+        else:
+            assert base is not None
+            _, before = next(base)
+            rewards = np.asarray(found.logps - before.logps).sum(-1)
+        lengths = columns["mask"].sum(-1)
+        right += (rewards[:, 0] > rewards[:, 1])[real].tolist()
+        unequal = real & (lengths[:, 0] != lengths[:, 1])
+        longer += (lengths[:, 0] > lengths[:, 1])[unequal].tolist()
+    best = max(sum(longer), len(longer) - sum(longer))
+    return {
+        "held-out accuracy": share(right),
+        "the better of longer and shorter": share(best, len(longer)),
+        "chance": "50.0%",
+    }
+
+
+def process(job: Any, result: Result, _: Any = None) -> dict[str, str]:
+    """How often the first step of a negative score is the first mistake, none counting as well."""
+    right, last, first, steps_right, counts = [], [], [], [], []
+    for columns, found in outputs(job, result.bundle.params, ("scores",)):
+        scores = np.asarray(found.scores)
+        for row in np.flatnonzero(columns["weights"][:, 0] > 0):
+            where = np.flatnonzero(columns["mask"][row, 0])
+            labels = columns["labels"][row, 0, where] > 0.5
+            said = scores[row, 0, where] > 0
+            truth, guess = _first_bad(labels), _first_bad(said)
+            right.append(truth == guess)
+            last.append(truth == len(where) - 1)
+            first.append(truth == 0)
+            counts.append(1 / (len(where) + 1))
+            steps_right += (labels == said).tolist()
+    return {
+        "first mistake found": share(right),
+        "always the last step": share(last),
+        "always the first step": share(first),
+        "chance": f"{np.mean(counts):.1%}",
+        "steps judged right": share(steps_right),
+    }
+
+
+def _first_bad(good: np.ndarray) -> int | None:
+    bad = np.flatnonzero(~good)
+    return int(bad[0]) if len(bad) else None
+
+
+def embed(job: Any, result: Result, before: Any = None) -> dict[str, str]:
+    """How often a held-out query's own positive is the nearest of all held-out positives."""
+    told = {}
+    for name, params in (("before", before), ("after", result.bundle.params)):
+        queries, positives = [], []
+        for columns, found in outputs(job, params, ("embedding",)):
+            real = columns["weights"][:, 0] > 0
+            vectors = np.asarray(found.embedding)[real]
+            vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+            queries.append(vectors[:, 0])
+            positives.append(vectors[:, 1])
+        similarity = np.concatenate(queries) @ np.concatenate(positives).T
+        own = np.diagonal(similarity)[:, None]
+        rank = (similarity > own).sum(1)
+        told[f"own answer nearest, {name}"] = share(rank == 0)
+        told[f"own answer in the nearest ten, {name}"] = share(rank < 10)
+        told[f"mean reciprocal rank, {name}"] = f"{np.mean(1 / (1 + rank)):.3f}"
+    return told | {"chance": f"{1 / len(rank):.1%} of {len(rank)}"}
+
+
+TASKS = {"reward": pairs, "dpo": pairs, "process": process, "embed": embed}
+
+
+def main() -> None:
+    """Trains, judges, prints a table and writes it beside the run."""
+    args = arguments()
+    job, result = run(args)
+    fresh = job.state.merged() if args.task in ("dpo", "embed") else None
+    told = TASKS[args.task](job, result, fresh)
+    lines = [f"{name:<40} {value}" for name, value in told.items()]
+    (Path(args.out) / args.task / "judged.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What must not change a loss over judged answers: padding, packing, micro-batches, devices, order.
+
+Through the model, once for each kind of reduction: pairs with a token mean beside them, single
+answers, a scalar head at the last token and at every step, pooled states.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax import sharding
+from ptjax.algorithms import METHODS
+from ptjax.forward import ForwardOptions
+from ptjax.models.decoder import Compute, Decoder
+from ptjax.sharding import make_mesh
+from ptjax.step import gradients
+from ptjax.types import TrainState
+from tests import toy
+from tests.toy import assert_same
+
+COUNT, LENGTH, ROW = 8, 12, 36
+LM, SCORER = Decoder(toy.CONFIG), Decoder(toy.CONFIG, head="score")
+CASES = {
+    "dpo, mixed": ("dpo", dict(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0))),
+    "dpo, weighted": ("dpo", dict(wpo=True, ld_alpha=0.5)),
+    "orpo": ("orpo", {}),
+    "kto": ("kto", {}),
+    "reward": ("reward", dict(center=0.01)),
+    "process_reward": ("process_reward", {}),
+}
+COUPLED = {"dpo, sorted": ("dpo", dict(loss="aot")), "embed": ("embed", {})}
+MESHES = {"fsdp 8": dict(fsdp=8), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2)}
+
+
+def answers(method):
+    """By example, its sequences; what a stage or the data say of a token depends on it alone."""
+    width = 1 if METHODS[method].data in ("mismatched", "stepwise") else 2
+    made = [e for e in toy.examples(40, LENGTH, seed=2) if e.mask.any()][: COUNT * width]
+    return [made[i : i + width] for i in range(0, len(made), width)]
+
+
+def columns(groups, length=LENGTH, side="right"):
+    """Columns of [B, N, T], unpacked."""
+    width = len(groups[0])
+    flat = toy.batch([one for group in groups for one in group], length, side)
+    batch = {name: x.reshape(len(groups), width, *x.shape[2:]) for name, x in flat.items()}
+    batch["weights"] = np.repeat(batch["weights"][:, :1], width, 1)
+    tokens = batch["tokens"]
+    return batch | {
+        "ref_logps": (-(tokens % 7) * batch["mask"]).astype(np.float32),
+        "labels": ((tokens % 3 == 0) * batch["mask"]).astype(np.float32),
+        "scores": np.stack([tokens[:, n].sum(-1) * 0.0 + (n == 0) for n in range(width)], 1).astype(
+            np.float32
+        )
+        if width > 1
+        else np.array([[float(sum(g[0].tokens) % 2)] for g in groups], np.float32),
+        "margin": np.array([0.1 * len(g[0].tokens) for g in groups], np.float32),
+        "baseline": np.full(len(groups), 0.3, np.float32),
+    }
+
+
+def packed(groups, *, shards=1, accumulate=1):
+    """The same with a `pack` column: each (shard, micro-batch) block packs its examples in turn."""
+    batch, width = columns(groups), len(groups[0])
+    per = len(groups) // (shards * accumulate)
+    blocks = []
+    for shard in range(shards):
+        for micro in range(accumulate):
+            rows = [[]]
+            for place in range(per):
+                group = groups[(shard * per + place) * accumulate + micro]
+                if len(rows[-1]) + sum(len(one.tokens) for one in group) > ROW:
+                    rows.append([])
+                for n, one in enumerate(group):
+                    start = (place * width + n) * LENGTH
+                    rows[-1] += range(start, start + len(one.tokens))
+            blocks.append(rows)
+    height = max(map(len, blocks))
+    pack = np.full((shards, height, accumulate, ROW), -1, np.int32)
+    for block, rows in enumerate(blocks):
+        for i, places in enumerate(rows):
+            pack[block // accumulate, i, block % accumulate, : len(places)] = places
+    return batch | {"pack": pack.reshape(-1, ROW)}
+
+
+@functools.cache
+def parameters(model):
+    made = dict(toy.params())
+    if model.head == "score":
+        made.pop("head")
+        size = toy.CONFIG.embed
+        made["score"] = jnp.asarray(
+            np.random.RandomState(9).standard_normal((size, 1)), jnp.float32
+        )
+    return made
+
+
+@functools.cache
+def compiled(model, bound, accumulate, mesh):
+    options = ForwardOptions(Compute(), head_chunk=16, pooling="mean")
+
+    def run(params, batch):
+        state = TrainState(jnp.int32(0), params, {}, {}, {})
+        return gradients(
+            model, bound, state, batch, accumulate=accumulate, options=options, key=None
+        )
+
+    return jax.jit(run, compiler_options=toy.QUICK)
+
+
+def loss_and_gradients(case, batch, *, accumulate=1, mesh=None):
+    method, hparams = case
+    model = SCORER if METHODS[method].head == "score" else LM
+    bound = METHODS[method].bind(hparams, "hparams")
+    run, values = compiled(model, bound, accumulate, mesh), parameters(model)
+    if mesh is None:
+        loss, grads, _ = run(values, {name: jnp.asarray(x) for name, x in batch.items()})
+    else:
+        with jax.set_mesh(mesh):
+            placed = {
+                name: jax.device_put(
+                    leaf, sharding.named(model.table[name].names, leaf.shape, mesh)
+                )
+                for name, leaf in values.items()
+            }
+            loss, grads, _ = run(placed, sharding.put_batch(batch, mesh))
+    grads = {name: np.asarray(grad) for name, grad in grads.items()}
+    return np.asarray(loss), {name: grad for name, grad in grads.items() if grad.any()}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def wanted(case):
+    return loss_and_gradients(case, columns(answers(case[0])))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side_and_amount(case, wanted, side):
+    assert_same(loss_and_gradients(case, columns(answers(case[0]), 17, side)), wanted)
+
+
+def test_packed_is_unpacked(case, wanted):
+    batch = packed(answers(case[0]))
+    assert len(batch["pack"]) < COUNT
+    assert_same(loss_and_gradients(case, batch), wanted)
+
+
+def test_eight_micro_batches_of_one(case, wanted):
+    assert_same(loss_and_gradients(case, columns(answers(case[0])), accumulate=8), wanted)
+
+
+def test_a_permutation_of_the_batch(case, wanted):
+    groups = answers(case[0])
+    shuffled = [groups[i] for i in np.random.RandomState(3).permutation(COUNT)]
+    assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
+
+
+def test_filler_of_weight_zero(case, wanted):
+    groups = answers(case[0])
+    filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
+    more = columns([*groups, filler * len(groups[0])])
+    assert_same(loss_and_gradients(case, more), wanted)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted, mesh):
+    mesh = make_mesh(MESHES[mesh])
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    accumulate = COUNT // shards
+    batch = packed(answers(case[0]), shards=shards, accumulate=accumulate)
+    assert_same(loss_and_gradients(case, batch, mesh=mesh, accumulate=accumulate), wanted)
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_loss_over_the_whole_batch(name):
+    case = COUPLED[name]
+    groups = answers(case[0])
+    wanted = loss_and_gradients(case, columns(groups))
+    assert_same(loss_and_gradients(case, packed(groups)), wanted)
+    shuffled = [groups[i] for i in np.random.RandomState(3).permutation(COUNT)]
+    assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
+    mesh = make_mesh(MESHES["fsdp 8"])
+    assert_same(loss_and_gradients(case, packed(groups, shards=8), mesh=mesh), wanted)
+    assert METHODS[case[0]].bind(case[1], "hparams").coupled

@@ -1,0 +1,147 @@
+"""The reference: adapters off, a copy, another model, one that follows; live and cached."""
+
+import jax
+import numpy as np
+import pytest
+
+from ptjax import logps_cache, loop, sharding
+from ptjax.errors import UserError
+from ptjax.prepare import prepare
+from tests import tiny
+from tests.judged import write_judged
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny.write(tmp_path_factory.mktemp("reference"))
+    write_judged(folder / "pairs.jsonl", "pairs", 24)
+    write_judged(folder / "labels.jsonl", "unpaired", 24)
+    tiny.write_model(folder / "other", seed=7)
+    return folder
+
+
+def config(folder, method="dpo", data="pairs", **changes):
+    return tiny.tiny_config(
+        folder,
+        method=method,
+        **{
+            "data.sources[0].path": str(folder / f"{data}.jsonl"),
+            "data.validation": 0.2,
+            "data.tokens_per_batch": 1024,
+            "steps": 4,
+            "eval.every": 0,
+            **changes,
+        },
+    )
+
+
+def losses(workdir):
+    return [row["loss"] for row in tiny.rows(workdir) if "loss" in row]
+
+
+def held_out(workdir):
+    return [row["eval/loss"] for row in tiny.rows(workdir) if "eval/loss" in row]
+
+
+def first_ratio(run):
+    """log p / p_ref of the first batch, before anything was trained."""
+    batch = next(run.pipeline.train())
+    with jax.set_mesh(run.mesh):
+        columns = sharding.put_batch(batch.columns, run.mesh)
+        staged, _, _ = run.stage(run.state, columns)
+        policy = run.policy_pass(run.state.merged(), columns, fields=("logps",)).logps
+        return np.asarray(policy - staged["ref_logps"])
+
+
+def test_the_policy_begins_as_its_own_reference(folder):
+    run = prepare(config(folder))
+    assert run.reference.size == sum(leaf.nbytes for leaf in run.state.params.values())
+    assert np.abs(first_ratio(run)).max() < 1e-5
+
+
+def test_without_its_adapters_nothing_is_kept_twice(folder):
+    run = prepare(config(folder, lora={"rank": 2}))
+    assert (run.reference.size, run.reference.model.lora) == (0, None)
+    assert np.abs(first_ratio(run)).max() < 1e-5
+
+
+def test_another_model(folder):
+    run = prepare(config(folder, **{"reference.source": str(folder / "other")}))
+    assert np.abs(first_ratio(run)).max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch):
+    given = dict(method=method, data="pairs" if method == "dpo" else "labels")
+    loop.train(config(folder, **given), str(tmp_path / "live"), quiet=True)
+    cached = {"reference.mode": "cached", "data.cache": str(tmp_path / "cache")}
+    loop.train(config(folder, **given, **cached), str(tmp_path / "cached"), quiet=True)
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-5)
+    np.testing.assert_allclose(
+        held_out(tmp_path / "cached"), held_out(tmp_path / "live"), rtol=1e-5
+    )
+
+    computed = []
+    compute = logps_cache._compute
+    monkeypatch.setattr(logps_cache, "_compute", lambda *args: computed.append(1) or compute(*args))
+    run = prepare(config(folder, **given, **cached))
+    assert (computed, run.reference) == ([], None)
+    for path in (tmp_path / "cache").glob("ref-logps-*.npy"):
+        whole = bytearray(path.read_bytes())
+        whole[-2] ^= 1
+        path.write_bytes(whole)
+    prepare(config(folder, **given, **cached))
+    assert computed == [1, 1]
+    other = {"model.source": str(folder / "other")}
+    prepare(config(folder, **given, **cached, **other))
+    assert computed == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "hparams"),
+    [("dpo", "pairs", {"sync_every": 1, "sync_alpha": 0.5}), ("bco", "labels", {})],
+)
+def test_what_a_stage_remembers_is_resumed_bit_for_bit(method, data, hparams, folder, tmp_path):
+    given = config(folder, method, data, hparams=hparams, **{"checkpoint.every": 2})
+    short = config(folder, method, data, hparams=hparams, **{"checkpoint.every": 2})
+    short.steps = 2
+    short.optim.schedule = given.optim.schedule = "constant"
+    short.optim.warmup = given.optim.warmup = 0.0
+    loop.train(given, str(tmp_path / "again"), quiet=True)
+    loop.train(short, str(tmp_path / "parts"), quiet=True)
+    loop.train(given, str(tmp_path / "parts"), quiet=True)
+    assert tiny.saved(tmp_path / "parts") == tiny.saved(tmp_path / "again")
+
+
+def test_a_reference_that_follows_is_the_policy_of_before(folder, tmp_path):
+    follows = dict(hparams={"sync_every": 1, "sync_alpha": 1.0})
+    loop.train(config(folder, **follows), str(tmp_path / "run"), quiet=True)
+    np.testing.assert_allclose(losses(tmp_path / "run"), np.log(2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sft", "data": "chats", "reference.mode": "cached"}, "sft .*has no reference"),
+        ({"reference.mode": "cashed"}, "reference.mode = 'cashed'; did you mean 'cached'"),
+        (
+            {"hparams": {"sync_every": 5}, "reference.mode": "cached"},
+            "follows the policy can neither be cached",
+        ),
+        (
+            {"hparams": {"loss": "aot"}, "accumulate": 2},
+            "accumulate = 2: the loss of dpo .*couples",
+        ),
+        ({"hparams": {"loss": "sigmod"}}, "loss 'sigmod'; did you mean 'sigmoid'"),
+        ({"hparams": {"loss": "hinge", "label_smoothing": 0.1}}, "label_smoothing is not read by"),
+        ({"hparams": {"f_divergence": "js", "loss": "aot"}}, "f_divergence 'js' goes with"),
+        ({"hparams": {"beta": 0.0}}, "beta = 0.0: it must be positive"),
+        ({"checkpoint.best": ["eval/acuracy", "max"]}, "'eval/acuracy'; did you mean 'eval/acc"),
+        ({"method": "reward", "samples.prompts": ["hi"]}, "reward trains a scorer"),
+    ],
+)
+def test_what_cannot_be_is_one_line(changes, message, folder):
+    with pytest.raises(UserError, match=message):
+        prepare(config(folder, **changes))
