@@ -57,6 +57,11 @@ def letters(prompts, completions, letter, **columns):
     ]
 
 
+def lower(prompts, completions, **columns):
+    """A reward that is easy to earn: the share of small letters."""
+    return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
+
+
 ROWS = {
     "prompts": _prompt,
     "answers": _answer,
