@@ -28,8 +28,10 @@ def report(config: Config) -> str:
         memory = run.train_step.lower(run.state, batch).compile().memory_analysis()
     trained, frozen = run.count(run.state.params), run.count(run.state.frozen)
     found = run.pipeline.report
-    slots = math.prod(shapes.get("pack", shapes["tokens"]))
-    tokens = round(found.efficiency * slots)
+    slots = math.prod(staged.get("pack", staged["tokens"]))
+    places = f"{round(found.efficiency * slots):,} tokens a step, of {slots:,} places"
+    if run.rollout is not None:
+        places = f"{slots:,} places a step, answers of up to {run.rollout.max_tokens:,} tokens"
     lines = [
         f"model      {config.model.source}: {trained + frozen:,} parameters, {trained:,} trained, "
         f"{frozen:,} frozen",
@@ -38,10 +40,10 @@ def report(config: Config) -> str:
         f"data       {found.examples:,} examples, {found.held_out:,} held out, {found.tokens:,} "
         f"tokens, {found.trained_tokens:,} of them trained, {found.truncated:,} truncated",
         *(f"dropped    {count:,}: {reason}" for reason, count in found.drops.items()),
-        f"batches    {', '.join(f'{k} {v}' for k, v in shapes.items())}; "
+        f"batches    {', '.join(f'{k} {v}' for k, v in staged.items())}; "
         f"{len(run.pipeline.shapes)} shape(s), {found.efficiency:.1%} of their places used",
         f"steps      {run.steps:,} ({run.pipeline.steps_per_epoch:,} an epoch), "
-        f"{config.accumulate} micro-batch(es) and {tokens:,} tokens a step, of {slots:,} places",
+        f"{config.accumulate} micro-batch(es) and {places}",
         f"memory     a device, by XLA: {memory.argument_size_in_bytes / _GIB:.2f} GiB arguments, "
         f"{memory.temp_size_in_bytes / _GIB:.2f} GiB temporaries, "
         f"{memory.alias_size_in_bytes / _GIB:.2f} GiB donated",

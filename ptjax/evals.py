@@ -12,16 +12,17 @@ from ptjax.data.iterate import Batches
 from ptjax.generate.replies import reply
 from ptjax.models.load import Bundle
 from ptjax.prepare import Run, compute
-from ptjax.types import Params, TrainState
+from ptjax.types import Mean, Params, TrainState
 
-HEADLINES = ("loss", "perplexity", "accuracy", "rewards/margin", "kl")
+HEADLINES = ("loss", "perplexity", "accuracy", "rewards/margin", "kl", "rollout/reward")
 """What of the held-out numbers is shown as a run goes."""
 
 
 def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> dict[str, float]:
     """What the method is judged by on held-out data: `eval/loss`, and `eval/...` of its metrics.
 
-    Where the loss is a likelihood (in nats a token), its perplexity too.
+    Where the loss is a likelihood (in nats a token), its perplexity too; and what stages measure,
+    a mean over examples.
 
     Args:
       run: made by `prepare`.
@@ -29,10 +30,14 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
       params: all leaves, as they are judged.
       batches: the held-out data.
     """
-    total = None
+    total, said = None, dict[str, Mean]()
     for batch in batches:
         columns = sharding.put_batch(batch.columns, run.mesh)
-        columns, _, _ = run.stage(state, columns, training=False)
+        columns, _, logged = run.stage(state, columns, training=False, host=batch)
+        count = sum(example >= 0 for example in batch.examples)
+        for name in logged.keys() & set(run.measures):
+            part = Mean(logged[name] * count, count)
+            said[name] = said[name] + part if name in said else part
         part = run.eval_step(params, columns)
         total = part if total is None else jax.tree.map(lambda a, b: a + b, total, part)
     terms, metrics = jax.device_get(total) if total is not None else ({}, {})
@@ -40,7 +45,8 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
     found = {"eval/loss": loss}
     if run.bound.judged.algorithm is LIKELIHOOD:
         found["eval/perplexity"] = math.exp(loss) if loss < 700 else math.inf
-    return found | {f"eval/{name}": float(mean.value()) for name, mean in metrics.items()}
+    measured = metrics | {name: said[name] for name in sorted(said)}
+    return found | {f"eval/{name}": float(mean.value()) for name, mean in measured.items()}
 
 
 def in_words(found: Mapping[str, float]) -> str:

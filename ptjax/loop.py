@@ -114,7 +114,9 @@ class _Loop:
                     self.meet(batch)
                     began = time.perf_counter()
                     on_device = sharding.put_batch(batch.columns, self.job.mesh)
-                    on_device, carry, said = self.job.stage(self.state, on_device, step=step)
+                    on_device, carry, said = self.job.stage(
+                        self.state, on_device, step=step, host=batch
+                    )
                     self.state = dataclasses.replace(self.state, carry=carry)
                     self.state, logged = self.job.train_step(self.state, on_device)
                     logged |= said

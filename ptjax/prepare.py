@@ -18,6 +18,7 @@ from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Bound, known_call, named
 from ptjax.config import Config, check
+from ptjax.data import HostBatch
 from ptjax.errors import UserError, did_you_mean
 from ptjax.forward import ForwardOptions, forward_in_parts
 from ptjax.logps_cache import attach
@@ -27,7 +28,9 @@ from ptjax.models.load import Bundle
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.reference import Reference, check_reference, make_reference
+from ptjax.rollouts import check_rollout, make_rollout
 from ptjax.stages.base import Context, run_stages
+from ptjax.stages.rollout import Rollout
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
 from ptjax.workdir import load
@@ -47,6 +50,7 @@ class Run:
       rows: the table's rows of all leaves, adapters included.
       abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
       reference: the model that stages ask beside the policy, None where none does.
+      rollout: how stages sample answers, None where none does.
       train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
       eval_step: `(params, batch) -> (terms, metrics)`, jitted.
       policy_pass, reference_pass: `(params, batch, fields=...) -> Outputs`, jitted.
@@ -63,6 +67,7 @@ class Run:
     state: TrainState
     abstract: TrainState
     reference: Reference | None
+    rollout: Rollout | None
     train_step: Any
     eval_step: Any
     policy_pass: Any
@@ -73,13 +78,20 @@ class Run:
         return sum(leaf.size for leaf in params.values())
 
     def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the columns that stages add to a batch of these."""
+        """Shapes of the columns that stages add to a batch of these, or write in their place."""
         sizes = dict(zip("BNT", shapes["tokens"], strict=True))
-        return {
-            name: tuple(sizes[axis] for axis in axes.split())
-            for stage in self.bound.stages
-            for name, axes in stage.writes.items()
-        }
+        found = {}
+        for stage in self.bound.stages:
+            if stage.sequences and self.rollout is not None:
+                sizes |= {"N": stage.sequences, "T": self.rollout.length}
+            for name, axes in stage.writes.items():
+                found[name] = tuple(sizes[axis] for axis in axes.split())
+        return found
+
+    @property
+    def measures(self) -> list[str]:
+        """What stages measure of held-out data, beside the loss."""
+        return [name for stage in self.bound.stages for name in stage.measures]
 
     def held_out_names(self) -> list[str]:
         """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
@@ -90,35 +102,67 @@ class Run:
         }
         with jax.set_mesh(self.mesh):
             _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
-        return ["eval/loss", *(f"eval/{name}" for name in metrics)]
+        return ["eval/loss", *(f"eval/{name}" for name in (*metrics, *self.measures))]
 
     def stage(
-        self, state: TrainState, batch: Batch, *, training: bool = True, step: int = 0
+        self,
+        state: TrainState,
+        batch: Batch,
+        *,
+        training: bool = True,
+        step: int = 0,
+        host: HostBatch | None = None,
     ) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
-        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log)."""
+        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log).
+
+        Args:
+          state: the policy, and what stages remember.
+          batch: columns on the device.
+          training: False before a held-out batch.
+          step: optimizer steps taken so far.
+          host: the same batch on the host; what stages write in the place of its sequences is
+            written here too.
+        """
         if not self.bound.stages:
             return batch, state.carry, {}
 
+        def model(
+            *, reference: bool = False, trained: Params | None = None
+        ) -> tuple[Decoder, Params]:
+            if reference and trained is None:
+                assert self.reference is not None
+                return self.reference.model, self.reference.params(state.frozen)
+            return self.bundle.model, {**state.frozen, **(trained or state.params)}
+
         def policy(batch: Batch, fields: tuple[str, ...]) -> Outputs:
-            return self.policy_pass(state.merged(), batch, fields=fields)
+            return self.policy_pass(model()[1], batch, fields=fields)
 
         def reference(
             batch: Batch, fields: tuple[str, ...], trained: Params | None = None
         ) -> Outputs:
-            if trained is not None:
-                return self.policy_pass({**state.frozen, **trained}, batch, fields=fields)
-            assert self.reference is not None
-            params = self.reference.params(state.frozen)
-            return self.reference_pass(params, batch, fields=fields)
+            run = self.reference_pass if trained is None else self.policy_pass
+            _, params = model(reference=True, trained=trained)
+            return run(params, batch, fields=fields)
 
-        context = Context(step, training, state.params, policy, reference)
+        context = Context(
+            step=step,
+            training=training,
+            trained=state.params,
+            policy=policy,
+            reference=reference,
+            model=model,
+            mesh=self.mesh,
+            host=host,
+            rollout=self.rollout,
+            carry=dict(state.carry),
+        )
         values = dict(self.bound.values)
 
         def call(function: Any, *args: Any) -> Any:
             return known_call(function, values, *args)
 
-        batch, carry = run_stages(self.bound.stages, call, context, batch, state.carry)
-        return batch, carry, context.logged
+        batch = run_stages(self.bound.stages, call, context, batch)
+        return batch, context.carry, context.logged
 
 
 def prepare(config: Config, workdir: str | None = None) -> Run:
@@ -136,6 +180,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
     check_reference(config, asked, any(s.reference and s.begin for s in bound.stages))
+    judges = check_rollout(config, bound.stages)
     if bound.coupled and config.accumulate > 1:
         raise UserError(
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
@@ -168,6 +213,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     )
     if advice := bound.advice(pipeline.examples.scores):
         _log.warning("%s: %s", config.method, advice)
+    rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline)
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
@@ -224,6 +270,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         abstract=abstract(state),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         reference=reference,
+        rollout=rollout,
         eval_step=jax.jit(evaluate),
         policy_pass=one_pass(bundle.model),
         reference_pass=one_pass(reference.model) if reference else None,

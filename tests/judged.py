@@ -1,4 +1,4 @@
-"""Small data of every kind that judges, for whole runs of a few seconds."""
+"""Small data of every kind but sequences, for whole runs of a few seconds."""
 
 import json
 import random
@@ -41,7 +41,30 @@ def _contrastive(draw):
     return row | ({"negative": _text(draw)} if draw.random() < 0.5 else {})
 
 
+def _prompt(draw):
+    return {"prompt": _text(draw), "letter": draw.choice("aeiou")}
+
+
+def _answer(draw):
+    return {"prompt": _text(draw), "completion": _text(draw)}
+
+
+def letters(prompts, completions, letter, **columns):
+    """A reward: another number for nearly every text, whatever its meaning."""
+    return [
+        sum(map(ord, text)) % 97 / 97 + text.count(one)
+        for text, one in zip(completions, letter, strict=True)
+    ]
+
+
+def lower(prompts, completions, **columns):
+    """A reward that is easy to earn: the share of small letters."""
+    return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
+
+
 ROWS = {
+    "prompts": _prompt,
+    "answers": _answer,
     "pairs": _pair,
     "unpaired": _unpaired,
     "mismatched": _unpaired,

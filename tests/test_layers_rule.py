@@ -22,7 +22,7 @@ ORDER = (
     "algorithms",
     "step optim metrics progress config",
     "report",
-    "reference logps_cache",
+    "reference rollouts logps_cache",
     "prepare",
     "evals flops dry_run plan export preferences",
     "loop",

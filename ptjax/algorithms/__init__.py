@@ -11,6 +11,7 @@ from ptjax.algorithms.reward import (
     REWARD_RANKED,
     REWARD_REGRESSION,
 )
+from ptjax.algorithms.self_made import ONLINE_DPO, SPIN
 from ptjax.algorithms.sft import SFT
 
 METHODS = {
@@ -21,6 +22,9 @@ METHODS = {
     "simpo": SIMPO,
     "alphapo": ALPHAPO,
     "orpo": ORPO,
+    # pairs that the run makes itself
+    "spin": SPIN,
+    "online_dpo": ONLINE_DPO,
     # single answers, desirable or not
     "kto": KTO,
     "bco": BCO,

@@ -7,7 +7,7 @@ from ptjax.algorithms.pairs import a_token, chosen_nll, drift_metrics, pair_metr
 from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.pair import F_DIVERGENCES, Pair, with_f_divergence, wpo_weight
 from ptjax.losses.preference import COUPLED, F_DIVERGENCE_LOSSES, PAIR_LOSSES, options
-from ptjax.stages.reference import ref_logps, synced_ref_logps
+from ptjax.stages.reference import ref_logps, synced_reference
 from ptjax.types import Batch, Mean, Outputs
 
 SFT_TERM = "sft"
@@ -139,7 +139,7 @@ def _coupled(*, loss: str | tuple[str, ...]) -> bool:
 
 DPO = Algorithm(
     dpo,
-    stages=(synced_ref_logps, ref_logps),
+    stages=(synced_reference, ref_logps),
     needs=_needs,
     data="pairs",
     coupled=_coupled,

@@ -31,6 +31,14 @@ def defaults() -> Any:
             },
             "lora": config_dict.placeholder(ConfigDict),
             "reference": {"source": config_dict.placeholder(str), "mode": "live"},
+            "rollout": {
+                "n": config_dict.placeholder(int),
+                "max_tokens": 256,
+                "temperature": 1.0,
+                "top_k": config_dict.placeholder(int),
+                "top_p": config_dict.placeholder(float),
+            },
+            "rewards": [],
             "data": {
                 "sources": [],
                 "validation": None,

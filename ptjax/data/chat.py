@@ -57,13 +57,18 @@ class Chat:
             self._tokens = Tokens(self.tokenizer)
         return self._tokens
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, given or the tokenizer's."""
+        return self._given is not None or bool(getattr(self.tokenizer, "chat_template", None))
+
     def fingerprint(self) -> list[Any]:
         """JSON-able; another value whenever the same row may be encoded otherwise."""
         backend = self.tokenizer.backend_tokenizer.to_str()
         digest = hashlib.sha256(backend.encode()).hexdigest()
         special = sorted(self.tokenizer.special_tokens_map.items())
         given = None
-        if self._given is not None or getattr(self.tokenizer, "chat_template", None):
+        if self.has_template:
             given = read_template(self.tokenizer, self._given)
         return [digest, repr(special), given, self.train_on]
 

@@ -48,7 +48,7 @@ def judged_examples(
     table = _table(store)
     pieces, prompts = _cut(table, config, kind)
     trained = _trained(store, pieces)
-    keep = _kept(one, table, trained, config, report)
+    keep = _kept(one, table, trained, config, kind, report)
     if kind.one_prompt and table.there.shape[1] > 1:
         keep &= _differing(store, table, pieces, keep, report)
     kept = np.flatnonzero(keep)
@@ -118,17 +118,25 @@ def _kept(
     table: _Table,
     trained: np.ndarray,
     config: DataConfig,
+    kind: Kind,
     report: SourceReport,
 ) -> np.ndarray:
     """Which examples are short enough and have something to train on, on all of their sides."""
     long: np.ndarray = np.any(table.lengths > config.max_length, axis=1)
-    empty: np.ndarray = np.any((trained == 0) & table.there, axis=1)
+    lacks = trained == 0 if kind.trained else table.lengths == 0
+    empty: np.ndarray = np.any(lacks & table.there, axis=1)
     keep = np.ones(len(long), bool)
     if long.any() and config.truncate == "error":
         tokens = int(table.lengths[np.flatnonzero(long)[0]].max())
         raise UserError(
             f"{_where(one, table, long)}: {tokens} tokens, more than config.data.max_length = "
             f"{config.max_length}"
+        )
+    if long.any() and config.truncate == "end" and not kind.trained:
+        raise UserError(
+            f"{_where(one, table, long)}: a prompt of more than config.data.max_length = "
+            f"{config.max_length} tokens, whose end cannot be cut; set config.data.truncate to "
+            "'start' or 'drop', or a larger max_length"
         )
     if config.truncate == "drop":
         keep = ~long

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from ptjax.data.encode import Encodings
 from ptjax.data.pieces import Pieces
+from ptjax.data.rows import Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,13 @@ class Examples:
         """File and line an example came from."""
         encodings = self.encodings[self.source[example]]
         return encodings.rows.where(int(self.row[example]))
+
+    def content(self, example: int) -> Row:
+        """The row an example came from, read again."""
+        rows = self.encodings[self.source[example]].rows
+        (row,) = rows.read(int(self.row[example]), int(self.row[example]) + 1)
+        assert isinstance(row, dict)
+        return row
 
     def take(self, chosen: np.ndarray) -> "Examples":
         """Some of the examples."""

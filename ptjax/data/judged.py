@@ -1,4 +1,4 @@
-"""Rows that judge: pairs, labels, rankings, ratings, steps, and texts that belong together.
+"""Rows that judge: pairs, labels, rankings, ratings, steps, texts that belong together; prompts.
 
 Each becomes one or more `Judged`: the sequences of an example, in canonical form, with what the row
 says of them. Conversations without a column of their own for the prompt are cut at it: two answers
@@ -15,6 +15,7 @@ from ptjax.data.formats import Example, read_conversation, read_turns, recognise
 from ptjax.data.kinds import LABELLED, Kind
 from ptjax.data.messages import BadForm
 from ptjax.data.pairs import two_answers
+from ptjax.data.prompts import read_prompt
 from ptjax.data.rows import Row
 
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -48,6 +49,11 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
 
     """
     form, row = recognise(row, kind, form=form, columns=columns)
+    if kind.name == "prompts":
+        prompt = read_prompt(row, form, "")
+        return [Judged([Example(prompt=prompt.asked, tools=prompt.tools)], [0.0])]
+    if kind.name == "answers":
+        return [Judged([_answered(read_conversation(row, form))], [1.0])]
     if kind.name == "contrastive":
         return [_contrastive(row, form)]
     if kind.name == "stepwise":

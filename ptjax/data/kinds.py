@@ -44,6 +44,13 @@ _UNPAIRED: Forms = {
     **_PAIRS,
 }
 _UNPAIRED_NAMES: Names = {"label": ("kto_tag",), **_PAIR_NAMES}
+_PROMPTS: Forms = {
+    "prompt": ("prompt",),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction",),
+}
+_ANSWERS: Forms = {form: columns for form, columns in _CONVERSATIONS.items() if form != "text"}
 _MISMATCHED = ("kl_tokens", "kl_valid", "kl_mask")
 
 
@@ -60,6 +67,8 @@ class Kind:
     """Columns of a batch that this kind adds; see `ptjax.types`."""
     one_prompt: bool = True
     """Whether the sequences of an example are answers to one prompt."""
+    trained: bool = True
+    """Whether there is something to train on; prompts alone wait for their answers."""
 
     @property
     def judged(self) -> bool:
@@ -92,6 +101,8 @@ KINDS = {
             },
             one_prompt=False,
         ),
+        Kind("answers", _ANSWERS),
+        Kind("prompts", _PROMPTS, trained=False),
     )
 }
 """Every kind by name."""

@@ -8,6 +8,7 @@ from ptjax.data.chat import Chat, Encoded
 from ptjax.data.judged import Judged
 from ptjax.data.kinds import Kind
 from ptjax.data.messages import BadForm, Message
+from ptjax.data.template import Tools
 
 SEPARATOR = "\n"
 """Ends a step; what is predicted of a step is predicted at its last token."""
@@ -35,6 +36,8 @@ def encode_sides(chat: Chat, examples: list[Judged], kind: Kind) -> list[Sides |
       kind: says whether the sequences share a prompt, which is then checked to be the same tokens.
 
     """
+    if kind.name == "prompts":
+        return [_prompt_alone(chat, example) for example in examples]
     if kind.name == "stepwise":
         return [_encode_one(chat, example) for example in examples]
     encoded = iter(chat.encode([one for example in examples for one in example.sequences]))
@@ -58,16 +61,38 @@ def encode_steps(
         first, *rest = (ids for ids, _ in chat.tokens.encode_content([prompt, *parts]))
         first = np.concatenate([np.asarray(chat.tokens.bos, np.int32), first])
     else:
-        template = chat.template
-        rendered = template.render(template.prepare(prompt, None), None, prompt=True)
-        genuine = rendered.genuine
-        encoded = template.tokens.encode([rendered.text])[0]
-        if genuine is not None:
-            encoded = template.tokens.encode_around(rendered.text, genuine)
-        first = encoded[0]
-        rest = [ids for ids, _ in template.tokens.encode_content(parts)]
+        first = chat.template.prompt_ids(prompt)
+        rest = [ids for ids, _ in chat.template.tokens.encode_content(parts)]
     ends = len(first) + np.cumsum([len(ids) for ids in rest])[1::2] - 1
     return np.concatenate([first, *rest]).astype(np.int32), ends
+
+
+def encode_prompt(chat: Chat, asked: str | list[Message], tools: Tools = None) -> np.ndarray:
+    """What is sampled from; a text is the user's turn where there is a chat template.
+
+    Raises:
+      BadForm: the template refuses the prompt, or there is none for a conversation.
+
+    """
+    if not chat.has_template:
+        if not isinstance(asked, str):
+            raise BadForm("the model has no chat template, so a prompt is text, not messages")
+        return encode_steps(chat, asked, [])[0]
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
+    return chat.template.prompt_ids(asked, tools)
+
+
+def _prompt_alone(chat: Chat, example: Judged) -> Sides | BadForm:
+    """A prompt, of which nothing is trained."""
+    (one,) = example.sequences
+    assert one.prompt is not None
+    try:
+        tokens = encode_prompt(chat, one.prompt, one.tools).astype(np.int32)
+    except BadForm as error:
+        return error
+    sequence = Encoded(tokens, np.zeros(len(tokens), bool), len(tokens))
+    return Sides([sequence], example.scores, shared=_beyond_bos(chat, tokens))
 
 
 def _encode_one(chat: Chat, example: Judged) -> Sides | BadForm:

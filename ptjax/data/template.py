@@ -3,6 +3,9 @@
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from ptjax.data.control import Tokens
 from ptjax.data.messages import BadForm, Message
 from ptjax.errors import UserError
@@ -84,6 +87,18 @@ class Template:
                 genuine, seen = self.tokens.places(other), self.tokens.places(text)
                 return Rendering(text, marks, None if genuine == seen else genuine)
         raise BadForm("the chat template rewrites content that holds control strings")
+
+    def prompt_ids(self, messages: list[Message], tools: Tools = None) -> Int[np.ndarray, " T"]:
+        """A conversation's tokens up to where the assistant speaks, as they are sampled from.
+
+        Raises:
+          BadForm: the template refuses the conversation.
+
+        """
+        text, _, genuine = self.render(self.prepare(messages, tools), tools, prompt=True)
+        if genuine is None:
+            return self.tokens.encode([text])[0][0]
+        return self.tokens.encode_around(text, genuine)[0]
 
     def _render(self, messages: Any, tools: Any, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         import jinja2

@@ -11,6 +11,7 @@ import numpy as np
 
 from ptjax.data.config import SourceConfig
 from ptjax.data.pipeline import build
+from ptjax.data.prompts import Prompt
 from ptjax.data.template import Template
 from ptjax.errors import UserError
 from ptjax.generate.chat import chat_ids
@@ -18,13 +19,13 @@ from ptjax.generate.engine import sample
 from ptjax.models.decoder import Compute
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import Bundle
-from ptjax.preferences.choose import best_against, enough
 from ptjax.preferences.journal import Journal
-from ptjax.preferences.prompts import Prompt, digest, read_prompts
+from ptjax.preferences.prompts import digest, read_prompts
 from ptjax.preferences.settings import Judges, Settings, plain
 from ptjax.preferences.totals import Totals
 from ptjax.progress import Progress
 from ptjax.rewards.base import accepted
+from ptjax.rewards.choose import best_against, enough
 from ptjax.rewards.score import score
 from ptjax.workdir import load
 
@@ -139,7 +140,7 @@ class _Maker:
                 )
             return self._bundle.tokenizer.encode(prompt.asked)
         try:
-            return chat_ids(self._template, _messages(prompt), prompt.tools)
+            return chat_ids(self._template, prompt.messages, prompt.tools)
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from error
 
@@ -274,7 +275,7 @@ class _Maker:
         """A row's other columns, its conversation and its own answer."""
         prompt = self._prompts[number]
         columns = {name: prompt.columns.get(name) for name in self._names}
-        return {**columns, "messages": _messages(prompt), "given": prompt.given}
+        return {**columns, **prompt.facts()}
 
     def _row(self, pair: Pair) -> Row:
         """In TRL's form: messages where the model has a chat template, else text."""
@@ -282,7 +283,7 @@ class _Maker:
         asked: Any = prompt.asked
         sides: list[Any] = [pair.chosen, pair.rejected]
         if self._template is not None:
-            asked = _messages(prompt)
+            asked = prompt.messages
             sides = [[{"role": "assistant", "content": side}] for side in sides]
         row = {"prompt": asked, "chosen": sides[0], "rejected": sides[1]}
         if prompt.tools:
@@ -312,10 +313,3 @@ def _digest(bundle: Bundle) -> str:
     """One checksum of all weights."""
     leaves = sorted(fingerprint(bundle.params).items())
     return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]
-
-
-def _messages(prompt: Prompt) -> list[Row]:
-    """A text is what the user says."""
-    if isinstance(prompt.asked, str):
-        return [{"role": "user", "content": prompt.asked}]
-    return prompt.asked

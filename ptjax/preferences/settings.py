@@ -7,8 +7,8 @@ from typing import Any
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.lookup import find
-from ptjax.preferences.choose import AGAINST
 from ptjax.rewards.base import Reward, rewards
+from ptjax.rewards.choose import AGAINST
 from ptjax.rewards.score import MAX_MISSING
 
 CHOSEN = ("best", "edited", "given")

@@ -1,11 +1,14 @@
-"""A stage adds columns to a batch before the loss sees it: log-probs of a reference, statistics."""
+"""A stage adds columns to a batch before the loss sees it: log-probs, statistics, own answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Array
+from jax.sharding import Mesh
 
+from ptjax.data import HostBatch
+from ptjax.models.decoder import Decoder
+from ptjax.stages.rollout import Rollout
 from ptjax.types import Batch, Outputs, Params
 
 Carry = Any
@@ -26,6 +29,9 @@ class Stage:
       passes: forward passes that it makes over as many tokens as the batch has: what it costs.
       wanted: of the hyperparameters: whether they need the stage at all; None for always.
       begin: the carry before the first step, of the trained leaves; None where there is none.
+      sequences: N of the sequences that it writes in the place of the data's; 0: it leaves those.
+      judged: whether it asks rewards about them.
+      measures: of the scalars that it logs, those measured on held-out data too.
     """
 
     name: str
@@ -35,6 +41,9 @@ class Stage:
     passes: int = 0
     wanted: Callable[..., bool] | None = None
     begin: Callable[[Params], Carry] | None = None
+    sequences: int = 0
+    judged: bool = False
+    measures: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -51,6 +60,14 @@ class Context:
       policy: `(Batch, fields) -> Outputs` of the model as it stands, without gradient.
       reference: the same of the reference model; given `trained=`, its leaves in the place of the
         reference's own.
+      model: `() -> (model, all leaves)` of the policy; with `reference=True` and, as above,
+        `trained=` of the reference.
+      mesh: where batches lie.
+      host: the batch on the host. A stage that writes sequences writes them here too, for what
+        counts tokens.
+      rollout: how answers are sampled and judged, where a stage writes sequences.
+      carry: by stage name, what stages remember; those that ran before have brought theirs up to
+        date.
       logged: scalars to log with the step; a stage adds to them.
     """
 
@@ -59,7 +76,12 @@ class Context:
     trained: Params
     policy: Callable[[Batch, tuple[str, ...]], Outputs]
     reference: Callable[..., Outputs]
-    logged: dict[str, Array] = field(default_factory=dict)
+    model: Callable[..., tuple[Decoder, Params]]
+    mesh: Mesh
+    host: HostBatch | None = None
+    rollout: Rollout | None = None
+    carry: dict[str, Carry] = field(default_factory=dict)
+    logged: dict[str, Any] = field(default_factory=dict)
 
 
 def run_stages(
@@ -67,22 +89,20 @@ def run_stages(
     call: Callable[..., tuple[Batch, Carry]],
     context: Context,
     batch: Batch,
-    carry: Mapping[str, Carry],
-) -> tuple[Batch, dict[str, Carry]]:
+) -> Batch:
     """Runs the stages in order; one whose columns are all there already is passed over.
 
     Args:
       stages: those that the hyperparameters want.
       call: `(function, Context, Batch, carry) -> (Batch, carry)`: gives it its hyperparameters.
-      context: of the run.
+      context: of the run; its carry is brought up to date.
       batch: columns as they came from the data.
-      carry: by stage name.
     """
-    carry = dict(carry)
     for stage in stages:
-        if stage.writes and all(name in batch for name in stage.writes):
+        there = all(name in batch for name in stage.writes)
+        if stage.writes and there and not stage.sequences:
             continue
-        batch, remembered = call(stage.run, context, batch, carry.get(stage.name))
+        batch, remembered = call(stage.run, context, batch, context.carry.get(stage.name))
         if stage.begin is not None:
-            carry[stage.name] = remembered
-    return batch, carry
+            context.carry[stage.name] = remembered
+    return batch

@@ -1,5 +1,6 @@
-"""Log-probs under the reference model: the frozen start of the policy, or one that follows it."""
+"""The reference model: the frozen start of the policy, or one that follows it; its log-probs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,13 +10,15 @@ from jaxtyping import Array
 from ptjax.stages.base import Context, Stage
 from ptjax.types import Batch, Params
 
-
-def _ref_logps(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
-    """Adds `ref_logps` under the reference as it was at the start."""
-    return batch | {"ref_logps": ctx.reference(batch, ("logps",)).logps}, carry
+_FOLLOWS = "synced_reference"
 
 
-def _synced_ref_logps(
+def followed(ctx: Context) -> Params | None:
+    """The leaves of a reference that follows the policy; None where it stays as it was."""
+    return ctx.carry.get(_FOLLOWS)
+
+
+def _synced_reference(
     ctx: Context,
     batch: Batch,
     carry: Params,
@@ -23,14 +26,18 @@ def _synced_ref_logps(
     sync_every: int = 0,
     sync_alpha: float = 0.6,
 ) -> tuple[Batch, Params]:
-    """Adds `ref_logps` under a reference that follows the policy: TR-DPO (2404.09656).
+    """Every `sync_every` steps, ref <- α · policy + (1 - α) · ref: TR-DPO (2404.09656).
 
-    Every `sync_every` steps, ref <- α · policy + (1 - α) · ref (equations 4 and 5: α = 1 is the
-    hard update).
+    Equations 4 and 5: α = 1 is the hard update.
     """
     if ctx.training and ctx.step and ctx.step % sync_every == 0:
         carry = _mix(carry, ctx.trained, sync_alpha)
-    outputs = ctx.reference(batch, ("logps",), trained=carry)
+    return batch, carry
+
+
+def _ref_logps(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
+    """Adds `ref_logps`."""
+    outputs = ctx.reference(batch, ("logps",), trained=followed(ctx))
     return batch | {"ref_logps": outputs.logps}, carry
 
 
@@ -48,15 +55,18 @@ def _copy(trained: Params) -> Params:
 
 
 ref_logps = Stage("ref_logps", _ref_logps, writes={"ref_logps": "B N T"}, reference=True, passes=1)
-"""The reference never moves: its log-probs may come from a cache instead."""
+"""Where the reference never moves, its log-probs may come from a cache instead."""
 
-synced_ref_logps = Stage(
-    "synced_ref_logps",
-    _synced_ref_logps,
-    writes={"ref_logps": "B N T"},
+synced_reference = Stage(
+    _FOLLOWS,
+    _synced_reference,
     reference=True,
-    passes=1,
     wanted=lambda *, sync_every: sync_every > 0,
     begin=_copy,
 )
 """The reference follows the policy where `sync_every` is set: it is kept in the carry."""
+
+iterated_reference = dataclasses.replace(
+    synced_reference, run=functools.partial(_synced_reference, sync_alpha=1.0)
+)
+"""The reference becomes the policy whenever an iteration of `sync_every` steps is over."""

@@ -10,7 +10,13 @@ from tests.judged import write_judged
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 JUDGED = {name: method for name, method in METHODS.items() if method.data != "sequences"}
+OWN = {
+    "spin": {"rollout.max_tokens": 8},
+    "online_dpo": {"rollout.max_tokens": 8, "rewards": [{"name": "tests.judged.letters"}]},
+}
+"""What a method cannot do without."""
 AT_REFERENCE = {"dpo": np.log(2), "bco": np.log(2), "kto": 0.5, "apo_zero_unpaired": 0.5}
+AT_REFERENCE |= {"spin": np.log(2), "online_dpo": np.log(2)}
 """The loss where policy and reference are one."""
 
 
@@ -40,6 +46,7 @@ def config(folder, method, **changes):
             "steps": 4,
             "checkpoint.every": 2,
             "eval.every": 0,
+            **OWN.get(method, {}),
             **changes,
         },
     )

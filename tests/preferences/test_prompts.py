@@ -51,6 +51,13 @@ def test_other_columns_and_tools_are_kept(read):
     assert prompt.tools == [TOOL]
 
 
+def test_columns_of_other_names_are_found(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"question": "Hi", "level": 1}\n')
+    (prompt,) = read_prompts(SourceConfig(str(path), columns=(("prompt", "question"),)))
+    assert (prompt.asked, prompt.columns) == ("Hi", {"level": 1})
+
+
 def test_the_digest_is_of_what_the_rows_say(read):
     one = digest(read({"prompt": "Hi", "answer": 1}))
     assert one == digest(read({"answer": 1, "prompt": "Hi"}, name="other.jsonl"))
@@ -60,7 +67,10 @@ def test_the_digest_is_of_what_the_rows_say(read):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "line 2: no prompt: a row has prompt, messages.*columns: text"),
+        (
+            {"text": "a"},
+            "line 2: no known format of prompts: a row has prompt, messages.*columns: text",
+        ),
         ({"prompt": 3}, "line 2: 'prompt' is not a list of messages"),
         ({"prompt": " "}, "line 2: the prompt is empty"),
         ({"prompt": [USER, ANSWER]}, "line 2: the prompt does not end where the assistant speaks"),

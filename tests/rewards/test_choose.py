@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from ptjax.preferences.choose import best_against
+from ptjax.rewards.choose import best_against
 
 
 def chosen(answers, scores, against="worst", margin=0.0, seed=0):

@@ -1,0 +1,152 @@
+"""What a config says of rollouts: whether it fits the method, and the object that stages use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ptjax.config import defaults
+from ptjax.data import Pipeline
+from ptjax.errors import UserError
+from ptjax.models.bundle import Bundle
+from ptjax.models.decoder import Compute
+from ptjax.rewards.base import Reward, accepted, rewards
+from ptjax.stages.base import Stage
+from ptjax.stages.rollout import Rollout
+
+_SAMPLES = 4
+_ROUND_LENGTH = 64
+
+
+def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
+    """Refuses settings of rollouts that nothing would read, or that cannot be; finds the rewards.
+
+    Args:
+      config: the whole config.
+      stages: those of the method, as its hyperparameters want them.
+
+    Raises:
+      UserError: names the setting.
+    """
+    given, method = config.rollout.to_dict(), config.method
+    judged = any(stage.judged for stage in stages)
+    if not any(stage.sequences for stage in stages):
+        if given != defaults().rollout.to_dict():
+            raise UserError(f"config.rollout is set, but {method} samples no answers")
+        if config.rewards:
+            raise UserError(f"config.rewards is set, but {method} asks no rewards")
+        return ()
+    if jax.process_count() > 1:
+        raise UserError(
+            f"config.method = {method!r} samples its answers in one process, and there are "
+            f"{jax.process_count()}; make pairs with python -m ptjax.preferences and train dpo"
+        )
+    if config.data.packing:
+        raise UserError(
+            f"config.data.packing: how long the answers of {method} will be is not known "
+            "beforehand; set packing = False and config.data.batch_size"
+        )
+    if config.reference.mode == "cached":
+        raise UserError(
+            f"config.reference.mode = 'cached': the answers of {method} are new at every step"
+        )
+    _check_ranges(given)
+    if not judged:
+        if config.rewards:
+            raise UserError(f"config.rewards is set, but {method} asks no rewards")
+        if given["n"] not in (None, 1):
+            raise UserError(f"config.rollout.n = {given['n']}: {method} samples one answer")
+        return ()
+    if not config.rewards:
+        raise UserError(
+            f"config.rewards: {method} needs a judge of answers, for example "
+            "[{'name': 'length', 'target': 50}]"
+        )
+    if given["n"] is not None and given["n"] < 2:
+        raise UserError(f"config.rollout.n = {given['n']}: the best of at least 2 is expected")
+    if given["temperature"] == 0:
+        raise UserError(
+            "config.rollout.temperature = 0 gives the same answer each time; the best of which?"
+        )
+    return rewards([_plain(one) for one in config.rewards], "config.rewards")
+
+
+def make_rollout(
+    config: Any,
+    stages: Sequence[Stage],
+    judges: tuple[Reward, ...],
+    bundle: Bundle,
+    pipeline: Pipeline,
+    compute: Compute,
+) -> Rollout | None:
+    """What the stages sample and judge with; None where none does.
+
+    T holds the longest example and the longest prompt with the longest answer: one shape for the
+    whole run.
+
+    Args:
+      config: the whole config.
+      stages: of the method.
+      judges: from `check_rollout`.
+      bundle: the policy.
+      pipeline: the data.
+      compute: dtype of activations and cache.
+
+    Raises:
+      UserError: a prompt that leaves no room for an answer; a column that a reward needs is not
+        there.
+    """
+    if not any(stage.sequences for stage in stages):
+        return None
+    given = config.rollout.to_dict()
+    given["n"] = given["n"] or (_SAMPLES if judges else 1)
+    room = bundle.model.config.max_positions
+    longest = 0
+    for part in (pipeline.examples, pipeline.held_out):
+        if part is None:
+            continue
+        prompts = int(part.prompts.max())
+        if prompts >= room:
+            where = part.where(int(np.argmax(part.prompts)))
+            raise UserError(
+                f"{where}: a prompt of {prompts} tokens leaves no room in the model's {room} "
+                "positions; lower config.data.max_length and set config.data.truncate"
+            )
+        most = min(prompts + given["max_tokens"], room)
+        longest = max(longest, most, int(part.longest.max()))
+    rollout = Rollout(
+        **given,
+        rewards=judges,
+        length=-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH,
+        examples=pipeline.examples,
+        held_out=pipeline.held_out,
+        tokenizer=bundle.tokenizer,
+        stop_ids=tuple(bundle.stop_ids),
+        compute=compute,
+        seed=config.seed,
+    )
+    if judges:
+        columns = rollout.prompt(0, training=True).facts()
+        for one in judges:
+            accepted(one.function, columns, f"config.rewards: {one.name}")
+    return rollout
+
+
+def _check_ranges(given: dict[str, Any]) -> None:
+    top_k, top_p = given["top_k"], given["top_p"]
+    wrong = {
+        "n": ("at least 1", given["n"] is not None and given["n"] < 1),
+        "max_tokens": ("at least 1", given["max_tokens"] < 1),
+        "temperature": ("not negative", not given["temperature"] >= 0),
+        "top_k": ("at least 1", top_k is not None and top_k < 1),
+        "top_p": ("in (0, 1]", top_p is not None and not 0 < top_p <= 1),
+    }
+    for name, (wanted, is_wrong) in wrong.items():
+        if is_wrong:
+            raise UserError(f"config.rollout.{name} = {given[name]!r}: it must be {wanted}")
+
+
+def _plain(value: Any) -> Any:
+    """A name, or a mapping as a dict: a config may hold a group of its own."""
+    return value.to_dict() if hasattr(value, "to_dict") else value

@@ -1,0 +1,164 @@
+"""Answers of the run's own models in training: how they are sampled, judged and laid out.
+
+B prompts, N answers, T tokens of an answer with its prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ptjax.data.examples import Examples
+from ptjax.data.formats import recognise
+from ptjax.data.kinds import KINDS
+from ptjax.data.messages import BadForm
+from ptjax.data.prompts import Prompt, read_prompt
+from ptjax.errors import UserError
+from ptjax.generate.engine import sample
+from ptjax.generate.transcript import Completion
+from ptjax.models.decoder import Compute, Decoder
+from ptjax.rewards.base import Reward
+from ptjax.rewards.score import score
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Samples answers, and asks rewards about them.
+
+    Attributes:
+      n: answers to a prompt.
+      max_tokens: of an answer.
+      temperature: of sampling; the loss scores answers at temperature 1 all the same.
+      top_k: of sampling, None for all tokens.
+      top_p: of sampling, None for all tokens.
+      rewards: what judges answers; none where nothing does.
+      length: T of every batch.
+      examples: those that are trained on.
+      held_out: those that are held out.
+      tokenizer: turns answers into text.
+      stop_ids: tokens that end an answer.
+      compute: dtype of activations and cache.
+      seed: of the run.
+    """
+
+    n: int
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    rewards: tuple[Reward, ...]
+    length: int
+    examples: Examples
+    held_out: Examples | None
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    compute: Compute
+    seed: int
+
+    def draw(
+        self,
+        model: Decoder,
+        params: Mapping[str, Array],
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[Sequence[int]],
+    ) -> list[list[Completion]]:
+        """`n` answers to each prompt, which depend on its tokens and its key alone.
+
+        Args:
+          model: who answers.
+          params: all its leaves.
+          prompts: token ids.
+          keys: from `key`, one a prompt.
+        """
+        states = [np.random.SeedSequence(key).generate_state(self.n).tolist() for key in keys]
+        said = sample(
+            model,
+            params,
+            [prompt for prompt in prompts for _ in range(self.n)],
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop_ids=self.stop_ids,
+            tokenizer=self.tokenizer,
+            seed=[seed for state in states for seed in state],
+            compute=self.compute,
+        )
+        return [said[i : i + self.n] for i in range(0, len(said), self.n)]
+
+    def key(self, step: int, example: int, *, training: bool) -> list[int]:
+        """Randomness of an example in a step, wherever in the batch, on whatever mesh it stands."""
+        return [self.seed % 2**32, int(training), step, example]
+
+    def judge(
+        self, numbers: Sequence[int], answers: Sequence[Sequence[Completion]], *, training: bool
+    ) -> Float[np.ndarray, "prompts n"]:
+        """Scores; NaN where the rewards have none.
+
+        Args:
+          numbers: the prompts' examples.
+          answers: to each of them.
+          training: whether the examples are those that are trained on.
+
+        Raises:
+          UserError: rewards fail on more than half of the answers.
+        """
+        prompts = [self.prompt(number, training=training) for number in numbers]
+        rows = [prompt.facts() for prompt in prompts for _ in range(self.n)]
+        names = sorted({name for row in rows for name in row})
+        found = score(
+            self.rewards,
+            [prompt.text for prompt in prompts for _ in range(self.n)],
+            [one.text for several in answers for one in several],
+            {name: [row.get(name) for row in rows] for name in names},
+        )
+        return found.total.reshape(-1, self.n)
+
+    def prompt(self, number: int, *, training: bool) -> Prompt:
+        """What the row of an example asks, and all else that it holds."""
+        examples = self.examples if training else self.held_out
+        assert examples is not None
+        source = examples.encodings[examples.source[number]].source
+        try:
+            form, row = recognise(
+                examples.content(number),
+                KINDS["prompts"],
+                form=source.format,
+                columns=dict(source.columns),
+            )
+            return read_prompt(row, form, examples.where(number))
+        except BadForm as error:
+            raise UserError(f"{examples.where(number)}: {error.reason}: it has changed") from error
+
+    def columns(self, rows: int, width: int) -> Columns:
+        """Empty columns of sequences, to be filled: of weight 0."""
+        shape = (rows, width, self.length)
+        return {
+            "tokens": np.zeros(shape, np.int32),
+            "valid": np.zeros(shape, bool),
+            "mask": np.zeros(shape, np.float32),
+            "weights": np.zeros(shape[:2], np.float32),
+            "scores": np.zeros(shape[:2], np.float32),
+            "margin": np.zeros(rows, np.float32),
+        }
+
+
+def put_answer(columns: Columns, row: int, n: int, prompt: Int[np.ndarray, " P"], said: Completion):
+    """Writes a sampled answer behind its prompt, every token of it trained, its end too."""
+    both = np.append(prompt, np.array(said.tokens, np.int32))
+    columns["tokens"][row, n, : len(both)] = both
+    columns["valid"][row, n, : len(both)] = True
+    columns["mask"][row, n, len(prompt) : len(both)] = 1
+
+
+def told(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
+    """Mean tokens of an answer, and the share of answers that ran out of room."""
+    all_answers = [one for several in answers for one in several]
+    return {
+        "rollout/tokens": float(np.mean([len(one.tokens) for one in all_answers])),
+        "rollout/truncated": float(np.mean([one.finished == "length" for one in all_answers])),
+    }
