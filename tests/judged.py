@@ -4,6 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from ptjax.algorithms.base import Bound
+from ptjax.data.kinds import KINDS
+from ptjax.types import COLUMN_DTYPES, Batch, Outputs
+
 WORDS = "sea ship wind star rope sail tide gull".split()
 
 
@@ -81,3 +88,21 @@ def write_judged(path: Path, kind: str, count: int, *, seed: int = 0) -> Path:
     lines = [json.dumps(ROWS[kind](draw)) for _ in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def abstract(bound: Bound) -> tuple[Outputs, Batch]:
+    """Shapes of what a method's loss is given: the model's outputs, and every column of a batch."""
+    kind = KINDS[bound.algorithm.data]
+    sizes = {"B": 4, "N": {"pairs": 2, "ranked": 3, "contrastive": 3}.get(kind.name, 1), "T": 8}
+    shapes = dict.fromkeys(("tokens", "valid", "mask", *kind.columns), "B N T")
+    shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
+    for stage in bound.stages:
+        shapes |= stage.writes
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            tuple(sizes[axis] for axis in axes.split()), jnp.dtype(COLUMN_DTYPES[name])
+        )
+        for name, axes in shapes.items()
+    }
+    field = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    return Outputs(**dict.fromkeys(bound.needs, field)), batch

@@ -13,14 +13,13 @@ from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import named
 from ptjax.config import defaults, from_json, leaves, load, to_json
 from ptjax.data.config import data_config
-from ptjax.data.kinds import KINDS
 from ptjax.errors import UserError
 from ptjax.models import lora
 from ptjax.models.decoder import REMAT, Decoder
 from ptjax.models.lora import Lora
-from ptjax.types import COLUMN_DTYPES, Outputs
+from ptjax.types import COLUMN_DTYPES
 from tests import tiny
-from tests.judged import write_judged
+from tests.judged import abstract, write_judged
 from tests.toy import CONFIG
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -104,20 +103,7 @@ def test_its_loss_reads_what_data_and_stages_write(variant):
     config = get(variant)
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     assert not bound.coupled or config.accumulate == 1
-    kind = KINDS[bound.algorithm.data]
-    sizes = {"B": 4, "N": {"pairs": 2, "ranked": 3, "contrastive": 3}.get(kind.name, 1), "T": 8}
-    shapes = dict.fromkeys(("tokens", "valid", "mask", *kind.columns), "B N T")
-    shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
-    for stage in bound.stages:
-        shapes |= stage.writes
-    batch = {
-        name: jax.ShapeDtypeStruct([sizes[axis] for axis in axes.split()], COLUMN_DTYPES[name])
-        for name, axes in shapes.items()
-    }
-    field = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
-    terms, metrics = jax.eval_shape(
-        bound.terms, Outputs(**dict.fromkeys(bound.needs, field)), batch
-    )
+    terms, metrics = jax.eval_shape(bound.terms, *abstract(bound))
     assert terms and metrics
     assert all(mean.total.shape == () for _, mean in terms.values())
 

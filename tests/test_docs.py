@@ -2,19 +2,29 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from ptjax import config
 from ptjax.algorithms import METHODS
+from ptjax.algorithms.dpo import LOSSES
 from ptjax.data.config import DataConfig, SourceConfig
+from tests.judged import abstract
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 )
+PAGE_OF = {
+    **dict.fromkeys(("cpo", "simpo", "alphapo", "orpo"), "reference_free"),
+    **dict.fromkeys(("bco", "apo_zero_unpaired"), "kto"),
+    **dict.fromkeys(("reward_ranked", "reward_regression", "outcome_reward"), "reward"),
+}
+"""Methods whose page has another's name."""
 SOURCES = sorted([*(ROOT / "ptjax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
 
 _FLAG = re.compile(r"--(?:no)?config\.([\w\[\].]+)")
@@ -127,11 +137,36 @@ def test_commands_that_a_page_names_exist(page):
             assert importlib.util.find_spec(f"{module}.__main__") is not None, module
 
 
-def test_every_method_has_a_page_in_the_navigation():
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    for method in METHODS:
-        assert (ROOT / "docs" / "methods" / f"{method}.md").is_file(), method
-        assert f"methods/{method}.md" in navigation, method
+def page_of(method):
+    """The page that a method is described on."""
+    return ROOT / "docs" / "methods" / f"{PAGE_OF.get(method, method)}.md"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_page_in_the_navigation(method):
+    assert f"methods/{page_of(method).name}" in (ROOT / "mkdocs.yml").read_text()
+    assert f"`{method}`" in page_of(method).read_text() or page_of(method).stem == method
+    assert f"`{method}`" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_page_explains_its_settings_and_metrics(method):
+    text = page_of(method).read_text()
+    settings = METHODS[method].hyperparameters()
+    assert [name for name in settings if f"`hparams.{name}" not in text] == []
+    bound = METHODS[method].bind({}, "hparams")
+    for one in (bound, bound.judged):
+        _, metrics = jax.eval_shape(one.terms, *abstract(one))
+        prefix = "" if one is bound else "eval/"
+        assert [name for name in metrics if f"`{prefix}{name}`" not in text] == []
+    stages = "".join(inspect.getsource(inspect.getmodule(s.run)) for s in bound.stages)
+    for name in re.findall(r'ctx\.logged\["(\w+)"\]', stages):
+        assert f"| `{name}` |" in text, name
+
+
+def test_every_loss_of_pairs_is_in_its_table():
+    text = page_of("dpo").read_text()
+    assert [name for name in LOSSES if f"\n| `{name}` |" not in text] == []
 
 
 def test_every_page_is_in_the_navigation():
