@@ -159,7 +159,7 @@ def compare(args: argparse.Namespace, kinds: list[Kind], peer: Path) -> None:
                 )
                 pairs.append(pair)
                 for line in pair:
-                    keep(args.out, {"trained": train, "kind": kind.name, "round": number, **line})
+                    keep(args.out, {"train": train, "kind": kind.name, "round": number, **line})
             print(row(train, kind.name, pairs), flush=True)
 
 

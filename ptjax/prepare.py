@@ -1,6 +1,7 @@
 """From a config to everything a run needs: model, data, optimizer, state, jitted steps."""
 
 import functools
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from ptjax.stages.rollout import Rollout
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
 from ptjax.workdir import load
+
+_log = logging.getLogger("ptjax")
 
 ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score"
 """Trained where adapters are: they, and a scalar head."""
@@ -208,6 +211,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         process_count=jax.process_count(),
         cache_dir=_cache(config, workdir),
     )
+    if advice := bound.advice(pipeline.examples.scores):
+        _log.warning("%s: %s", config.method, advice)
     rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline)
     lora = None if config.lora is None else config.lora.to_dict()
@@ -375,9 +380,15 @@ def initial_state(
         opt_state=opt_state,
         guard=guard,
         ema=ema,
-        carry=jax.device_put(
-            {stage.name: stage.begin(trained) for stage in bound.stages if stage.begin}
-        ),
+        carry=_on_mesh({s.name: s.begin(trained) for s in bound.stages if s.begin}, everywhere),
+    )
+
+
+def _on_mesh(tree: Any, everywhere: NamedSharding) -> Any:
+    """Leaves that lie on no mesh yet, copied to every device."""
+    return jax.tree.map(
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere),
+        tree,
     )
 
 

@@ -142,6 +142,21 @@ def test_a_group_given_whole_sets_only_the_keys_it_names(file):
     assert config.lora.to_dict() == {"rank": 2, "targets": "q|v"}
 
 
+def test_hyperparameters_are_the_methods_affair():
+    """A recipe that sets some of them leaves the others to the command line."""
+    made = cfg.defaults()
+    made.hparams.update({"loss": "ipo", "beta": 0.1})
+    cfg.override(made, "hparams.beta", "0.2")
+    cfg.override(made, "hparams.length_normalized", "False")
+    cfg.override(made, "hparams", "{'tau': 1}")
+    assert made.hparams.to_dict() == {
+        "loss": "ipo",
+        "beta": 0.2,
+        "length_normalized": False,
+        "tau": 1,
+    }
+
+
 @pytest.mark.parametrize("none", ["None", "none"])
 def test_a_group_can_be_turned_off(file, none):
     assert parse(f"--config={file}", f"--config.lora={none}")[0].lora is None

@@ -1,6 +1,7 @@
 """Every recipe in configs/ loads, says its command, and asks for things that exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -12,23 +13,36 @@ from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import named
 from ptjax.config import defaults, from_json, leaves, load, to_json
 from ptjax.data.config import data_config
+from ptjax.data.kinds import KINDS
 from ptjax.errors import UserError
-from ptjax.models import families, lora
-from ptjax.models.decoder import REMAT
+from ptjax.models import lora
+from ptjax.models.decoder import REMAT, Decoder
 from ptjax.models.lora import Lora
+from ptjax.types import COLUMN_DTYPES, Outputs
+from tests import tiny
+from tests.judged import write_judged
 from tests.toy import CONFIG
 
 FOLDER = Path(__file__).parents[1] / "configs"
-FILES = sorted(path.name for path in FOLDER.glob("*.py"))
-VARIANTS = FILES + [
-    f"{name}:{arg}"
-    for name in FILES
-    for arg in re.findall(rf"--config=configs/{re.escape(name)}:(\w+)", (FOLDER / name).read_text())
-]
+FILES = sorted(p.name for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
 
 
-def get(variant):
-    return load(str(FOLDER / variant), partial=True)
+def arguments(name):
+    """Those that a recipe's head names, and all rows of its choices."""
+    head = re.findall(rf"--config=configs/{re.escape(name)}:([\w,]+)", (FOLDER / name).read_text())
+    return [*dict.fromkeys([*head, *runpy.run_path(str(FOLDER / name)).get("CHOICES", {})])]
+
+
+VARIANTS = FILES + [f"{name}:{arg}" for name in FILES for arg in arguments(name)]
+
+
+def get(variant, **overrides):
+    return load(str(FOLDER / variant), overrides, partial=True)
+
+
+JUDGED = [variant for variant in VARIANTS if METHODS[get(variant).method].data != "sequences"]
+READY = [variant for variant in JUDGED if ":" not in variant]
+READY += ["kto.py:bco", "reward.py:ranked,lora", "embed.py:simcse"]
 
 
 def test_every_recipe_is_here():
@@ -66,7 +80,7 @@ def test_its_parts_are_valid(variant):
     for source in config.data.sources:
         source["path"] = source["path"] or "chats.jsonl"
     data_config(config.data)
-    rows = families.table(CONFIG)
+    rows = Decoder(CONFIG, head=METHODS[config.method].head).table
     dims = dict(CONFIG.dims)
     if config.lora is not None:
         given = {k: v for k, v in config.lora.to_dict().items() if k != "adapter"}
@@ -74,12 +88,74 @@ def test_its_parts_are_valid(variant):
         rows = {**rows, **lora.rows(rows, Lora(**given))}
     params = {name: jnp.zeros([dims[axis] for axis in row.names]) for name, row in rows.items()}
     trained = prepare.trainable(config, params)
-    assert all(("lora" in name) == (config.lora is not None) for name in trained)
+    if config.lora is not None:
+        assert all("lora" in name or name == "score" for name in trained)
+    else:
+        assert set(trained) == set(rows)
     schedule, tx = prepare.optimizer(config, rows, params, 100)
     rates = [float(schedule(step)) for step in range(101)]
     assert max(rates) == pytest.approx(config.optim.learning_rate, rel=1e-6)
     assert min(rates) >= 0 and rates[-1] < max(rates)
     jax.eval_shape(tx.init, {name: params[name] for name in trained})
+
+
+@pytest.mark.parametrize("variant", JUDGED)
+def test_its_loss_reads_what_data_and_stages_write(variant):
+    config = get(variant)
+    bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    assert not bound.coupled or config.accumulate == 1
+    kind = KINDS[bound.algorithm.data]
+    sizes = {"B": 4, "N": {"pairs": 2, "ranked": 3, "contrastive": 3}.get(kind.name, 1), "T": 8}
+    shapes = dict.fromkeys(("tokens", "valid", "mask", *kind.columns), "B N T")
+    shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
+    for stage in bound.stages:
+        shapes |= stage.writes
+    batch = {
+        name: jax.ShapeDtypeStruct([sizes[axis] for axis in axes.split()], COLUMN_DTYPES[name])
+        for name, axes in shapes.items()
+    }
+    field = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    terms, metrics = jax.eval_shape(
+        bound.terms, Outputs(**dict.fromkeys(bound.needs, field)), batch
+    )
+    assert terms and metrics
+    assert all(mean.total.shape == () for _, mean in terms.values())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """What a recipe is given, by the kind of its data: a tiny model and forty rows."""
+    folder = tmp_path_factory.mktemp("small")
+    tiny.write_model(folder / "model")
+
+    def overrides(kind):
+        path = folder / f"{kind}.jsonl"
+        if not path.exists():
+            write_judged(path, kind, 40)
+        return {
+            "model.source": str(folder / "model"),
+            "data.sources[0].path": str(path),
+            "data.validation": 0.2,
+            "data.max_length": 64,
+        }
+
+    return overrides
+
+
+@pytest.mark.parametrize("variant", READY)
+def test_a_judging_recipe_is_ready_for_its_first_step(variant, small):
+    """All that `--dry_run` does, the step traced in place of compiled."""
+    config = get(variant, **small(METHODS[get(variant).method].data))
+    run = prepare.prepare(config)
+    shapes = run.pipeline.shapes[0]
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
+        for name, shape in (shapes | run.staged(shapes)).items()
+    }
+    with jax.set_mesh(run.mesh):
+        _, logged = jax.eval_shape(run.train_step, run.state, batch)
+    assert "loss" in logged
+    assert (run.reference is not None) == any(stage.reference for stage in run.bound.stages)
 
 
 @pytest.mark.parametrize(

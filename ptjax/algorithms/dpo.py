@@ -3,7 +3,7 @@
 from typing import Any
 
 from ptjax.algorithms.base import Algorithm, Terms, known_call
-from ptjax.algorithms.pairs import chosen_nll, drift_metrics, pair_metrics
+from ptjax.algorithms.pairs import a_token, chosen_nll, drift_metrics, pair_metrics
 from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.pair import F_DIVERGENCES, Pair, with_f_divergence, wpo_weight
 from ptjax.losses.preference import COUPLED, F_DIVERGENCE_LOSSES, PAIR_LOSSES, options
@@ -73,7 +73,15 @@ def dpo(
         else:
             values = known_call(PAIR_LOSSES[name], {**settings, "beta": beta}, seen)
             terms[name] = (coefficient, Mean.of(scale * values, pair.weights))
-    return terms, pair_metrics(pair, beta) | drift_metrics(outputs, batch, pair)
+    measured = a_token(pair) if _by_length(names, length_normalized) else pair
+    return terms, pair_metrics(measured, beta) | drift_metrics(outputs, batch, pair)
+
+
+def _by_length(names: tuple[str, ...], length_normalized: bool) -> bool:
+    """Whether every loss of log-ratios sees them per token."""
+    normalized = ("sigmoid_norm", "ipo") if length_normalized else ("sigmoid_norm",)
+    seen = [name for name in names if name != SFT_TERM]
+    return bool(seen) and all(name in normalized for name in seen)
 
 
 def _names(loss: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Judgements of single answers, desirable or not: KTO, BCO, APO-zero."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Algorithm
@@ -131,6 +132,23 @@ def _needs(*, beta: float, desirable_weight: float, undesirable_weight: float) -
     return ("logps",)
 
 
-KTO = Algorithm(kto, (kto_baseline, ref_logps), needs=_needs, data="mismatched")
+def _advise(
+    scores: np.ndarray, *, desirable_weight: float, undesirable_weight: float
+) -> str | None:
+    """Whether the weights make up for the balance of labels (2402.01306, section 4.2)."""
+    good, bad = int((scores[:, 0] > 0.5).sum()), int((scores[:, 0] <= 0.5).sum())
+    if not good or not bad:
+        return f"all {good + bad} answers have one label: nothing to compare with"
+    ratio = desirable_weight * good / max(undesirable_weight * bad, 1e-9)
+    if 1 - 1e-6 <= ratio <= 4 / 3 + 1e-6:
+        return None
+    low, high = undesirable_weight * bad / good, undesirable_weight * bad / good * 4 / 3
+    return (
+        f"{good} desirable and {bad} undesirable answers weigh {ratio:.2f} to 1; best is 1 to "
+        f"4/3 (2402.01306): hparams.desirable_weight between {low:.2f} and {high:.2f} does it"
+    )
+
+
+KTO = Algorithm(kto, (kto_baseline, ref_logps), needs=_needs, data="mismatched", advise=_advise)
 BCO = Algorithm(bco, (ref_logps, bco_baseline), needs=_needs, data="unpaired")
 APO_ZERO_UNPAIRED = Algorithm(apo_zero_unpaired, (ref_logps,), needs=_needs, data="unpaired")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ptjax.losses.nll import nll
-from ptjax.losses.pair import Pair
+from ptjax.losses.pair import Pair, per_token
 from ptjax.types import Batch, Mean, Outputs
 
 SATURATED = 0.01
@@ -16,6 +16,13 @@ def chosen_nll(outputs: Outputs, batch: Batch) -> Mean:
     """Negative log-likelihood of the chosen completions, over all their tokens in the batch."""
     tokens = batch["mask"][:, 0] * batch["weights"][:, :1]
     return Mean.of(nll(outputs.logps[:, 0]), tokens)
+
+
+def a_token(pair: Pair) -> Pair:
+    """The pair with a and b per token: the rewards of losses that divide by lengths."""
+    return pair._replace(
+        a=per_token(pair.a, pair.chosen_length), b=per_token(pair.b, pair.rejected_length)
+    )
 
 
 def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:

@@ -3,10 +3,10 @@
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Algorithm, Terms
-from ptjax.algorithms.pairs import chosen_nll, pair_metrics
+from ptjax.algorithms.pairs import a_token, chosen_nll, pair_metrics
 from ptjax.errors import UserError
 from ptjax.losses import reference_free as losses
-from ptjax.losses.pair import Pair, per_token
+from ptjax.losses.pair import Pair
 from ptjax.types import Batch, Mean, Outputs
 
 
@@ -56,7 +56,7 @@ def simpo(
         pair, beta=beta, gamma_beta_ratio=gamma_beta_ratio, label_smoothing=label_smoothing
     )
     terms = _terms(values, pair, outputs, batch, cpo_alpha)
-    return terms, pair_metrics(_a_token(pair), beta)
+    return terms, pair_metrics(a_token(pair), beta)
 
 
 def alphapo(
@@ -89,7 +89,7 @@ def alphapo(
         label_smoothing=label_smoothing,
     )
     terms = _terms(values, pair, outputs, batch, cpo_alpha)
-    return terms, pair_metrics(_a_token(pair), beta)
+    return terms, pair_metrics(a_token(pair), beta)
 
 
 def orpo(
@@ -108,18 +108,11 @@ def orpo(
     pair = _pair(outputs, batch)
     values = losses.orpo(pair, beta=beta)
     terms = _terms(values, pair, outputs, batch, cpo_alpha)
-    return terms, pair_metrics(_a_token(pair), beta)
+    return terms, pair_metrics(a_token(pair), beta)
 
 
 def _pair(outputs: Outputs, batch: Batch) -> Pair:
     return Pair.of(outputs.logps, None, batch["mask"], batch["weights"])
-
-
-def _a_token(pair: Pair) -> Pair:
-    """The pair with mean log-probs a token as its rewards."""
-    return pair._replace(
-        a=per_token(pair.a, pair.chosen_length), b=per_token(pair.b, pair.rejected_length)
-    )
 
 
 def _terms(values: Array, pair: Pair, outputs: Outputs, batch: Batch, cpo_alpha: float) -> Terms:

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 from ptjax.config.check import check
+from ptjax.config.choice import choose
 from ptjax.config.cli import Flag, parse
 from ptjax.config.defaults import defaults, lora
 from ptjax.config.fields import leaves, override
@@ -24,6 +25,7 @@ __all__ = [
     "Flag",
     "changed_keys",
     "check",
+    "choose",
     "config_hash",
     "defaults",
     "describe",

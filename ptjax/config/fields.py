@@ -12,14 +12,17 @@ from ptjax.config.values import read
 from ptjax.errors import UserError, did_you_mean
 
 Key = str | int
+_OPEN = "hparams"
+"""The group that takes any key, for the method knows them."""
 _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
 def override(config: ConfigDict, path: str, value: Any) -> None:
     """Sets `config.<path>` in place; a string is read as the type of the field's default.
 
-    An empty group and a dict inside a list take any key (their readers check it), everything else
-    must exist. `None` (or `none`, where the field is not a string) unsets a field or a whole group.
+    An empty group, `hparams` and a dict inside a list take any key (their readers check it),
+    everything else must exist. `None` (or `none`, where the field is not a string) unsets a field
+    or a whole group.
 
     Args:
       config: what `get_config` returned.
@@ -46,7 +49,7 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
             f"as in --{name(keys[:-1])}=\"{{'{last}': {value}}}\""
         )
     elif last not in holder:
-        if isinstance(holder, ConfigDict) and len(holder):
+        if isinstance(holder, ConfigDict) and len(holder) and keys[:-1] != (_OPEN,):
             raise UserError(_unknown(config, holder, keys))
         holder[last] = read(value, type(None), None, where)
     elif isinstance(holder, ConfigDict):

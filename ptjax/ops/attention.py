@@ -1,13 +1,16 @@
-"""Exact attention with segments, windows and soft caps, in blocks of queries, behind one signature.
+"""Exact attention with segments, windows and soft caps, tile by tile, behind one signature.
 
-Scores exist for one block of queries at a time, forward and backward: memory grows with L, not L².
-The products are laid out so that every large matrix is read and written in its own row order.
+Scores exist for one block of queries and one tile of keys at a time, forward and backward: memory
+grows with L, not L². Tiles that no query of a block sees, because they hold other sequences or lie
+before its window, are not computed. The products are laid out so that every large matrix is read
+and written in its own row order.
 
-Shapes: R rows, Q queries, S keys, H query heads, K key heads, G = H / K, E head_dim, M = G · block.
+Shapes: R rows, Q queries, S keys, H query heads, K key heads, G = H / K, E head_dim; N blocks of
+queries, T tiles of keys, M = G · block.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,8 @@ from ptjax.sharding import local
 
 ATTENDED = "attended"
 """The name under which attention's result is known to the rematerialisation policies."""
-MIN_BLOCK, MAX_BLOCKS = 128, 8
+TILE = 128
+"""Queries of a block and keys of a tile, at most."""
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
@@ -33,6 +37,8 @@ class _Static(NamedTuple):
     scale: float
     softcap: float | None
     aligned: bool
+    block: int
+    tile: int
 
 
 def visible(query: Span, key: Span, window: Int[Array, ""] | int) -> Bool[Array, "R Q S"]:
@@ -67,14 +73,23 @@ def attention(
       window: positions that a query looks back, itself included; may be traced.
       scale: multiplies the scores.
       softcap: scores become softcap · tanh(scores / softcap).
-      aligned: query i and key i are the same token, and a row keeps its sequences in order, so that
-        keys after a block of queries are never visible and are skipped.
+      aligned: query i and key i are the same token, and a row keeps each sequence in one piece and
+        in order, so that tiles after a block of queries, and before its first query's sequence and
+        window, are never visible and are skipped.
     """
-    static = _Static(scale, softcap, aligned)
+    queries = q.shape[1]
+    blocks = -(-queries // TILE)
+    block = -(-queries // blocks)
+    static = _Static(scale, softcap, aligned, block, block if aligned else k.shape[1])
 
-    def run(q, k, v, query_at, query_of, key_at, key_of, window):
-        spans = Span(query_at, query_of), Span(key_at, key_of)
-        return _attention(static, q, k, v, *spans, window)
+    def run(q, k, v, query_at, query_of, key_at, key_of, window) -> Array:
+        longer = functools.partial(_pad, length=blocks * block)
+        q, query = longer(q), Span(longer(query_at), longer(query_of, fill=-1))
+        key = Span(key_at, key_of)
+        if aligned:
+            k, v, key = longer(k), longer(v), query
+        out: Array = _attention(static, q, k, v, query, key, window)
+        return out[:, :queries]
 
     # Rows and heads are independent: a partitioner left to itself gathers all heads of a row.
     heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
@@ -86,26 +101,59 @@ def attention(
     )
 
 
-def _blocks(static: _Static, queries: int, keys: int) -> list[tuple[int, int, int]]:
-    """(first query, past the last query, keys to look at) of each block."""
-    size = max(MIN_BLOCK, -(-queries // MAX_BLOCKS))
-    starts = range(0, queries, size)
-    ends = [min(start + size, queries) for start in starts]
-    return [(a, b, b if static.aligned else keys) for a, b in zip(starts, ends, strict=True)]
+def _pad(x: Array, length: int, fill: int = 0) -> Array:
+    """[R, L, ...], filled up to a length."""
+    wide = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, wide, constant_values=fill)
 
 
-def _heads_first(x: Array, groups: int) -> Array:
-    """[R, L, K·G, E] -> [R·K, G, L, E]."""
+def _cut(x: Array, size: int, groups: int = 1) -> Array:
+    """[R, L, K·G, E] -> [N, R·K, G · size, E]: one matrix a block and key head."""
     rows, length, heads, width = x.shape
-    x = x.reshape(rows, length, heads // groups, groups, width).transpose(0, 2, 3, 1, 4)
-    return x.reshape(rows * (heads // groups), groups, length, width)
+    blocks, kv_heads = length // size, heads // groups
+    x = x.reshape(rows, blocks, size, kv_heads, groups, width).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(blocks, rows * kv_heads, groups * size, width)
 
 
-def _heads_last(x: Array, rows: int) -> Array:
-    """[R·K, G, L, E] -> [R, L, K·G, E]."""
-    _, groups, length, width = x.shape
-    x = x.reshape(rows, -1, groups, length, width).transpose(0, 3, 1, 2, 4)
-    return x.reshape(rows, length, -1, width)
+def _join(x: Array, size: int, rows: int) -> Array:
+    """[N, R·K, G · size, E] -> [R, L, K·G, E]."""
+    blocks, both, many, width = x.shape
+    x = x.reshape(blocks, rows, both // rows, many // size, size, width)
+    return x.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * size, -1, width)
+
+
+def _cut_span(span: Span, size: int) -> Span:
+    """[R, L] -> [N, R, size] of each."""
+    rows = span.positions.shape[0]
+    return Span(*(x.reshape(rows, -1, size).swapaxes(0, 1) for x in span))
+
+
+def _first(static: _Static, query: Span, key: Span, window: Array) -> Int[Array, "N"]:
+    """The first tile that a block needs in any row: all from there up to its own are computed.
+
+    A sequence that reaches from an earlier tile into a block holds the tile's last key and the
+    block's first query.
+    """
+    blocks, tiles = query.segments.shape[0], key.segments.shape[0]
+    if not static.aligned:
+        return jnp.zeros(blocks, jnp.int32)
+    block, tile = jnp.arange(blocks)[:, None], jnp.arange(tiles)
+    same = query.segments[:, None, :, 0] == key.segments[None, :, :, -1]
+    near = (block - tile - 1) * static.tile + 1 < window
+    needed = (jnp.any(same, axis=2) & near & (tile < block)) | (tile == block)
+    return jnp.argmax(needed, axis=1).astype(jnp.int32)
+
+
+def _over_tiles(static: _Static, first: Array, block: Array, body: Any, carry: Any) -> Any:
+    """Runs `body(tile, carry)` over the tiles that a block of queries needs."""
+    if not static.aligned:
+        return body(0, carry)
+    return jax.lax.fori_loop(first, block + 1, body, carry)
+
+
+def _at(x: Any, index: Any) -> Any:
+    """Entry `index` of the leading axis, of an array or of a span's two."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False), x)
 
 
 def _scores(
@@ -122,32 +170,39 @@ def _scores(
     return scores, shown.reshape(scores.shape)
 
 
-def _block(x: Array, a: int, b: int) -> Array:
-    """Rows a to b of [RK, G, L, E] as one matrix a head: [RK, G · (b - a), E]."""
-    return x[:, :, a:b].reshape(x.shape[0], -1, x.shape[-1])
-
-
 def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    rows, queries, heads, width = q.shape
-    groups = heads // k.shape[2]
-    q = _heads_first(q * static.scale, groups)
-    k_t = _heads_first(k, 1)[:, 0].swapaxes(1, 2)
-    v = _heads_first(v, 1)[:, 0]
-    outs, sums = [], []
-    for a, b, keys in _blocks(static, queries, k.shape[1]):
-        mask = visible(_cut(query, a, b), _cut(key, 0, keys), window)
-        _, scores = _scores(static, _block(q, a, b), k_t[:, :, :keys], mask)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v[:, :keys]) / total.astype(v.dtype)
-        outs.append(out.reshape(-1, groups, b - a, width))
-        sums.append((top + jnp.log(total)).reshape(-1, groups, b - a, 1))
-    return _heads_last(jnp.concatenate(outs, 2), rows), jnp.concatenate(sums, 2)
+    """The result [R, Q, H, E], and the log of each softmax's denominator [N, RK, M, 1]."""
+    rows, groups = q.shape[0], q.shape[2] // k.shape[2]
+    k_t = _cut(k, static.tile).swapaxes(2, 3)
+    v = _cut(v, static.tile)
+    query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
+    first = _first(static, query, key, window)
+
+    def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
+        index, q_block, where = scanned
+
+        def tile(j: Any, carry: tuple) -> tuple:
+            top, total, out = carry
+            mask = visible(where, _at(key, j), window)
+            _, scores = _scores(static, q_block, _at(k_t, j), mask)
+            higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - higher), jnp.exp(top - higher)
+            total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
+            return higher, total, out * shrink + _wide(weights.astype(v.dtype), _at(v, j))
+
+        column = jnp.zeros((*q_block.shape[:2], 1), jnp.float32)
+        start = (column + _NEVER, column, jnp.zeros(q_block.shape, jnp.float32))
+        top, total, out = _over_tiles(static, _at(first, index), index, tile, start)
+        return None, ((out / total).astype(q_block.dtype), top + jnp.log(total))
+
+    q = _cut(q * static.scale, static.block, groups)
+    _, (out, sums) = jax.lax.scan(block, None, (jnp.arange(q.shape[0]), q, query))
+    return _join(out, static.block, rows), sums
 
 
-def _cut(span: Span, a: int, b: int) -> Span:
-    return Span(span.positions[:, a:b], span.segments[:, a:b])
+def _wide(a: Array, b: Array) -> Array:
+    """a · b, added up and returned in float32."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -163,34 +218,39 @@ def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Arr
 
 def _attention_bwd(static: _Static, saved, d_out):
     q, k, v, query, key, window, out, sums = saved
-    rows, queries, heads, width = q.shape
-    groups = heads // k.shape[2]
+    rows, groups, dtype = q.shape[0], q.shape[2] // k.shape[2], k.dtype
     inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
-    inner, d_out = _heads_first(inner, groups), _heads_first(d_out, groups)
-    q = _heads_first(q * static.scale, groups)
-    k, v = _heads_first(k, 1)[:, 0], _heads_first(v, 1)[:, 0]
-    k_t, v_t = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    d_k, d_v = jnp.zeros(k_t.shape, jnp.float32), jnp.zeros(k_t.shape, jnp.float32)
-    d_q = []
-    for a, b, keys in _blocks(static, queries, k.shape[1]):
-        mask = visible(_cut(query, a, b), _cut(key, 0, keys), window)
-        q_block, d_block = _block(q, a, b), _block(d_out, a, b)
-        raw, scores = _scores(static, q_block, k_t[:, :, :keys], mask)
-        weights = jnp.exp(scores - _block(sums, a, b))
-        d_weights = jnp.matmul(d_block, v_t[:, :, :keys], preferred_element_type=jnp.float32)
-        d_scores = weights * (d_weights - _block(inner, a, b))
-        if static.softcap is not None:
-            d_scores = d_scores * (1 - jnp.square(raw / static.softcap))
-        low = d_scores.astype(k.dtype)
-        d_v = d_v.at[:, :, :keys].add(jnp.matmul(d_block.swapaxes(1, 2), weights.astype(v.dtype)))
-        d_k = d_k.at[:, :, :keys].add(jnp.matmul(q_block.swapaxes(1, 2), low))
-        d_q.append((jnp.matmul(low, k[:, :keys]) * static.scale).reshape(-1, groups, b - a, width))
-    d_q = _heads_last(jnp.concatenate(d_q, 2), rows)
+    blocks = [_cut(x, static.block, groups) for x in (q * static.scale, d_out, inner)]
+    k, v = _cut(k, static.tile), _cut(v, static.tile)
+    k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
+    query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
+    first = _first(static, query, key, window)
 
-    def back(x: Array) -> Array:
-        return _heads_last(x.swapaxes(1, 2)[:, None], rows).astype(k.dtype)
+    def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
+        index, q_block, d_block, inner_block, sums_block, where = scanned
 
-    return d_q, back(d_k), back(d_v), None, None, None
+        def tile(j: Any, carry: tuple) -> tuple:
+            d_k, d_v, d_q = carry
+            mask = visible(where, _at(key, j), window)
+            raw, scores = _scores(static, q_block, _at(k_t, j), mask)
+            weights = jnp.exp(scores - sums_block)
+            d_scores = weights * (_wide(d_block, _at(v_t, j)) - inner_block)
+            if static.softcap is not None:
+                d_scores = d_scores * (1 - jnp.square(raw / static.softcap))
+            low = d_scores.astype(dtype)
+            d_v = d_v.at[j].add(_wide(d_block.swapaxes(1, 2), weights.astype(dtype)))
+            d_k = d_k.at[j].add(_wide(q_block.swapaxes(1, 2), low))
+            return d_k, d_v, d_q + _wide(low, _at(k, j)) * static.scale
+
+        start = (*sides, jnp.zeros(q_block.shape, jnp.float32))
+        d_k, d_v, d_q = _over_tiles(static, _at(first, index), index, tile, start)
+        return (d_k, d_v), d_q.astype(dtype)
+
+    zeros = jnp.zeros(k_t.shape, jnp.float32)
+    scanned = (jnp.arange(blocks[0].shape[0]), *blocks, sums, query)
+    (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), scanned)
+    sides = (_join(x.swapaxes(2, 3), static.tile, rows).astype(dtype) for x in (d_k, d_v))
+    return _join(d_q, static.block, rows), *sides, None, None, None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

@@ -4,13 +4,14 @@ A reward is a plain function `(prompts, completions, **columns) -> list[float | 
 no opinion. See `ptjax.rewards.base`.
 """
 
-from ptjax.rewards.model import model
+from ptjax.rewards.model import model, process_model
 from ptjax.rewards.text import contains, length, regex, repetition
 
 REWARDS = {
     "contains": contains,
     "length": length,
     "model": model,
+    "process_model": process_model,
     "regex": regex,
     "repetition": repetition,
 }

@@ -1,12 +1,12 @@
-"""A reward model's score: the last token's, of the whole conversation."""
+"""Reward models as rewards: one score a completion, or one a step."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ptjax.errors import UserError
+from ptjax.errors import UserError, did_you_mean
+from ptjax.rewards.scorer import Scorer, scorer
 
 
 def model(
@@ -18,7 +18,9 @@ def model(
     batch_size: int = 16,
     dtype: str = "float32",
 ) -> list[float]:
-    """r(prompt, completion), in the tokens that a reward model of ours is trained on.
+    """r(prompt, completion), the score of the last token of the whole conversation.
+
+    In the tokens that a reward model of ours is trained on.
 
     Args:
       prompts: texts; each is the user's turn where the model has a chat template.
@@ -35,64 +37,92 @@ def model(
     Raises:
       UserError: nothing there, or a model without a scalar head.
     """
+    from ptjax.data.formats import Example
+
+    loaded = scorer(source, dtype)
+    examples = []
+    for prompt, completion in zip(_asked(prompts, messages, loaded), completions, strict=True):
+        said: Any = completion
+        if loaded.templated:
+            said = [{"role": "assistant", "content": completion}]
+        examples.append(Example(prompt=prompt, completion=said))
+    made = loaded.chat.encode(examples)
+    nothing = np.zeros(0, np.int32)
+    rows = [one[0].tokens if isinstance(one, list) and one else nothing for one in made]
+    scores = loaded.scores(rows, batch_size)
+    return [np.nan if one is None else float(one[-1]) for one in scores]
+
+
+AGGREGATIONS: dict[str, Callable[[np.ndarray], Any]] = {
+    "min": np.min,
+    "product": np.prod,
+    "last": lambda steps: steps[-1],
+}
+"""From the probabilities that each step is right to that of the whole answer."""
+
+
+def process_model(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    messages: Sequence[Any] | None = None,
+    *,
+    source: str,
+    aggregation: str = "min",
+    separator: str = "\n",
+    batch_size: int = 16,
+    dtype: str = "float32",
+) -> list[float | None]:
+    """How sure a process reward model is of an answer, step by step (2305.20050, section 2.6).
+
+    Args:
+      prompts: texts; each is the user's turn where the model has a chat template.
+      completions: texts, their steps apart by the separator; empty steps do not count.
+      messages: whole conversations up to the completion, in place of the prompts.
+      source: a workdir or a folder of what `process_reward` trained.
+      aggregation: of the steps' probabilities: `min`, `product` or `last`.
+      separator: what stands between two steps.
+      batch_size: completions that are scored together.
+      dtype: of the computation.
+
+    Returns:
+      Probabilities; None for a completion without steps, NaN where it is longer than the model's
+      positions or the template refuses the prompt.
+
+    Raises:
+      UserError: nothing there, a model without a scalar head, an unknown aggregation.
+    """
+    from ptjax.data.messages import BadForm
+    from ptjax.data.sides import encode_steps
+
+    if aggregation not in AGGREGATIONS:
+        raise UserError(
+            f"process_model: aggregation {aggregation!r}{did_you_mean(aggregation, AGGREGATIONS)}"
+        )
+    loaded = scorer(source, dtype)
+    rows, ends = [], []
+    for prompt, completion in zip(_asked(prompts, messages, loaded), completions, strict=True):
+        steps = [step for step in completion.split(separator) if step.strip()]
+        try:
+            tokens, last = encode_steps(loaded.chat, prompt, steps)
+        except BadForm:
+            tokens, last = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        rows.append(tokens)
+        ends.append(last if steps else None)
+    found: list[float | None] = []
+    for scores, places in zip(loaded.scores(rows, batch_size), ends, strict=True):
+        if places is None:
+            found.append(None)
+        elif scores is None:
+            found.append(np.nan)
+        else:
+            sure = 1 / (1 + np.exp(-scores[places].astype(np.float64)))
+            found.append(float(AGGREGATIONS[aggregation](sure)))
+    return found
+
+
+def _asked(prompts: Sequence[str], messages: Sequence[Any] | None, loaded: Scorer) -> list[Any]:
+    """Conversations where there are, else prompts, as the model reads them."""
     asked: list[Any] = list(prompts)
     for i, turns in enumerate(messages or ()):
         asked[i] = turns or asked[i]
-    encode, run, room = _scorer(source, dtype)
-    rows = encode(asked, completions)
-    found = np.full(len(rows), np.nan, np.float32)
-    fitting = [i for i, ids in enumerate(rows) if 0 < len(ids) <= room]
-    fitting.sort(key=lambda i: (len(rows[i]), i))
-    for start in range(0, len(fitting), batch_size):
-        batch = fitting[start : start + batch_size]
-        found[batch] = run([rows[i] for i in batch], batch_size)
-    return found.tolist()
-
-
-@functools.lru_cache(maxsize=2)
-def _scorer(source: str, dtype: str) -> tuple[Callable[..., Any], Callable[..., Any], int]:
-    """A loaded model as two functions, texts to tokens and tokens to scores, and its positions."""
-    import jax
-
-    from ptjax.data.chat import Chat
-    from ptjax.data.formats import Example
-    from ptjax.forward import ForwardOptions, forward, last_scores
-    from ptjax.models.decoder import Compute
-    from ptjax.workdir import load
-
-    bundle = load(source)
-    if bundle.model.head != "score":
-        raise UserError(f"reward model: {source} is a language model; it has no scalar head")
-    templated = bool(bundle.tokenizer.chat_template)
-    chat = Chat(bundle.tokenizer, train_on="last")
-    options = ForwardOptions(compute=Compute(dtype=dtype))
-
-    def encode(asked: Sequence[Any], completions: Sequence[str]) -> list[np.ndarray]:
-        examples = []
-        for prompt, completion in zip(asked, completions, strict=True):
-            if templated and isinstance(prompt, str):
-                prompt = [{"role": "user", "content": prompt}]
-            if not templated and not isinstance(prompt, str):
-                prompt = prompt[-1]["content"]
-            said: Any = [{"role": "assistant", "content": completion}] if templated else completion
-            examples.append(Example(prompt=prompt, completion=said))
-        made = chat.encode(examples)
-        nothing = np.zeros(0, np.int32)
-        return [one[0].tokens if isinstance(one, list) and one else nothing for one in made]
-
-    @jax.jit
-    def scores(params: Any, tokens: Any, valid: Any) -> Any:
-        batch = {"tokens": tokens, "valid": valid, "mask": valid.astype("float32")}
-        out = forward(bundle.model, params, batch, fields=("scores",), options=options)
-        return last_scores(out.scores, valid)[:, 0]
-
-    def run(rows: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """Padded to few shapes."""
-        length = max(16, 1 << (max(map(len, rows)) - 1).bit_length())
-        tokens = np.zeros((size, 1, length), np.int32)
-        valid = np.zeros((size, 1, length), bool)
-        for i, ids in enumerate(rows):
-            tokens[i, 0, : len(ids)], valid[i, 0, : len(ids)] = ids, True
-        return np.asarray(scores(bundle.params, tokens, valid))[: len(rows)]
-
-    return encode, run, bundle.model.config.max_positions
+    return [loaded.prompt(one) for one in asked]

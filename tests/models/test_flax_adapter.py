@@ -294,8 +294,8 @@ def bare():
 
 def test_load_by_dotted_path(file):
     mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
-    bundle = load("flax:my_model.build", mesh=mesh, param_dtype="bfloat16", chat_template="x")
-    assert bundle.tokenizer.chat_template == "x"
+    bundle = load("flax:my_model.build", mesh=mesh, param_dtype="bfloat16", chat_template="{{ 1 }}")
+    assert bundle.tokenizer.chat_template == "{{ 1 }}"
     assert bundle.params["up.kernel"].sharding.shard_shape((D, 32)) == (D // 4, 16)
     assert bundle.params["up.kernel"].dtype == jnp.bfloat16
     assert bundle.params["down.kernel"].sharding.is_fully_replicated

@@ -65,7 +65,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_that_do_not_divide_a_row(case, monkeypatch):
-    monkeypatch.setattr(module, "MIN_BLOCK", 16)
+    monkeypatch.setattr(module, "TILE", 16)
     settings = dict(CASES[case])
     window = settings.pop("window", GLOBAL_WINDOW)
     q, k, v, ways = arrays(37, 37)
@@ -94,7 +94,7 @@ def test_one_block_is_many(monkeypatch):
     span = packed_span(40)
     run = functools.partial(attention, scale=0.3, aligned=True)
     whole = run(q, k, v, span, span, 9)
-    monkeypatch.setattr(module, "MIN_BLOCK", 8)
+    monkeypatch.setattr(module, "TILE", 8)
     np.testing.assert_allclose(run(q, k, v, span, span, 9), whole, atol=1e-6)
 
 
@@ -137,3 +137,53 @@ def test_bfloat16_stays_near_float32():
     low = run(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(low.astype(jnp.float32), run(q, k, v), atol=0.04)
+
+
+def rows_of(*rows):
+    """A span of rows that each pack sequences of these lengths, padding at their ends."""
+    length = max(map(sum, rows))
+    segments, positions = np.zeros((2, len(rows), length), np.int32)
+    for row, lengths in enumerate(rows):
+        at = 0
+        for number, size in enumerate(lengths):
+            # numbers as packing gives them: in no order
+            segments[row, at : at + size] = 1 + (7 * number + 3) % 11
+            positions[row, at : at + size] = np.arange(size)
+            at += size
+    return Span(jnp.asarray(positions), jnp.asarray(segments))
+
+
+@pytest.mark.parametrize("window", [GLOBAL_WINDOW, 11])
+def test_rows_of_many_sequences_over_many_tiles(window, monkeypatch):
+    monkeypatch.setattr(module, "TILE", 8)
+    span = rows_of([3, 20, 9, 16, 8, 5], [64], [1, 1, 30, 31])
+    span = Span(*(x[:R] for x in span)) if window == 11 else Span(*(x[-R:] for x in span))
+    q, k, v, ways = arrays(64, 64)
+    ways = ways * (span.segments > 0)[..., None, None]
+    run = functools.partial(attention, query=span, key=span, window=window, scale=0.4, aligned=True)
+    wanted = functools.partial(naive, query=span, key=span, window=window, scale=0.4)
+    check(run, wanted, q, k, v, ways)
+
+
+@pytest.mark.parametrize(
+    ("span", "window", "bad", "read"),
+    [
+        (rows_of([20, 12, 32], [19, 13, 32]), GLOBAL_WINDOW, 32, 32),  # tiles of other sequences
+        (rows_of([64], [64]), 9, 24, 32),  # tiles before the window
+    ],
+)
+def test_tiles_that_no_query_sees_are_never_read(span, window, bad, read, monkeypatch):
+    """NaN may stand there, as 0 · NaN would show; the others' results keep their bits."""
+    monkeypatch.setattr(module, "TILE", 8)
+    q, k, v, ways = arrays(64, 64)
+    run = functools.partial(attention, query=span, key=span, window=window, scale=0.4, aligned=True)
+
+    def last(k, v):
+        out, vjp = jax.vjp(lambda q, k, v: run(q, k, v)[:, read:], q, k, v)
+        d_q, d_k, d_v = vjp(ways[:, read:])
+        return out, d_q[:, read:], d_k[:, read:], d_v[:, read:]
+
+    wanted = last(k, v)
+    nans = [x.at[:, :bad].set(jnp.nan) for x in (k, v)]
+    for a, b in zip(last(*nans), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -11,8 +11,8 @@ from ptjax.errors import UserError
 from ptjax.forward import forward
 from ptjax.rewards import REWARDS
 from ptjax.rewards.base import rewards
-from ptjax.rewards.model import _scorer
 from ptjax.rewards.score import score
+from ptjax.rewards.scorer import scorer
 from tests import tiny
 
 PROMPTS = ["What is blue?", "Name one.", "Hi", "What is blue?"]
@@ -33,9 +33,9 @@ def loaded(monkeypatch, folders):
     """`load` gives the tiny models a scalar head."""
     real = workdir.load
     monkeypatch.setattr(workdir, "load", lambda source: real(source, head="score", seed=3))
-    _scorer.cache_clear()
+    scorer.cache_clear()
     yield real
-    _scorer.cache_clear()
+    scorer.cache_clear()
 
 
 def by_hand(bundle, ids):
@@ -92,6 +92,35 @@ def test_what_does_not_fit_is_missing(loaded, folders):
 
 
 def test_a_language_model_is_no_judge(folders):
-    _scorer.cache_clear()
+    scorer.cache_clear()
     with pytest.raises(UserError, match="chat is a language model; it has no scalar head"):
         REWARDS["model"](["Hi"], ["tea"], source=str(folders / "chat"))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "whole"),
+    [("min", np.min), ("product", np.prod), ("last", lambda steps: steps[-1])],
+)
+def test_a_process_model_is_as_sure_as_its_steps(loaded, folders, aggregation, whole):
+    from ptjax.data.chat import Chat
+    from ptjax.data.sides import encode_steps
+
+    source = str(folders / "chat")
+    texts = ["blue is cold\n\nso red is warm\nyes", "tea", "\n"]
+    found = REWARDS["process_model"](
+        ["Why?", "What?", "Who?"], texts, source=source, aggregation=aggregation
+    )
+    assert found[2] is None
+    bundle = workdir.load(source)
+    chat = Chat(bundle.tokenizer, train_on="last")
+    for question, text, value in zip(["Why?", "What?"], texts, found, strict=False):
+        steps = [step for step in text.split("\n") if step]
+        ids, ends = encode_steps(chat, [{"role": "user", "content": question}], steps)
+        sure = [1 / (1 + np.exp(-by_hand(bundle, ids[: end + 1]))) for end in ends]
+        assert len(sure) == len(steps)
+        assert value == pytest.approx(whole(np.array(sure)), rel=1e-5)
+
+
+def test_an_unknown_aggregation_is_one_line(loaded, folders):
+    with pytest.raises(UserError, match="aggregation 'mean'; known: last, min, product"):
+        REWARDS["process_model"](["a"], ["b"], source=str(folders / "chat"), aggregation="mean")

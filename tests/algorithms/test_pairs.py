@@ -1,0 +1,53 @@
+"""What is measured of preference pairs, by hand."""
+
+import jax.numpy as jnp
+import pytest
+
+from ptjax.algorithms import METHODS
+from ptjax.types import Outputs
+
+# Two pairs: the chosen side gains 2 nats over 4 tokens, then loses 1 over 1; the rejected side
+# gains 1 over 1, then loses 2 over 4.
+LONG, SHORT = [0.0, 1, 1, 1, 1], [0.0, 1, 0, 0, 0]
+MASK = jnp.array([[LONG, SHORT], [SHORT, LONG]])
+GAIN = jnp.array([[0.5, 1.0], [-1.0, -0.5]])[..., None] * MASK
+BATCH = {"mask": MASK, "weights": jnp.ones([2, 2]), "ref_logps": -1.0 * MASK}
+OUTPUTS = Outputs(logps=BATCH["ref_logps"] + GAIN)
+
+
+def measured(**hparams):
+    _, metrics = METHODS["dpo"].bind(hparams, "hparams").terms(OUTPUTS, BATCH)
+    return {name: float(mean.value()) for name, mean in metrics.items()}
+
+
+def test_rewards_and_warning_signs():
+    found = measured(beta=0.5)
+    assert found["rewards/chosen"] == pytest.approx(0.5 * (2 - 1) / 2)
+    assert found["rewards/rejected"] == pytest.approx(0.5 * (1 - 2) / 2)
+    assert found["rewards/margin"] == pytest.approx(0.5)
+    assert found["accuracy"] == 1
+    assert found["logps/chosen"] == pytest.approx((-2 - 2) / 2)
+    assert found["both_fall"] == 0.5
+    assert found["longer/preferred"] == 0.5 and found["longer/chosen"] == 0.5
+    assert found["saturated"] == 0
+    assert measured(beta=10.0)["saturated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("hparams", "by_length"),
+    [
+        ({"loss": "sigmoid_norm"}, True),
+        ({"loss": "ipo"}, True),
+        ({"loss": ("sigmoid_norm", "sft")}, True),
+        ({"loss": "ipo", "length_normalized": False}, False),
+        ({"loss": ("sigmoid", "sigmoid_norm")}, False),
+        ({"loss": "sft"}, False),
+    ],
+)
+def test_rewards_are_per_token_where_the_loss_is(hparams, by_length):
+    found = measured(beta=1.0, **hparams)
+    chosen, rejected = ((0.5 - 1) / 2, (1 - 0.5) / 2) if by_length else (0.5, -0.5)
+    assert found["rewards/chosen"] == pytest.approx(chosen)
+    assert found["rewards/rejected"] == pytest.approx(rejected)
+    assert found["accuracy"] == (0 if by_length else 1)
+    assert found["both_fall"] == 0.5
