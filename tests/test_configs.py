@@ -110,6 +110,7 @@ def test_its_loss_reads_what_data_and_stages_write(variant):
     shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
     for stage in bound.stages:
         shapes |= stage.writes
+        sizes["N"] = stage.sequences or sizes["N"]
     batch = {
         name: jax.ShapeDtypeStruct([sizes[axis] for axis in axes.split()], COLUMN_DTYPES[name])
         for name, axes in shapes.items()
@@ -137,6 +138,7 @@ def small(tmp_path_factory):
             "data.sources[0].path": str(path),
             "data.validation": 0.2,
             "data.max_length": 64,
+            **({"rewards": ["tests.judged.lower"]} if kind == "prompts" else {}),
         }
 
     return overrides
