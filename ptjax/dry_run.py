@@ -29,8 +29,10 @@ def report(config: Config) -> str:
     trained, frozen = run.count(run.state.params), run.count(run.state.frozen)
     found = run.pipeline.report
     slots = math.prod(staged.get("pack", staged["tokens"]))
+    used = f"{len(run.pipeline.shapes)} shape(s), {found.efficiency:.1%} of their places used"
     places = f"{round(found.efficiency * slots):,} tokens a step, of {slots:,} places"
     if run.rollout is not None:
+        used = "one shape"
         places = f"{slots:,} places a step, answers of up to {run.rollout.max_tokens:,} tokens"
     lines = [
         f"model      {config.model.source}: {trained + frozen:,} parameters, {trained:,} trained, "
@@ -40,8 +42,7 @@ def report(config: Config) -> str:
         f"data       {found.examples:,} examples, {found.held_out:,} held out, {found.tokens:,} "
         f"tokens, {found.trained_tokens:,} of them trained, {found.truncated:,} truncated",
         *(f"dropped    {count:,}: {reason}" for reason, count in found.drops.items()),
-        f"batches    {', '.join(f'{k} {v}' for k, v in staged.items())}; "
-        f"{len(run.pipeline.shapes)} shape(s), {found.efficiency:.1%} of their places used",
+        f"batches    {', '.join(f'{k} {v}' for k, v in staged.items())}; {used}",
         f"steps      {run.steps:,} ({run.pipeline.steps_per_epoch:,} an epoch), "
         f"{config.accumulate} micro-batch(es) and {places}",
         f"memory     a device, by XLA: {memory.argument_size_in_bytes / _GIB:.2f} GiB arguments, "

@@ -20,6 +20,9 @@ Columns of a batch:
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
 | `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
 
+A stage that samples answers writes `tokens`, `valid`, `mask`, `weights`, `scores` and `margin` in
+the place of the data's, of another N and T.
+
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
 moves nothing between devices. `pack` is there when rows are packed; it counts within one (shard,

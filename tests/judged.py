@@ -98,6 +98,7 @@ def abstract(bound: Bound) -> tuple[Outputs, Batch]:
     shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
     for stage in bound.stages:
         shapes |= stage.writes
+        sizes["N"] = stage.sequences or sizes["N"]
     batch = {
         name: jax.ShapeDtypeStruct(
             tuple(sizes[axis] for axis in axes.split()), jnp.dtype(COLUMN_DTYPES[name])

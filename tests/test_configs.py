@@ -26,9 +26,13 @@ FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(p.name for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
 
 
+def text_of(name):
+    return (FOLDER / name).read_text()
+
+
 def arguments(name):
     """Those that a recipe's head names, and all rows of its choices."""
-    head = re.findall(rf"--config=configs/{re.escape(name)}:([\w,]+)", (FOLDER / name).read_text())
+    head = re.findall(rf"--config=configs/{re.escape(name)}:([\w,]+)", text_of(name))
     return [*dict.fromkeys([*head, *runpy.run_path(str(FOLDER / name)).get("CHOICES", {})])]
 
 
@@ -123,6 +127,7 @@ def small(tmp_path_factory):
             "data.sources[0].path": str(path),
             "data.validation": 0.2,
             "data.max_length": 64,
+            **({"rewards": ["tests.judged.lower"]} if kind == "prompts" else {}),
         }
 
     return overrides
@@ -141,7 +146,8 @@ def test_a_judging_recipe_is_ready_for_its_first_step(variant, small):
     with jax.set_mesh(run.mesh):
         _, logged = jax.eval_shape(run.train_step, run.state, batch)
     assert "loss" in logged
-    assert (run.reference is not None) == any(stage.reference for stage in run.bound.stages)
+    asks = any(stage.reference for stage in run.bound.stages)
+    assert (run.reference is not None) == (asks and config.reference.mode == "live")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,7 @@ def test_batch_divides_over_its_slice(variant, chips):
     assert config.data.tokens_per_batch % (length * parts) == 0
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n != "quickstart.py"])
+@pytest.mark.parametrize("name", [n for n in FILES if "get_config()" not in text_of(n)])
 def test_an_argument_it_does_not_know(name):
     with pytest.raises(UserError, match=rf"configs/{name}:wrong: the argument is"):
         get(f"{name}:wrong")

@@ -35,7 +35,7 @@ def config(folder, method, **changes):
         method=method,
         **{
             "data.sources[0].path": str(folder / f"{kind}.jsonl"),
-            "data.validation": [{"path": str(folder / f"{kind}_held_out.jsonl")}],
+            "data.validation": None,
             "data.batch_size": 8,
             "data.packing": False,
             "eval.every": 0,
@@ -48,7 +48,8 @@ def config(folder, method, **changes):
 
 @pytest.mark.parametrize("method", KINDS)
 def test_a_stopped_run_goes_on_bit_for_bit(method, folder, tmp_path, monkeypatch, one_device):
-    asked = config(folder, method, **{"mesh.fsdp": 1, "hparams.sync_every": 2, "steps": 5})
+    asked = config(folder, method, **{"mesh.fsdp": 1, "hparams.sync_every": 2, "steps": 4})
+    monkeypatch.setattr(loop, "prepare", tiny.Prepared())
     whole = loop.train(asked, str(tmp_path / "whole"), quiet=True)
     assert whole.finished
 
@@ -75,6 +76,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(method, folder, tmp_path, monkeypatch
 
 def test_online_dpo_earns_the_reward(folder, tmp_path, one_device):
     asked = config(folder, "online_dpo", **{"mesh.fsdp": 1, "steps": 20, "checkpoint.every": 0})
+    asked.data.validation = [{"path": str(folder / "prompts_held_out.jsonl")}]
     loop.train(asked, str(tmp_path / "run"), quiet=True)
     held_out = [
         row["eval/rollout/reward"] for row in tiny.rows(tmp_path / "run") if "eval/loss" in row

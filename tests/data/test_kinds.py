@@ -8,8 +8,11 @@ import pytest
 
 from ptjax.data import build
 from ptjax.data.kinds import KINDS
+from ptjax.data.template import Template
 from ptjax.errors import UserError
+from ptjax.generate.chat import chat_ids
 from ptjax.types import COLUMN_DTYPES
+from tests.data.conftest import make_tokenizer
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +64,11 @@ ROWS = {
         for i in range(40)
     ],
 }
+ROWS["prompts"] = [{"prompt": chat(i), "answer": i} for i in range(40)]
+ROWS["answers"] = [{"messages": chat(i) + chat(i, "assistant")} for i in range(40)]
 WIDTHS = {
+    "prompts": 1,
+    "answers": 1,
     "pairs": 2,
     "unpaired": 1,
     "mismatched": 1,
@@ -204,6 +211,74 @@ def test_unpaired(paths, tokenizer):
         nearest = (row // 2) * 2 - 1  # rows come in twos of one prompt
         assert mismatched == prompt
         assert other == ROWS["unpaired"][nearest]["completion"][0]["content"] + "<|im_end|>"
+
+
+def test_answers(paths, tokenizer):
+    for row, (columns,) in rows_of(made_of("answers", paths, tokenizer)).items():
+        asked, said = ROWS["answers"][row]["messages"]
+        prompt, trained, _ = text(columns, tokenizer)
+        assert prompt == f"<|im_start|>user\n{asked['content']}<|im_end|>\n<|im_start|>assistant\n"
+        assert trained == said["content"] + "<|im_end|>"
+
+
+def test_prompts_are_the_tokens_that_are_sampled_from(tokenizer, write):
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    system = [{"role": "system", "content": "Be <|im_end|> brief."}]
+    rows = [
+        {"prompt": "Where is <|im_start|>?"},
+        {"prompt": system + chat(1)},
+        {"messages": system + chat(1) + chat(1, "assistant") + chat(2), "level": 3},
+        {"messages": system + chat(1) + chat(1, "assistant")},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+    ]
+    asked = [
+        chat_of("Where is <|im_start|>?"),
+        rows[1]["prompt"],
+        rows[2]["messages"],
+        rows[3]["messages"][:-1],
+        chat_of("a"),
+        chat_of("Add.\n\n1 2"),
+    ]
+    if "tools" in tokenizer.chat_template:
+        rows.append({"prompt": chat(3), "tools": [tool]})
+        asked.append(rows[-1]["prompt"])
+    made = build({"sources": write(rows), **PADDED}, tokenizer, kind="prompts", seed=1)
+    assert len(made.examples) == len(rows)
+    for example, messages in enumerate(asked):
+        tokens, mask = made.examples.tokens(example)
+        tools = rows[example].get("tools")
+        assert tokens.tolist() == chat_ids(Template(tokenizer), messages, tools)
+        assert not mask.any() and made.examples.prompts[example] == len(tokens)
+        assert made.examples.content(example) == rows[example]
+    batch = next(made.train())
+    assert not batch.columns["mask"].any() and (batch.columns["weights"].sum() == len(rows))
+
+
+def chat_of(content):
+    return [{"role": "user", "content": content}]
+
+
+def test_without_a_chat_template_a_prompt_is_text(write):
+    tokenizer = make_tokenizer(None)
+    path = write([{"prompt": "The capital of"}])
+    made = build({"sources": path, **PADDED}, tokenizer, kind="prompts", seed=1)
+    assert made.examples.tokens(0)[0].tolist() == tokenizer.encode("The capital of")
+    path = write([{"prompt": chat(1)}], "messages.jsonl")
+    with pytest.raises(UserError, match="line 1: the model has no chat template"):
+        build({"sources": path, **PADDED}, tokenizer, kind="prompts", seed=1)
+
+
+def test_a_prompt_keeps_its_end(tokenizer, write):
+    path = write([{"prompt": "dog " * 60}, {"prompt": "fox"}])
+    short = {"sources": path, **PADDED, "max_length": 32}
+    with pytest.raises(UserError, match="line 1: a prompt of more than .* whose end cannot be cut"):
+        build(short, tokenizer, kind="prompts", seed=1)
+    cut = build({**short, "truncate": "start"}, tokenizer, kind="prompts", seed=1)
+    whole = chat_ids(Template(tokenizer), chat_of("dog " * 60))
+    assert cut.examples.tokens(0)[0].tolist() == whole[-32:]
+    dropped = build({**short, "truncate": "drop"}, tokenizer, kind="prompts", seed=1)
+    assert len(dropped.examples) == 1 and dropped.report.drops == {"too long": 1}
 
 
 def test_ranked(paths, tokenizer):
