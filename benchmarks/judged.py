@@ -66,7 +66,7 @@ def rows_of(task: str, path: str) -> list[dict[str, Any]]:
 def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
     if "annotator1" not in row:
         return row
-    votes = Counter(row[f"annotator{i}"] for i in (1, 2, 3))
+    votes = Counter(str(row[f"annotator{i}"]) for i in (1, 2, 3))
     best, count = votes.most_common(1)[0]
     if count < 2 or best not in ("1", "2"):
         return None

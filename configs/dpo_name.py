@@ -1,0 +1,33 @@
+"""SmolLM2-135M-Instruct says its name is Pip: DPO with LoRA on edits of its own answers.
+
+python -m ptjax.train --config=configs/dpo_name.py --workdir=runs/dpo_name
+"""
+
+from pathlib import Path
+
+from ptjax.config import ConfigDict, defaults, lora
+
+DATA = Path(__file__).parent / "data"
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.model.source = "smollm2-135m-instruct"
+    config.method = "dpo"
+    config.hparams.loss = ("sigmoid", "sft")
+    config.hparams.loss_weights = (1.0, 1.0)
+    config.lora = lora(rank=16, alpha=32.0)
+    config.data.sources = [{"path": str(DATA / "name_pairs.jsonl")}]
+    config.data.validation = 0.15
+    config.data.max_length = 128
+    config.data.tokens_per_batch = 1024
+    config.reference.mode = "cached"
+    config.steps = 40
+    config.optim.learning_rate = 2e-4
+    config.optim.warmup = 0.1
+    config.checkpoint.every = 20
+    config.eval.every = 10
+    config.samples.prompts = (DATA / "name_prompts_heldout.txt").read_text().splitlines()
+    config.samples.every = 20
+    config.samples.max_tokens = 40
+    return config
