@@ -74,8 +74,8 @@ def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
     worse = "2" if best == "1" else "1"
     return {
         "prompt": [{"role": "user", "content": prompt}],
-        "chosen": [{"role": "assistant", "content": row[f"response{best}"]}],
-        "rejected": [{"role": "assistant", "content": row[f"response{worse}"]}],
+        "chosen": [{"role": "assistant", "content": str(row[f"response{best}"])}],
+        "rejected": [{"role": "assistant", "content": str(row[f"response{worse}"])}],
     }
 
 
