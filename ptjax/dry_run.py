@@ -1,13 +1,16 @@
 """`--dry_run`: everything up to the first compiled step, and what it would take."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ptjax.config import Config
-from ptjax.prepare import Run, prepare
+from ptjax.prepare import prepare
 from ptjax.sharding import BATCH
 from ptjax.types import COLUMN_DTYPES, tree_bytes
 
@@ -50,28 +53,25 @@ def report(config: Config) -> str:
         f"{memory.alias_size_in_bytes / _GIB:.2f} GiB donated",
         f"state      {tree_bytes(run.abstract) / _GIB:.2f} GiB a checkpoint",
         "",
-        *_examples(run),
+        *examples(next(run.pipeline.train()).columns, run.bundle.tokenizer),
     ]
     return "\n".join(lines)
 
 
-def _examples(run: Run, count: int = 2) -> list[str]:
-    """The first sequences of the first batch, what is trained of them in brackets."""
-    columns = next(run.pipeline.train()).columns
+def examples(columns: Mapping[str, np.ndarray], tokenizer: Any, count: int = 2) -> list[str]:
+    """The first examples of a batch, a line a sequence, what is trained of them in brackets."""
     lines = []
-    for row in range(min(count, columns["tokens"].shape[0])):
-        text, inside = f"example {row}: ", False
-        for token, valid, mask in zip(
-            columns["tokens"][row, 0],
-            columns["valid"][row, 0],
-            columns["mask"][row, 0],
-            strict=True,
-        ):
-            if not valid:
-                continue
-            if bool(mask) != inside:
-                text += "]" if inside else "["
-                inside = bool(mask)
-            text += run.bundle.tokenizer.decode([int(token)])
-        lines.append(text + ("]" if inside else ""))
+    for row in range(min(count, len(columns["tokens"]))):
+        there = np.flatnonzero(columns["valid"][row].any(-1))
+        for place, n in enumerate(there, 1):
+            which = f" ({place} of {len(there)})" if len(there) > 1 else ""
+            text, inside = f"example {row}{which}: ", False
+            valid = columns["valid"][row, n]
+            tokens, mask = (columns[name][row, n][valid] for name in ("tokens", "mask"))
+            for token, trained in zip(tokens.tolist(), (mask != 0).tolist(), strict=True):
+                if trained != inside:
+                    text += "]" if inside else "["
+                    inside = trained
+                text += tokenizer.decode([token])
+            lines.append(text + ("]" if inside else ""))
     return lines

@@ -8,6 +8,8 @@ import numpy as np
 
 from ptjax.data import HostBatch
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.flax_adapter import FlaxModel
+from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
 from ptjax.prepare import Run
 
@@ -16,20 +18,23 @@ class FlopCounter:
     """Model flops of this run's batches: weights by kind, attention, head, passes of stages."""
 
     def __init__(self, run: Run):
-        config = run.bundle.model.config
-        head = "embed" if config.tied else "head"
+        model = run.bundle.model
         trained = run.state.params
+        head = output_names(run.rows)
+        sizes = {name: leaf.size for name, leaf in run.state.merged().items()}
         kernels = {
-            name: leaf.size
-            for name, leaf in run.state.merged().items()
-            if run.rows[name].is_kernel and name != head
+            name: size
+            for name, size in sizes.items()
+            if run.rows[name].is_kernel and name not in head
         }
         self._stages = run.bound.stages
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
         has_logits = bool(set(run.bound.needs) & set(FIELDS))
-        self._head = config.vocab * config.embed * has_logits
-        self._head_trained = head in trained
+        self._head = sum(sizes[name] for name in head) * has_logits
+        self._head_trained = any(name in trained for name in head)
+        self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
+        config = model.config
         self._width = config.layers * config.heads * config.head_dim
 
     def of(self, batch: HostBatch) -> tuple[float, int]:
@@ -43,6 +48,8 @@ class FlopCounter:
             "head": self._head,
             "head_tokens": int((columns["mask"] != 0).sum()),
         }
+        if self._head_everywhere:
+            seen["head_tokens"] = seen["tokens"]
         flops = train_flops(
             trained=self._trained,
             frozen=self._frozen,
@@ -63,6 +70,16 @@ class FlopCounter:
                 passes += stage.passes
                 there = there | stage.writes.keys()
         return passes
+
+
+def output_names(rows: Table) -> list[str]:
+    """The weights that give the logits: kernels onto the vocabulary, else the embedding's table."""
+    kernels = [
+        name
+        for name, row in rows.items()
+        if row.is_kernel and row.outputs == ("vocab",) and "rank" not in row.inputs
+    ]
+    return kernels or [name for name, row in rows.items() if "vocab" in row.names[:1]]
 
 
 def peak_memory() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from ptjax.errors import UserError, did_you_mean
 
 
-def find(name: str, index: Mapping[str, Any], what: str) -> Any:
+def find(name: Any, index: Mapping[str, Any], what: str) -> Any:
     """The row `name` of an index, or what `my_package.my_file.my_function` leads to.
 
     Args:
@@ -16,8 +16,11 @@ def find(name: str, index: Mapping[str, Any], what: str) -> Any:
       what: what is looked for, as messages call it: "method", "reward".
 
     Raises:
-      UserError: no such row, module or attribute, or a module that fails as it is imported.
+      UserError: no such row, module or attribute, a module that fails as it is imported, or a name
+        that is no string.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{what}: {name!r} is not a string; give a name, or the path of your own")
     if name in index:
         return index[name]
     module, _, attribute = name.rpartition(".")

@@ -27,6 +27,8 @@ def folder(tmp_path_factory):
     (folder / "key.py").write_text(_config(folder, "config.optim.lr = 0.1"))
     (folder / "group.py").write_text(_config(folder, "config.optimizer = {'name': 'adamw'}"))
     (folder / "kind.py").write_text(_config(folder, "config.steps = 'ten'"))
+    line = "with config.ignore_type(): config.method = print"
+    (folder / "method.py").write_text(_config(folder, line))
     (folder / "raises.py").write_text(_config(folder, "config.steps = 1 // 0"))
     (folder / "nothing.py").write_text("x = 1\n")
     (folder / "syntax.py").write_text("def get_config(:\n")
@@ -200,6 +202,10 @@ CASES = {
     "method: none": (["method=None"], "config.method is None; its default is 'sft'"),
     "method: no such module": (["method=nowhere.loss"], "method 'nowhere.loss'"),
     "method: hyperparameter": (["hparams={'smoothing': 0.1}"], "unknown key 'smoothing'"),
+    "method: type": (
+        ["hparams={'label_smoothing': 'x'}"],
+        "config.hparams.label_smoothing expects a number, got 'x'",
+    ),
     "method: value": (["hparams={'label_smoothing': 2.0}"], "label_smoothing 2.0"),
     "mesh: does not divide": (["mesh.data=3"], "3 does not divide"),
     "mesh: too many": (["mesh.data=16", "mesh.fsdp=1"], "needs 16 devices"),
@@ -221,6 +227,7 @@ CASES = {
     "config: key in the file": ("--config={folder}/key.py", "unknown key 'lr'"),
     "config: group in the file": ("--config={folder}/group.py", "unknown key 'optimizer'"),
     "config: type in the file": ("--config={folder}/kind.py", "kind.py:6"),
+    "config: method in the file": ("--config={folder}/method.py", "is not a string"),
     "config: raises": ("--config={folder}/raises.py", "raises.py:6"),
     "config: syntax": ("--config={folder}/syntax.py", "syntax.py:1: invalid syntax"),
     "config: import": ("--config={folder}/import.py", "import.py:1: ModuleNotFoundError"),

@@ -10,7 +10,9 @@ from ptjax import loop
 from ptjax.config import lora
 from ptjax.errors import UserError
 from ptjax.export import export
+from ptjax.flops import FlopCounter
 from ptjax.generate.replies import reply
+from ptjax.prepare import prepare
 from ptjax.workdir import load_workdir
 from tests import tiny
 
@@ -74,6 +76,15 @@ class Later(nnx.Module):
         return self.hidden(*where, deterministic=deterministic) @ self.head()
 
 
+class Whole(nnx.Module):
+    def __init__(self, vocab, rngs):
+        self.embed = nnx.Embed(vocab, 16, rngs=rngs)
+        self.out = nnx.Linear(16, vocab, use_bias=False, rngs=rngs)
+
+    def __call__(self, tokens, positions, segment_ids, *, deterministic):
+        return self.out(self.embed(tokens))
+
+
 def read_tokenizer():
     from transformers import AutoTokenizer
 
@@ -84,6 +95,12 @@ def later():
     tokenizer = read_tokenizer()
     module = Later(len(tokenizer), nnx.Rngs(0))
     return {"module": module, "tokenizer": tokenizer, "max_positions": 128, "dropout": True}
+
+
+def whole():
+    tokenizer = read_tokenizer()
+    module = Whole(len(tokenizer), nnx.Rngs(0))
+    return {"module": module, "tokenizer": tokenizer, "max_positions": 128}
 
 
 def build():
@@ -158,6 +175,25 @@ def test_an_nnx_module_trains_goes_on_after_a_stop_loads_and_talks(folder, tmp_p
     loaded = load_workdir(tmp_path / "whole")
     said = [reply(b, ["what is blue"], max_tokens=8) for b in (whole.bundle, twice.bundle, loaded)]
     assert said[0] == said[1] == said[2]
+
+
+@pytest.mark.parametrize(
+    ("build", "adapters", "trained", "frozen", "head"),
+    [
+        ("build", None, 16 * 48 + 2 * 16 * 32, 0, 6),
+        ("later", None, 16 * 48, 0, 6),
+        ("whole", None, 0, 0, 6),
+        ("later", lora(rank=4, targets=r"qkv\.kernel"), 4 * (16 + 48), 16 * 48, 4),
+    ],
+)
+def test_a_heads_weights_are_counted_once(folder, build, adapters, trained, frozen, head):
+    run = prepare(config(folder, lora=adapters, **{"model.source": f"flax:their_model.{build}"}))
+    batch = next(run.pipeline.train())
+    tokens, scored = int(batch.columns["valid"].sum()), int((batch.columns["mask"] != 0).sum())
+    flops, _ = FlopCounter(run).of(batch)
+    vocab = len(run.bundle.tokenizer)
+    scored = tokens if build == "whole" else scored
+    assert flops == tokens * (6 * trained + 4 * frozen) + scored * 16 * vocab * head
 
 
 def test_our_rematerialisation_is_refused_in_one_line(folder, tmp_path):

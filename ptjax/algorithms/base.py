@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from ptjax.algorithms.hparams import keywords, typed
 from ptjax.errors import UserError, check_keys
 from ptjax.lookup import find
 from ptjax.stages.base import Stage
@@ -55,21 +56,27 @@ class Algorithm:
     def hyperparameters(self) -> dict[str, Any]:
         """The keyword-only arguments of loss and stages, and their defaults."""
         found: dict[str, Any] = {}
-        for function in (*(stage.run for stage in self.stages), self.loss):
+        for function in self._functions():
             found |= keywords(function)
         return found
+
+    def _functions(self) -> tuple[Callable[..., Any], ...]:
+        return (*(stage.run for stage in self.stages), self.loss)
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.
 
         Raises:
-          UserError: one that nothing here knows, or a required one that is not given.
+          UserError: one that nothing here knows, a required one that is not given, or one of a type
+          that the function does not take.
         """
         known = self.hyperparameters()
         check_keys(given, known, where)
         for name, default in known.items():
             if default is _REQUIRED and name not in given:
                 raise UserError(f"{where}: {name!r} has no default and must be set")
+        for function in self._functions():
+            given = typed(function, given, where)
         values = {name: _hashable(value) for name, value in {**known, **given}.items()}
         stages = tuple(s for s in self.stages if s.wanted is None or known_call(s.wanted, values))
         judge = self if self.judge is None else self.judge
@@ -113,12 +120,6 @@ class Bound:
         return ({"loss": (1.0, terms)} if isinstance(terms, Mean) else terms), metrics
 
 
-def keywords(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only arguments of a function and their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
 def known_call(function: Callable[..., Any], values: Mapping[str, Any], *args: Any) -> Any:
     """Calls a function with those of the values that it takes by keyword."""
     return function(*args, **_known(function, values))
@@ -138,13 +139,13 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
-def named(name: str, methods: Mapping[str, Algorithm]) -> Algorithm:
+def named(name: Any, methods: Mapping[str, Algorithm]) -> Algorithm:
     """An algorithm by its row in `methods`, or by dotted path: `my_package.my_file.my_loss`.
 
     The path leads to an Algorithm, or to a loss function that reads `logps` alone.
 
     Raises:
-      UserError: no such row, module or attribute.
+      UserError: no such row, module or attribute, or no string.
     """
     found = find(name, methods, "method")
     if isinstance(found, Algorithm):

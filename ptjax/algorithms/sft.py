@@ -67,6 +67,8 @@ def _needs(*, loss: str, label_smoothing: float, z_loss_weight: float) -> tuple[
         raise UserError("sft: label_smoothing goes with loss='nll', not with 'dft'")
     if not 0 <= label_smoothing < 1:
         raise UserError(f"sft: label_smoothing {label_smoothing} is not in [0, 1)")
+    if not z_loss_weight >= 0:
+        raise UserError(f"sft: z_loss_weight {z_loss_weight} is negative")
     fields = ["logps"]
     if label_smoothing:
         fields.append("mean_logps")

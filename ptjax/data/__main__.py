@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> None:
         description="Prints examples with tokens coloured by mask, lengths, packing and drops.",
         example="python -m ptjax.data --config=configs/sft.py",
     )
+    if flags.examples < 0:
+        raise UserError(f"--examples={flags.examples}: it cannot be negative")
     values = config.to_dict()
     source = (values.get("model") or {}).get("source")
     if not values.get("data") or not source:

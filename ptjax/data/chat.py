@@ -120,11 +120,10 @@ class Chat:
                 continue
             try:
                 if sequence.genuine is None:
-                    ids, starts = next(made)
+                    ids, starts = self._apart(sequence, *next(made))
                 else:
-                    ids, starts = self.template.tokens.encode_around(
-                        sequence.text, sequence.genuine
-                    )
+                    around = self.template.tokens.encode_around(sequence.text, sequence.genuine)
+                    ids, starts = self._apart(sequence, *around)
             except BadForm as error:
                 results[owner] = error
                 continue
@@ -134,6 +133,21 @@ class Chat:
             if not sequence.ends and mask.any():
                 ids, mask = self._with_eos(ids), np.append(mask, True)
             results[owner].append(_encoded(ids, mask, int(mask.argmax())))
+
+    def _apart(
+        self, sequence: Sequence, ids: np.ndarray, starts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes a turn apart from its prompt where a token would reach from one to the other.
+
+        The prompt's ids are then those it has when it is sampled from, and all of the turn is
+        trained.
+        """
+        cuts = [start for start in sequence.starts if start not in starts]
+        if not cuts:
+            return ids, starts
+        tokens = self.template.tokens
+        genuine = tokens.places(sequence.text) if sequence.genuine is None else sequence.genuine
+        return tokens.encode_around(sequence.text, genuine, cuts)
 
     def _encode_texts(self, texts: list[tuple[int, str, str]], results: list) -> None:
         """Text alone, and prompts with completions: each part by itself, as it would be sampled."""

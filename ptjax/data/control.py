@@ -3,7 +3,7 @@
 A control string in content stays text. Where content holds none, the result is that of one plain
 call on the whole text. Where it does, the stretch around it, from one control token that the
 template wrote to the next, is encoded with `split_special_tokens`; the tokenizer itself cuts text
-at control tokens, so no joint is added that was not there.
+at control tokens, so no joint is added that was not there but those that the caller asks for.
 """
 
 import re
@@ -49,6 +49,7 @@ class Tokens:
         self._to_private = {first: chr(_PRIVATE + i) for i, first in enumerate(firsts)}
         self._restore = {ord(private): first for first, private in self._to_private.items()}
         self._prefix_needed = self._prefixes_first_piece()
+        self._spaced = self._puts_a_space()
         self.bos = self._bos()
 
     def suspicious(self, text: str) -> bool:
@@ -132,9 +133,16 @@ class Tokens:
         return made
 
     def encode_around(
-        self, text: str, genuine: Iterable[tuple[int, int]]
+        self, text: str, genuine: Iterable[tuple[int, int]], cuts: Iterable[int] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `encode`, of one text whose control tokens stand at `genuine` and nowhere else."""
+        """As `encode`, of one text whose control tokens stand at `genuine` and nowhere else.
+
+        Args:
+          text: the whole text.
+          genuine: characters of its control tokens.
+          cuts: characters that a token begins at, whatever it would merge with.
+
+        """
         spans = list(genuine)
         starts = {start for start, _ in spans}
         forged = [m.start() for m in self.pattern.finditer(text) if m.start() not in starts]
@@ -145,12 +153,12 @@ class Tokens:
         pieces.append((position, len(text), False))
         ids, offsets = [], []
         for start, end, is_content in pieces:
-            if start == end:
-                continue
-            one = self._content_piece if is_content else self._piece
-            piece_ids, piece_offsets = one(text[start:end])
-            ids.append(piece_ids)
-            offsets.append(piece_offsets + start)
+            edges = sorted({start, *(cut for cut in cuts if start < cut < end), end})
+            for left, right in zip(edges, edges[1:], strict=False):
+                follows = self._spaced if left in cuts else is_content and self._prefix_needed
+                piece_ids, piece_offsets = self._piece(text[left:right], is_content, follows)
+                ids.append(piece_ids)
+                offsets.append(piece_offsets + left)
         return np.concatenate(ids), np.concatenate(offsets)
 
     def _stretches(
@@ -168,17 +176,15 @@ class Tokens:
                 made.append((left, right))
         return made
 
-    def _piece(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.encode([text])[0]
-
-    def _content_piece(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Content that follows something: no space may be put before it."""
-        if self._prefix_needed:
-            newline = self.encode(["\n"], plain=True)[0][0]
-            ids, offsets = self.encode_content(["\n" + text])[0]
-            if np.array_equal(ids[: len(newline)], newline):
-                return ids[len(newline) :], offsets[len(newline) :] - 1
-        return self.encode_content([text])[0]
+    def _piece(self, text: str, is_content: bool, follows: bool) -> tuple[np.ndarray, np.ndarray]:
+        """A part of a text; no space may be put before one that follows something."""
+        one = self.encode_content if is_content else self.encode
+        for before in ("\n", "a") if follows else ():
+            known, _ = one([before])[0]
+            ids, offsets = one([before + text])[0]
+            if np.array_equal(ids[: len(known)], known):
+                return ids[len(known) :], offsets[len(known) :] - 1
+        return one([text])[0]
 
     def _cut(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Encodes control strings that are tokens even to `split_special_tokens` in two halves."""
@@ -200,6 +206,11 @@ class Tokens:
             return False
         alone, after = (ids for ids, _ in self.encode(["a", self.strings[0] + "a"]))
         return not np.array_equal(alone, after[1:])
+
+    def _puts_a_space(self) -> bool:
+        """Whether text alone is encoded otherwise than inside a text."""
+        newline, alone, inside = (ids for ids, _ in self.encode(["\n", "a", "\na"]))
+        return not np.array_equal(alone, inside[len(newline) :])
 
     def _bos(self) -> list[int]:
         """The token that the tokenizer puts before any text, if it does."""

@@ -20,6 +20,8 @@ _READ = 2000
 _SHOWN = 5
 _Z = 4.0
 """How surprising a word's side must be: with thousands of words, chance gives fewer than one."""
+_ALONE = 25
+"""Pairs that tell a word which stands in none on the other side, however long the sides are."""
 _WORD = re.compile(r"[\w']+|[^\w\s]+")
 
 
@@ -134,7 +136,9 @@ def _words(one: list[set[str]], other: list[set[str]], *, paired: bool) -> list[
     """Words whose side is more than `_Z` standard deviations from that of words on the whole.
 
     A word is expected on the first side as often as all words together are, which takes account of
-    longer answers and of unequal numbers of them.
+    longer answers and of unequal numbers of them. Sides of pairs that differ in few words owe that
+    share to just those, so a word that stands on one side alone, in `_ALONE` pairs, is found by the
+    sign test, against a fair coin.
     """
     if paired:
         pairs = list(zip(one, other, strict=True))
@@ -143,13 +147,15 @@ def _words(one: list[set[str]], other: list[set[str]], *, paired: bool) -> list[
         collections.Counter(word for words in side for word in words) for side in (one, other)
     ]
     totals = [sum(count.values()) for count in counts]
-    if not all(totals):
+    if not all(totals) and not paired:
         return []
-    share = totals[0] / sum(totals)
+    share = totals[0] / max(1, sum(totals))
     found = []
     for word in counts[0].keys() | counts[1].keys():
         n = counts[0][word] + counts[1][word]
-        z = (counts[0][word] - n * share) / math.sqrt(n * share * (1 - share))
-        if abs(z) >= _Z:
-            found.append((-abs(z), word))
+        z = abs(counts[0][word] - n * share) / math.sqrt(n * share * (1 - share) or 1)
+        if paired and n >= _ALONE and counts[0][word] in (0, n):
+            z = max(z, math.sqrt(n))
+        if z >= _Z:
+            found.append((-z, word))
     return [Word(word, (counts[0][word], counts[1][word])) for _, word in sorted(found)]

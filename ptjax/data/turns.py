@@ -25,6 +25,8 @@ class Sequence(NamedTuple):
     """Where control tokens stand; None: wherever there is a control string."""
     ends: bool = True
     """Whether the text ends with a control token, so that none has to be added."""
+    starts: tuple[int, ...] = ()
+    """Where what is sampled begins: no token may reach across."""
 
 
 class _Turn(NamedTuple):
@@ -75,12 +77,10 @@ def split_turns(
     sequences = []
     while turns:
         _, host = turns.popitem()
-        spans = list(host.spans)
-        for i in list(turns):
-            if _part_of(turns[i], host):
-                spans += turns.pop(i).spans
-        text = host.text[: host.end]
-        sequences.append(Sequence(text, sorted(spans), host.genuine, host.ends))
+        held = [host, *(turns.pop(i) for i in list(turns) if _part_of(turns[i], host))]
+        spans = sorted(span for turn in held for span in turn.spans)
+        starts = tuple(sorted(turn.start for turn in held))
+        sequences.append(Sequence(host.text[: host.end], spans, host.genuine, host.ends, starts))
     return sequences[::-1]
 
 

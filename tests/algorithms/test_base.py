@@ -66,6 +66,7 @@ def test_a_row_or_a_dotted_path(outside):
         ("my_loses.twice", "No module named 'my_loses'"),
         ("my_losses.thrice", "my_losses has no 'thrice'"),
         ("my_losses.NUMBER", "neither an Algorithm nor a loss function"),
+        (loss, "method: <function loss at .*> is not a string; give a name, or the path of"),
         ("my_broken.loss", "No module named 'nowhere_at_all'"),
     ],
 )

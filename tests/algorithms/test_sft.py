@@ -36,6 +36,7 @@ def test_needs_only_what_it_reads(hparams, needs, linear):
         (dict(loss="mse"), "'mse' is none of nll, dft"),
         (dict(loss="dft", label_smoothing=0.1), "label_smoothing goes with loss='nll'"),
         (dict(label_smoothing=1.0), "not in \\[0, 1\\)"),
+        (dict(z_loss_weight=-1), "z_loss_weight -1.0 is negative"),
         (dict(label_smothing=0.1), "hparams: unknown key 'label_smothing'; did you mean"),
     ],
 )

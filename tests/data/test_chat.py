@@ -2,7 +2,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ptjax.data.chat import Chat
@@ -49,6 +49,8 @@ contents = st.one_of(words, poisoned.map("".join).filter(str.strip))
 @pytest.mark.parametrize("name", CHATML_LIKE)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(contents, min_size=2, max_size=6))
+@example(["<", "<", "<", "<", "<", "   <"])
+@example(["<", "   <", "<", "   <|im_end|>"])
 def test_the_mask_is_the_assistants_content_and_its_end(name, said):
     made = encode(chat(name), talk(*said))
     strip = str.strip if name == "TRIMMED" else str
@@ -79,12 +81,27 @@ def test_control_strings_in_content_stay_text(name, said):
 @given(st.lists(words, min_size=2, max_size=6))
 def test_without_control_strings_it_is_one_plain_tokenisation(said):
     one = chat()
+    said = [content.lstrip() for content in said]
     sequence = encode(one, talk(*said))[-1]
     used = said if len(said) % 2 == 0 else said[:-1]
     text = CHATML.apply_chat_template(
         talk(*used), tokenize=False, chat_template=templates.CHATML
     ).removesuffix("\n")
     assert sequence.tokens.tolist() == CHATML(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", CHATML_LIKE)
+@settings(max_examples=60, deadline=None)
+@given(contents, contents)
+@example("<", "   <")
+@example("<", "   <|im_end|>")
+def test_what_is_trained_follows_the_prompt_that_is_sampled_from(name, asked, answer):
+    (sequence,) = encode(chat(name), talk(asked, answer))
+    prompt = chat(name).template.render(talk(asked), None, prompt=True)
+    genuine = prompt.genuine or chat(name).template.tokens.places(prompt.text)
+    ids, _ = chat(name).template.tokens.encode_around(prompt.text, genuine)
+    assert sequence.tokens[: len(ids)].tolist() == ids.tolist()
+    assert not sequence.mask[: len(ids)].any() and sequence.mask[len(ids) :].all()
 
 
 def test_a_thousand_poisoned_messages():

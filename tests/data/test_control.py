@@ -105,3 +105,18 @@ def test_slow_tokenizers_are_refused():
 
     with pytest.raises(UserError, match="not a fast one"):
         Tokens(object())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_adds_no_space_and_keeps_what_stands_before_it(kind):
+    tokens = TOKENS[kind]
+    genuine, cut = [(0, len("<|user|>"))], len("<|user|>a\n")
+    whole, starts = tokens.encode_around("<|user|>a\nfox", genuine)
+    assert cut in starts
+    assert tokens.encode_around("<|user|>a\nfox", genuine, [cut])[0].tolist() == whole.tolist()
+    for text in ("<|user|>the fox", "<|user|>th</s>e fox"):
+        cut = text.index("e fox")
+        ids, starts = tokens.encode_around(text, genuine, [cut])
+        before, _ = tokens.encode_around(text[:cut], genuine)
+        assert cut in starts
+        assert ids[: len(before)].tolist() == before.tolist()

@@ -36,6 +36,25 @@ def test_the_longer_side_and_a_word_of_one_side(tokenizer, write):
     assert second == "more often rejected: ',' (40 against 0), 'sorry' (40 against 0)"
 
 
+@pytest.mark.parametrize(
+    "chosen, rejected, told",
+    [
+        (" from Alice Smith", " from Bob", {"alice": (26, 0), "smith": (26, 0), "bob": (0, 26)}),
+        (" so sorry", "", {"so": (26, 0), "sorry": (26, 0)}),
+    ],
+)
+def test_pairs_that_differ_in_a_name(tokenizer, write, chosen, rejected, told):
+    both = [some(6) for _ in range(26)]
+    rows = [
+        {"prompt": f"{i}?", "chosen": said + chosen, "rejected": said + rejected}
+        for i, said in enumerate(both)
+    ]
+    report = found(rows, tokenizer, write, "pairs")
+    assert {word.word: word.counts for word in report.words} == told
+    few = found(rows[:12], tokenizer, write, "pairs")
+    assert not any(word.counts[1] == 0 for word in few.words)
+
+
 def test_data_without_shortcuts_report_none(tokenizer, write):
     rows = [{"prompt": f"{i}?", "chosen": some(6), "rejected": some(6)} for i in range(80)]
     report = found(rows, tokenizer, write, "pairs")

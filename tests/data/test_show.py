@@ -103,6 +103,10 @@ def test_the_command(tokenizer, write, tmp_path, capsys, monkeypatch):
     )
     main([f"--config={config}", "--examples=1"])
     assert capsys.readouterr().out.count("⟦") == 1
+    main([f"--config={config}", "--examples=0"])
+    assert "⟦" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--examples=-1: it cannot be negative"):
+        main([f"--config={config}", "--examples=-1"])
     with pytest.raises(UserError, match="missing --config"):
         main([])
     with pytest.raises(UserError, match="no such file"):

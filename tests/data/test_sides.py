@@ -14,7 +14,7 @@ from ptjax.data.messages import BadForm
 from ptjax.data.sides import encode_sides, encode_steps
 from tests.data.conftest import make_tokenizer
 from tests.data.shared import shared
-from tests.data.templates import CHATML, STRIPPING
+from tests.data.templates import CHATML, MARKED, STRIPPING
 from tests.data.test_real_templates import TEMPLATES, real_chat
 
 PAIRS = KINDS["pairs"]
@@ -68,15 +68,27 @@ def test_a_completion_of_several_turns_trains_its_own_alone(tokenizer):
     assert texts == ["a<|im_end|>t<|im_end|>", "b<|im_end|>"]
 
 
-def test_a_token_across_the_joint_is_refused():
-    """A prompt that ends in the middle of a word is other tokens before another answer."""
+def test_no_token_reaches_across_the_joint():
+    """A prompt that ends in the middle of a word is the same tokens before every answer."""
     glued = CHATML.replace("assistant\n'", "assistant: t'").replace(
         "m['role'] + '\n'", "m['role'] + (': t' if m['role'] == 'assistant' else '\n')"
     )
     assert glued.count(": t'") == 2
     chat = Chat(make_tokenizer(glued))
-    assert not isinstance(encoded(chat, pair(asked("q"), said(" fox"), said(" dog"))), BadForm)
     made = encoded(chat, pair(asked("q"), said("he fox"), said(" dog")))
+    assert not isinstance(made, BadForm)
+    texts = [chat.tokenizer.decode(one.tokens[one.mask]) for one in made.sequences]
+    assert texts == ["he fox<|im_end|>", " dog<|im_end|>"]
+
+
+def test_answers_that_the_template_trains_in_part_share_no_prompt():
+    begun = MARKED.replace(
+        "{% generation %}{{ m['content'] }}",
+        "{{ m['content'][:1] }}{% generation %}{{ m['content'][1:] }}",
+    )
+    chat = Chat(make_tokenizer(begun))
+    assert not isinstance(encoded(chat, pair(asked("q"), said("x fox"), said("x dog"))), BadForm)
+    made = encoded(chat, pair(asked("q"), said("x fox"), said("y dog")))
     assert isinstance(made, BadForm) and "prompt is not the same tokens" in made.reason
 
 
