@@ -10,8 +10,9 @@ from ptjax.algorithms.sft import LIKELIHOOD
 from ptjax.config import Config
 from ptjax.data.iterate import Batches
 from ptjax.generate.replies import reply
+from ptjax.job import Run
 from ptjax.models.load import Bundle
-from ptjax.prepare import Run, compute
+from ptjax.prepare import compute
 from ptjax.types import Mean, Params, TrainState
 
 HEADLINES = ("loss", "perplexity", "accuracy", "rewards/margin", "kl", "rollout/reward")

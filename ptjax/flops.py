@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from ptjax.data import HostBatch
+from ptjax.job import Run
 from ptjax.metrics import forward_flops, train_flops
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
-from ptjax.prepare import Run
 
 
 class FlopCounter:

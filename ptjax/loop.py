@@ -17,9 +17,10 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
+from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.models.fingerprint import fingerprint
-from ptjax.prepare import Run, prepare
+from ptjax.prepare import prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
 from ptjax.types import Params, TrainState

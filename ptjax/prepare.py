@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,153 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
-from ptjax.algorithms.base import Bound, known_call, named
+from ptjax.algorithms.base import Bound, named
 from ptjax.config import Config, check
-from ptjax.data import HostBatch
 from ptjax.errors import UserError, did_you_mean
 from ptjax.forward import ForwardOptions, forward_in_parts
+from ptjax.job import Run
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Compute, Decoder
-from ptjax.models.load import Bundle
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
-from ptjax.reference import Reference, check_reference, make_reference
+from ptjax.reference import check_reference, make_reference
 from ptjax.rollouts import check_rollout, make_rollout
-from ptjax.stages.base import Context, run_stages
-from ptjax.stages.rollout import Rollout
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
-from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
+from ptjax.types import Params, TrainState
 from ptjax.workdir import load
 
 _log = logging.getLogger("ptjax")
 
 ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score"
 """Trained where adapters are: they, and a scalar head."""
-
-
-@dataclass
-class Run:
-    """Everything that a run's loop uses; made by `prepare`.
-
-    Attributes:
-      changed: leaves that differ from those of config.model.source before the first step.
-      rows: the table's rows of all leaves, adapters included.
-      abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
-      reference: the model that stages ask beside the policy, None where none does.
-      rollout: how stages sample answers, None where none does.
-      train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
-      eval_step: `(params, batch) -> (terms, metrics)`, jitted.
-      policy_pass, reference_pass: `(params, batch, fields=...) -> Outputs`, jitted.
-    """
-
-    config: Config
-    mesh: Mesh
-    bundle: Bundle
-    changed: set[str]
-    rows: dict[str, Param]
-    pipeline: data.Pipeline
-    bound: Bound
-    steps: int
-    state: TrainState
-    abstract: TrainState
-    reference: Reference | None
-    rollout: Rollout | None
-    train_step: Any
-    eval_step: Any
-    policy_pass: Any
-    reference_pass: Any
-
-    def count(self, params: Params) -> int:
-        """Parameters of some leaves."""
-        return sum(leaf.size for leaf in params.values())
-
-    def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the columns that stages add to a batch of these, or write in their place."""
-        sizes = dict(zip("BNT", shapes["tokens"], strict=True))
-        found = {}
-        for stage in self.bound.stages:
-            if stage.sequences and self.rollout is not None:
-                sizes |= {"N": stage.sequences, "T": self.rollout.length}
-            for name, axes in stage.writes.items():
-                found[name] = tuple(sizes[axis] for axis in axes.split())
-        return found
-
-    @property
-    def measures(self) -> list[str]:
-        """What stages measure of held-out data, beside the loss."""
-        return [name for stage in self.bound.stages for name in stage.measures]
-
-    def held_out_names(self) -> list[str]:
-        """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
-        shapes = self.pipeline.shapes[0]
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
-            for name, shape in (shapes | self.staged(shapes)).items()
-        }
-        with jax.set_mesh(self.mesh):
-            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
-        return ["eval/loss", *(f"eval/{name}" for name in (*metrics, *self.measures))]
-
-    def stage(
-        self,
-        state: TrainState,
-        batch: Batch,
-        *,
-        training: bool = True,
-        step: int = 0,
-        host: HostBatch | None = None,
-    ) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
-        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log).
-
-        Args:
-          state: the policy, and what stages remember.
-          batch: columns on the device.
-          training: False before a held-out batch.
-          step: optimizer steps taken so far.
-          host: the same batch on the host; what stages write in the place of its sequences is
-            written here too.
-        """
-        if not self.bound.stages:
-            return batch, state.carry, {}
-
-        def model(
-            *, reference: bool = False, trained: Params | None = None
-        ) -> tuple[Decoder, Params]:
-            if reference and trained is None:
-                assert self.reference is not None
-                return self.reference.model, self.reference.params(state.frozen)
-            return self.bundle.model, {**state.frozen, **(trained or state.params)}
-
-        def policy(batch: Batch, fields: tuple[str, ...]) -> Outputs:
-            return self.policy_pass(model()[1], batch, fields=fields)
-
-        def reference(
-            batch: Batch, fields: tuple[str, ...], trained: Params | None = None
-        ) -> Outputs:
-            run = self.reference_pass if trained is None else self.policy_pass
-            _, params = model(reference=True, trained=trained)
-            return run(params, batch, fields=fields)
-
-        context = Context(
-            step=step,
-            training=training,
-            trained=state.params,
-            policy=policy,
-            reference=reference,
-            model=model,
-            mesh=self.mesh,
-            host=host,
-            rollout=self.rollout,
-            carry=dict(state.carry),
-        )
-        values = dict(self.bound.values)
-
-        def call(function: Any, *args: Any) -> Any:
-            return known_call(function, values, *args)
-
-        batch = run_stages(self.bound.stages, call, context, batch)
-        return batch, context.carry, context.logged
 
 
 def prepare(config: Config, workdir: str | None = None) -> Run:
@@ -179,7 +52,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     check(config)
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
-    check_reference(config, asked, any(s.reference and s.begin for s in bound.stages))
+    follows = any(stage.reference and stage.begin for stage in bound.stages)
+    check_reference(config, asked, follows)
     judges = check_rollout(config, bound.stages)
     if bound.coupled and config.accumulate > 1:
         raise UserError(
@@ -227,7 +101,9 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         seed=config.seed,
     )
     state = initial_state(config, bundle.params, rows, tx, options, mesh, bound)
-    reference = make_reference(config, bundle, state.params, mesh) if asked else None
+    reference = None
+    if asked and not follows:  # one that follows is what its stage remembers
+        reference = make_reference(config, bundle, state.params, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward_options = ForwardOptions(
         compute=compute(config),

@@ -17,8 +17,8 @@ from ptjax import sharding
 from ptjax.config import ConfigDict, defaults, lora
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
+from ptjax.job import Run
 from ptjax.models.hub import resolve_source
-from ptjax.prepare import Run
 from ptjax.types import TrainState
 from tests.golden import weights
 

@@ -23,6 +23,7 @@ ORDER = (
     "step optim metrics progress config",
     "report",
     "reference rollouts logps_cache",
+    "job",
     "prepare",
     "evals flops dry_run plan export preferences",
     "loop",

@@ -20,11 +20,12 @@ import numpy as np
 
 from ptjax.checkpoint import open_step
 from ptjax.config import ConfigDict, defaults, override, to_json
+from ptjax.job import Run
 from ptjax.models.families import FAMILIES
 from ptjax.models.load import read_config
 from ptjax.models.spec import hf_names, hf_shape
 from ptjax.models.weights_out import write_safetensors
-from ptjax.prepare import Run, prepare
+from ptjax.prepare import prepare
 from ptjax.types import Batch, Mean, Outputs
 from tests.data.conftest import make_tokenizer
 from tests.data.templates import CHATML

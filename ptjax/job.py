@@ -1,0 +1,145 @@
+"""Everything that a run's loop uses: the model, the data, the state, the jitted passes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ptjax import data
+from ptjax.algorithms.base import Bound, known_call
+from ptjax.config import Config
+from ptjax.data import HostBatch
+from ptjax.models.bundle import Bundle
+from ptjax.models.decoder import Decoder
+from ptjax.models.spec import Param
+from ptjax.reference import Reference
+from ptjax.stages.base import Context, run_stages
+from ptjax.stages.rollout import Rollout
+from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
+
+
+@dataclass
+class Run:
+    """Everything that a run's loop uses; made by `prepare`.
+
+    Attributes:
+      changed: leaves that differ from those of config.model.source before the first step.
+      rows: the table's rows of all leaves, adapters included.
+      abstract: the state's shapes and shardings, frozen leaves left out: what a checkpoint holds.
+      reference: the model that stages ask beside the policy, None where none does.
+      rollout: how stages sample answers, None where none does.
+      train_step: `(state, batch) -> (state, metrics)`, jitted, the state donated.
+      eval_step: `(params, batch) -> (terms, metrics)`, jitted.
+      policy_pass, reference_pass: `(params, batch, fields=...) -> Outputs`, jitted.
+    """
+
+    config: Config
+    mesh: Mesh
+    bundle: Bundle
+    changed: set[str]
+    rows: dict[str, Param]
+    pipeline: data.Pipeline
+    bound: Bound
+    steps: int
+    state: TrainState
+    abstract: TrainState
+    reference: Reference | None
+    rollout: Rollout | None
+    train_step: Any
+    eval_step: Any
+    policy_pass: Any
+    reference_pass: Any
+
+    def count(self, params: Params) -> int:
+        """Parameters of some leaves."""
+        return sum(leaf.size for leaf in params.values())
+
+    def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the columns that stages add to a batch of these, or write in their place."""
+        sizes = dict(zip("BNT", shapes["tokens"], strict=True))
+        found = {}
+        for stage in self.bound.stages:
+            if stage.sequences and self.rollout is not None:
+                sizes |= {"N": stage.sequences, "T": self.rollout.length}
+            for name, axes in stage.writes.items():
+                found[name] = tuple(sizes[axis] for axis in axes.split())
+        return found
+
+    @property
+    def measures(self) -> list[str]:
+        """What stages measure of held-out data, beside the loss."""
+        return [name for stage in self.bound.stages for name in stage.measures]
+
+    def held_out_names(self) -> list[str]:
+        """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
+        shapes = self.pipeline.shapes[0]
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
+            for name, shape in (shapes | self.staged(shapes)).items()
+        }
+        with jax.set_mesh(self.mesh):
+            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
+        return ["eval/loss", *(f"eval/{name}" for name in (*metrics, *self.measures))]
+
+    def stage(
+        self,
+        state: TrainState,
+        batch: Batch,
+        *,
+        training: bool = True,
+        step: int = 0,
+        host: HostBatch | None = None,
+    ) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
+        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log).
+
+        Args:
+          state: the policy, and what stages remember.
+          batch: columns on the device.
+          training: False before a held-out batch.
+          step: optimizer steps taken so far.
+          host: the same batch on the host; what stages write in the place of its sequences is
+            written here too.
+        """
+        if not self.bound.stages:
+            return batch, state.carry, {}
+
+        def model(
+            *, reference: bool = False, trained: Params | None = None
+        ) -> tuple[Decoder, Params]:
+            if reference and trained is None:
+                assert self.reference is not None
+                return self.reference.model, self.reference.params(state.frozen)
+            return self.bundle.model, {**state.frozen, **(trained or state.params)}
+
+        def policy(batch: Batch, fields: tuple[str, ...]) -> Outputs:
+            return self.policy_pass(model()[1], batch, fields=fields)
+
+        def reference(
+            batch: Batch, fields: tuple[str, ...], trained: Params | None = None
+        ) -> Outputs:
+            run = self.reference_pass if trained is None else self.policy_pass
+            _, params = model(reference=True, trained=trained)
+            return run(params, batch, fields=fields)
+
+        context = Context(
+            step=step,
+            training=training,
+            trained=state.params,
+            policy=policy,
+            reference=reference,
+            model=model,
+            mesh=self.mesh,
+            host=host,
+            rollout=self.rollout,
+            carry=dict(state.carry),
+        )
+        values = dict(self.bound.values)
+
+        def call(function: Any, *args: Any) -> Any:
+            return known_call(function, values, *args)
+
+        batch = run_stages(self.bound.stages, call, context, batch)
+        return batch, context.carry, context.logged
