@@ -19,15 +19,15 @@ def get_config() -> ConfigDict:
     config.lora = lora(rank=16, alpha=32.0)
     config.data.sources = [{"path": str(DATA / "name_pairs.jsonl")}]
     config.data.validation = 0.15
-    config.data.max_length = 128
-    config.data.tokens_per_batch = 1024
+    config.data.max_length = 96
+    config.data.tokens_per_batch = 768
     config.reference.mode = "cached"
-    config.steps = 40
-    config.optim.learning_rate = 2e-4
+    config.steps = 16
+    config.optim.learning_rate = 3e-4
     config.optim.warmup = 0.1
-    config.checkpoint.every = 20
-    config.eval.every = 10
+    config.checkpoint.every = 8
+    config.eval.every = 4
     config.samples.prompts = (DATA / "name_prompts_heldout.txt").read_text().splitlines()
-    config.samples.every = 20
-    config.samples.max_tokens = 40
+    config.samples.every = 8
+    config.samples.max_tokens = 32
     return config
