@@ -132,7 +132,7 @@ def test_neftunes_noise_is_as_wide_as_transformers(alpha, tokens, width, bound):
             widths.append(noise)
             return jnp.zeros((*ids.shape, 4))
 
-        def head(self, params):
+        def projection(self, params):
             return Head(jnp.zeros((4, 8)), False, None)
 
     spy = Spy(replace(toy.CONFIG, embed=width))
