@@ -57,8 +57,8 @@ def test_as_trl(name, monkeypatch):
                 f"{float(logged['grad_norm']) / wanted['grad_norms'][step] - 1:+.1e}, margin "
                 f"{float(logged['rewards/margin']) - wanted['margins'][step]:+.1e}"
             )
-            np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-3)
-            np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=2e-3)
+            np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-4)
+            np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=5e-4)
             np.testing.assert_allclose(logged["rewards/margin"], wanted["margins"][step], atol=2e-3)
             np.testing.assert_allclose(
                 logged["logps/chosen"], wanted["chosen_logps"][step], atol=2e-2
