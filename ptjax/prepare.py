@@ -92,6 +92,11 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
     bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
+    if pipeline.examples.has_twins() and not bundle.model.is_random(compute(config)):
+        raise UserError(
+            "config.model.dropout = 0: texts that are their own positive differ by dropout alone "
+            "(SimCSE); set 0.1, or give other positives"
+        )
     schedule, tx = optimizer(config, rows, bundle.params, steps)
     options = StepOptions(
         accumulate=config.accumulate,

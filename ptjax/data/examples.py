@@ -55,6 +55,14 @@ class Examples:
         """Tokens of a packed row that an example takes: all of its sequences side by side."""
         return self.longest if self.mismatched is not None else self.lengths.sum(1)
 
+    def has_twins(self, looked_at: int = 1000) -> bool:
+        """Whether one of the first examples begins with the same sequence twice."""
+        lengths = self.lengths[:looked_at]
+        if lengths.shape[1] < 2:
+            return False
+        alike = np.flatnonzero((lengths[:, 0] == lengths[:, 1]) & (lengths[:, 0] > 0)).tolist()
+        return any(np.array_equal(self.tokens(i, 0)[0], self.tokens(i, 1)[0]) for i in alike)
+
     def identity(self) -> bytes:
         """A digest of all tokens and masks, in the examples' order."""
         digest = hashlib.sha256()
