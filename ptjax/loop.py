@@ -97,6 +97,8 @@ class _Loop:
         self.frozen = fingerprint(self.state.frozen)
         self.shapes: set[tuple[int, ...]] = set()
         self.compiled = run.train_step._cache_size()
+        self.keeping = 0.0
+        """Seconds that the numbers of the last step took to write and show."""
 
     def run(self) -> Result:
         config, steps = self.config, self.job.steps
@@ -111,7 +113,9 @@ class _Loop:
                     self.look(0)
                 while step < steps:
                     # ---- A step is dispatched; the numbers of the last are read meanwhile ----
+                    asked = time.perf_counter()
                     batch = next(self.batches)
+                    pulled = time.perf_counter() - asked
                     self.meet(batch)
                     began = time.perf_counter()
                     on_device = sharding.put_batch(batch.columns, self.job.mesh)
@@ -125,7 +129,7 @@ class _Loop:
                     step += 1
                     self.count_compilation(step, batch, host_seconds)
                     self.read_pending()
-                    self.pending = (step, batch, logged, host_seconds)
+                    self.pending = (step, batch, logged, pulled + host_seconds + self.keeping)
                     stopping = stop.requested(step)
                     # ---- Metrics first, then the save: a resumed run drops what is later ----
                     last, self.held_out = step == steps, {}
@@ -169,6 +173,8 @@ class _Loop:
         self.metrics.resume(step or -1)
         if not self.primary:
             return
+        if lost := self.job.pipeline.report.lost():
+            _log.warning("data: %s", lost)
         from etils import epath
 
         try:
@@ -212,6 +218,7 @@ class _Loop:
         step, batch, logged, host_seconds = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(logged).items()}
+        began = time.perf_counter()
         flops, slots = self.flops.of(batch)
         self.speed.update(tokens=values["tokens"], slots=slots, flops=flops)
         streak = values.pop("streak")
@@ -219,6 +226,7 @@ class _Loop:
             values |= self.speed.read() | {"host_ms": 1000 * host_seconds}
             self.metrics.write(step, values)
             self.progress.update(step, values)
+        self.keeping = time.perf_counter() - began
         if not values["accepted"]:
             self.say(f"step {step}: loss {values['loss']}: skipped, nothing changed")
         if streak >= self.config.guard.max_skipped:
@@ -328,6 +336,7 @@ class _Loop:
             "method": self.config.method,
             "model": self.config.model.source,
             "data": [source.path for source in self.job.pipeline.config.sources],
+            "lost": self.job.pipeline.report.lost(),
             "device": f"{jax.device_count()} x {device.device_kind}",
             "trainable": self.job.count(self.state.params),
             "total": self.job.count(self.state.merged()),

@@ -23,11 +23,12 @@ def summary(facts: Row, rows: Sequence[Row], samples: Sequence[Row]) -> str:
     """The one-page summary of a run as markdown; what is not known is left out.
 
     Args:
-      facts: `method`, `model`, `data` (a name or a list), `device`, `trainable` and `total`
-        (parameters), `steps`, `tokens` (useful ones of all steps), `seconds` (of all steps, without
-        compilation, evaluation, samples and saving), `compile_seconds`, `tokens_per_second` and
-        `mfu` (0..1) over those seconds, `peak_memory` (bytes), `skipped` (steps), `checkpoint`
-        (folder), `next` ({what: command}); every one optional.
+      facts: `method`, `model`, `data` (a name or a list), `lost` (what of it was cut or left out,
+        in words), `device`, `trainable` and `total` (parameters), `steps`, `tokens` (useful ones of
+        all steps), `seconds` (of all steps, without compilation, evaluation, samples and saving),
+        `compile_seconds`, `tokens_per_second` and `mfu` (0..1) over those seconds, `peak_memory`
+        (bytes), `skipped` (steps), `checkpoint` (folder), `next` ({what: command}); every one
+        optional.
       rows: lines of `metrics.jsonl`: `loss` of training, `eval/...` of held-out data.
       samples: lines of `samples.jsonl`.
     """
@@ -83,6 +84,7 @@ def _described(facts: Row) -> list[tuple[str, str]]:
     compiling = facts.get("compile_seconds")
     known = {
         "data": data if isinstance(data, str | None) else ", ".join(map(str, data)),
+        "cut or left out": facts.get("lost") or None,
         "device": facts.get("device"),
         "trained parameters": _parameters(trainable, total),
         "steps": _count(facts.get("steps"), facts.get("skipped")),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -264,3 +265,20 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     assert "tokens a step" in said
     assert "example 0: <|im_start|>user" in said
     assert "[" in said.split("example 0")[1]
+
+
+def test_what_is_cut_or_left_out_is_said_and_kept(folder, tmp_path, caplog):
+    path = tmp_path / "chats.jsonl"
+    path.write_text((folder / "chats.jsonl").read_text() + '{"messages": 3}\n')
+    config = tiny.tiny_config(
+        folder,
+        steps=1,
+        **{"data.sources[0].path": str(path), "data.on_bad_line": "skip"},
+        **{"data.max_length": 16, "data.on_empty": "drop", "data.validation": None},
+    )
+    with caplog.at_level("WARNING", logger="ptjax"):
+        result = loop.train(config, str(tmp_path / "run"), quiet=True)
+    said = next(m for m in caplog.messages if m.startswith("data: "))
+    assert re.search(r"[1-9][0-9,]* sequences cut by [1-9][0-9,]* tokens", said)
+    assert "1 left out: 'messages' is not a list of messages" in said
+    assert said.removeprefix("data: ") in result.summary.replace("\\|", "|")

@@ -70,6 +70,20 @@ class Report:
             shortcuts=found,
         )
 
+    def lost(self) -> str:
+        """What of the data was cut or left out, in words; empty where nothing was."""
+        told = []
+        for what, sources in (("", self.sources), (" held out", self.validation_sources)):
+            cut = sum(source.truncated for source in sources)
+            tokens = sum(source.truncated_tokens for source in sources)
+            if cut:
+                told.append(f"{cut:,} sequences{what} cut by {tokens:,} tokens")
+            drops: collections.Counter[str] = collections.Counter()
+            for source in sources:
+                drops.update(source.drops)
+            told += [f"{n:,}{what} left out: {reason}" for reason, n in drops.items() if n]
+        return "; ".join(told)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, lengths as quantiles."""
         values = dataclasses.asdict(self)

@@ -128,6 +128,11 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
     """
     kind = raw.get("model_type")
     if kind not in FAMILIES:
+        if isinstance(raw.get("text_config"), dict):
+            raise UserError(
+                f"{origin}: model_type {kind!r} is a model of more than text; only text-only "
+                "checkpoints are supported"
+            )
         hint = did_you_mean(str(kind), FAMILIES)
         raise UserError(f"{origin}: model_type {kind!r} is not supported{hint}")
     if raw.get("quantization_config"):

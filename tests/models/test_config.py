@@ -101,3 +101,9 @@ def test_what_is_refused_is_one_clear_line(changes, message):
     with pytest.raises(UserError, match=message) as found:
         read_config(raw(**changes), "folder")
     assert "\n" not in str(found.value)
+
+
+def test_a_model_of_more_than_text_is_told_as_such():
+    raw = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    with pytest.raises(UserError, match="'gemma3' is a model of more than text"):
+        read_config(raw, "here")
