@@ -120,13 +120,7 @@ def loss_and_gradients(case, batch, *, accumulate=1, mesh=None):
         loss, grads, _ = run(values, {name: jnp.asarray(x) for name, x in batch.items()})
     else:
         with jax.set_mesh(mesh):
-            placed = {
-                name: jax.device_put(
-                    leaf, sharding.named(model.table[name].names, leaf.shape, mesh)
-                )
-                for name, leaf in values.items()
-            }
-            loss, grads, _ = run(placed, sharding.put_batch(batch, mesh))
+            loss, grads, _ = run(toy.on_mesh(model, values, mesh), sharding.put_batch(batch, mesh))
     grads = {name: np.asarray(grad) for name, grad in grads.items()}
     return np.asarray(loss), {name: grad for name, grad in grads.items() if grad.any()}
 

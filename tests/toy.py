@@ -141,6 +141,14 @@ def _compiled(model, bound, accumulate, options, mesh):
     return jax.jit(run, compiler_options=QUICK)
 
 
+def on_mesh(model, values, mesh):
+    """Parameters where the rules put them."""
+    return {
+        name: jax.device_put(leaf, sharding.named(model.table[name].names, leaf.shape, mesh))
+        for name, leaf in values.items()
+    }
+
+
 def loss_and_gradients(
     columns,
     *,
@@ -161,13 +169,7 @@ def loss_and_gradients(
         loss, grads, _ = run(values, {k: jnp.asarray(v) for k, v in columns.items()})
     else:
         with jax.set_mesh(mesh):
-            placed = {
-                name: jax.device_put(
-                    leaf, sharding.named(model.table[name].names, leaf.shape, mesh)
-                )
-                for name, leaf in values.items()
-            }
-            loss, grads, _ = run(placed, sharding.put_batch(columns, mesh))
+            loss, grads, _ = run(on_mesh(model, values, mesh), sharding.put_batch(columns, mesh))
     return np.asarray(loss), jax.tree.map(np.asarray, grads)
 
 
