@@ -1,6 +1,9 @@
-"""What runs on the device: prefill, and decoding with a cache in stretches of many steps.
+"""What runs on the device: prompts are read, answers take free rows, all rows decode together.
 
-Shapes: R rows, L tokens of a prompt, S slots of the cache, N steps of a stretch.
+A prompt is read once; each of its answers begins with a copy of its keys and values, in a row of
+its own. A row that has ended is given to the next answer: shapes never change.
+
+Shapes: R rows, S slots of a row, G prompts read together, L tokens of a prompt, N steps.
 """
 
 import functools
@@ -16,10 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from ptjax import sharding
 from ptjax.generate.sampling import Sampling, draw
 from ptjax.models.decoder import Cache, Compute, Decoder
-from ptjax.ops.attention import Span
 
 STRETCH = 32
-"""Steps between two looks of the host, which checks stop strings."""
+"""Steps between two looks of the host, which checks stop strings and gives rows away."""
 
 
 class Steps(NamedTuple):
@@ -28,112 +30,137 @@ class Steps(NamedTuple):
     tokens: Int[Array, "R N"]
     logps: Float[Array, "R N"]
     done: Bool[Array, " R"]
+    taken: Int[Array, ""]
 
 
 @flax.struct.dataclass
 class Rows:
-    """Rows in flight.
+    """Answers in flight.
 
     Attributes:
-      cache: keys and values of all tokens but the last.
+      cache: keys and values of all tokens but each row's last.
       last: each row's last token.
-      position: where the last token stands.
       keys: randomness of each row.
       count: tokens that a row has been given since its prompt.
+      limit: tokens that it may have.
     """
 
     cache: Cache
     last: Int[Array, " R"]
-    position: Int[Array, " R"]
     keys: Key[Array, " R"]
-    count: Int[Array, ""]
+    count: Int[Array, " R"]
+    limit: Int[Array, " R"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "compute", "slots"))
+@functools.partial(jax.jit, static_argnames=("model", "rows", "slots", "dtype"))
+def begin(model: Decoder, rows: int, slots: int, dtype: str) -> Rows:
+    """Rows that hold nothing."""
+    zeros = jnp.zeros(rows, jnp.int32)
+    keys = _keys(jnp.zeros((rows, 2), jnp.uint32))
+    return Rows(_pin(model.new_cache(rows, slots, dtype)), zeros, keys, zeros, zeros)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "compute"))
 def prefill(
     model: Decoder,
     params: Mapping[str, Array],
-    tokens: Int[Array, "R L"],
-    counts: Int[Array, " R"],
-    seeds: UInt32[Array, "R 2"],
-    sampling: Sampling,
-    stop_ids: Int[Array, " stops"],
+    tokens: Int[Array, "G L"],
+    counts: Int[Array, " G"],
     *,
     compute: Compute,
-    slots: int,
-) -> tuple[Steps, Rows]:
-    """Reads left-padded prompts and draws the first token of each."""
+) -> Cache:
+    """Keys and values of prompts, each without its last token, padded on the right."""
     size, length = tokens.shape
-    offsets = jnp.arange(length) - (length - counts[:, None])
-    span = Span(jnp.maximum(offsets, 0), (offsets >= 0).astype(jnp.int32))
     cache = _pin(model.new_cache(size, length, compute.dtype))
-    hidden, cache = model.extend(params, tokens, span, cache, compute=compute)
-    keys = jax.vmap(lambda seed: jax.random.wrap_key_data(seed, impl="threefry2x32"))(seeds)
-    first = Rows(_pin(_longer(cache, slots)), tokens[:, -1], counts - 1, keys, jnp.int32(0))
-    token, logp, state = _next(model, params, hidden[:, -1], first, sampling)
-    done = (token[:, None] == stop_ids).any(1)
-    return _shared(Steps(token[:, None], logp[:, None], done)), state
+    return _pin(model.extend(params, tokens, counts, cache, compute=compute)[1])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames=("state",))
+@functools.partial(jax.jit, donate_argnames=("rows",))
+def admit(
+    rows: Rows,
+    prompts: Cache,
+    which: Int[Array, " R"],
+    last: Int[Array, " R"],
+    seeds: UInt32[Array, "R 2"],
+    limit: Int[Array, " R"],
+) -> Rows:
+    """Gives rows to new answers.
+
+    Args:
+      rows: some of which have ended.
+      prompts: from `prefill`.
+      which: the prompt that each row begins with; -1 leaves the row as it is.
+      last: the last token of that prompt.
+      seeds: of each answer.
+      limit: tokens that each answer may have.
+    """
+    new, take = which >= 0, jnp.maximum(which, 0)
+
+    def begun(old: Array, read: Array) -> Array:
+        room = min(read.shape[2], old.shape[2])
+        there = jnp.where(new[:, None, None, None], read[:, take, :room], old[:, :, :room])
+        return old.at[:, :, :room].set(there)
+
+    cache = Cache(
+        begun(rows.cache.k, prompts.k),
+        begun(rows.cache.v, prompts.v),
+        jnp.where(new, prompts.length[take], rows.cache.length),
+    )
+    return Rows(
+        cache=_pin(cache),
+        last=jnp.where(new, last, rows.last),
+        keys=jnp.where(new, _keys(seeds), rows.keys),
+        count=jnp.where(new, 0, rows.count),
+        limit=jnp.where(new, limit, rows.limit),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames=("rows",))
 def decode(
     model: Decoder,
     params: Mapping[str, Array],
-    state: Rows,
+    rows: Rows,
     done: Bool[Array, " R"],
     steps: Int[Array, ""],
+    enough: Int[Array, ""],
     sampling: Sampling,
     stop_ids: Int[Array, " stops"],
     *,
     compute: Compute,
 ) -> tuple[Steps, Rows]:
-    """At most `steps` tokens a row, fewer when all rows are done before."""
+    """Up to `steps` tokens a row, fewer when `enough` rows are done before."""
     size = len(done)
-    made = Steps(jnp.full((size, STRETCH), -1), jnp.zeros((size, STRETCH), jnp.float32), done)
+    nothing = jnp.full((size, STRETCH), -1), jnp.zeros((size, STRETCH), jnp.float32)
+    made = Steps(*nothing, done, jnp.int32(0))
 
-    def unfinished(carry: tuple[Array, Steps, Rows]) -> Array:
-        i, made, _ = carry
-        return (i < steps) & ~made.done.all()
+    def unfinished(carry: tuple[Steps, Rows]) -> Array:
+        made, _ = carry
+        return (made.taken < steps) & (jnp.sum(made.done) < enough)
 
-    def step(carry: tuple[Array, Steps, Rows]) -> tuple[Array, Steps, Rows]:
-        i, made, state = carry
-        span = Span(state.position[:, None], jnp.ones((size, 1), jnp.int32))
+    def step(carry: tuple[Steps, Rows]) -> tuple[Steps, Rows]:
+        made, rows = carry
+        going = ~made.done
         hidden, cache = model.extend(
-            params, state.last[:, None], span, state.cache, compute=compute
+            params, rows.last[:, None], going.astype(jnp.int32), rows.cache, compute=compute
         )
-        state = replace(state, cache=_pin(cache))
-        token, logp, state = _next(model, params, hidden[:, 0], state, sampling)
+        keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.count)
+        token, logp = draw(model.logits(params, hidden[:, 0]), keys, sampling)
+        count = rows.count + going
+        ended = (token[:, None] == stop_ids).any(1) | (count >= rows.limit)
         made = Steps(
-            made.tokens.at[:, i].set(jnp.where(made.done, -1, token)),
-            made.logps.at[:, i].set(logp),
-            made.done | (token[:, None] == stop_ids).any(1),
+            made.tokens.at[:, made.taken].set(jnp.where(going, token, -1)),
+            made.logps.at[:, made.taken].set(logp),
+            made.done | ended,
+            made.taken + 1,
         )
-        return i + 1, made, state
+        return made, replace(rows, cache=_pin(cache), last=token, count=count)
 
-    _, made, state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), made, state))
-    return _shared(made), state
-
-
-def _next(
-    model: Decoder, params: Mapping[str, Array], hidden: Array, state: Rows, sampling: Sampling
-) -> tuple[Array, Array, Rows]:
-    """Draws each row's next token from its hidden state [R, D]."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.count)
-    token, logp = draw(model.logits(params, hidden), keys, sampling)
-    state = replace(state, last=token, position=state.position + 1, count=state.count + 1)
-    return token, logp, state
+    made, rows = jax.lax.while_loop(unfinished, step, (made, rows))
+    return jax.tree.map(_everywhere, made), rows
 
 
-def _longer(cache: Cache, slots: int) -> Cache:
-    """The same cache with room for more tokens."""
-    more = slots - cache.positions.shape[1]
-    return replace(
-        cache,
-        k=jnp.pad(cache.k, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
-        v=jnp.pad(cache.v, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))),
-        positions=jnp.pad(cache.positions, ((0, 0), (0, more))),
-        segments=jnp.pad(cache.segments, ((0, 0), (0, more))),
-    )
+def _keys(seeds: UInt32[Array, "R 2"]) -> Key[Array, " R"]:
+    return jax.vmap(lambda seed: jax.random.wrap_key_data(seed, impl="threefry2x32"))(seeds)
 
 
 def _pin(cache: Cache) -> Cache:
@@ -143,6 +170,6 @@ def _pin(cache: Cache) -> Cache:
     return replace(cache, k=k, v=v)
 
 
-def _shared(steps: Steps) -> Steps:
+def _everywhere(x: Array) -> Array:
     """What the host reads, on every device."""
-    return jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), steps)
+    return sharding.constrain(x, *(None,) * x.ndim)

@@ -75,19 +75,24 @@ class Head(NamedTuple):
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of tokens already read; all rows fill the same slots (left padding).
+    """Keys and values of tokens already read: a row's token at position p lies in its slot p.
 
     Attributes:
       k, v: [layers, R, S, K, E].
-      positions, segments: [R, S]; segment 0 marks slots that hold nothing.
-      length: int32, slots in use.
+      length: int32 [R], how many tokens each row holds; its slots from there on mean nothing.
     """
 
     k: Array
     v: Array
-    positions: Array
-    segments: Array
     length: Array
+
+    def spans(self, new: int, counts: Int[Array, " R"]) -> tuple[Span, Span]:
+        """Where new tokens stand, `counts` of `new` in each row, and where all slots then do."""
+        ahead, slots = jnp.arange(new), jnp.arange(self.k.shape[2])
+        after = self.length + counts
+        query = Span(self.length[:, None] + ahead, (ahead < counts[:, None]).astype(jnp.int32))
+        key = (slots < after[:, None]).astype(jnp.int32)
+        return query, Span(jnp.broadcast_to(slots, key.shape), key)
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,7 @@ class Decoder:
         return Cache(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),
-            positions=jnp.zeros((rows, slots), jnp.int32),
-            segments=jnp.zeros((rows, slots), jnp.int32),
-            length=jnp.int32(0),
+            length=jnp.zeros(rows, jnp.int32),
         )
 
     def hidden(
@@ -218,33 +221,35 @@ class Decoder:
         self,
         params: Mapping[str, Array],
         tokens: Int[Array, "R L"],
-        span: Span,
+        counts: Int[Array, " R"],
         cache: Cache,
         *,
         compute: Compute = DEFAULT,
     ) -> tuple[Float[Array, "R L D"], Cache]:
-        """Hidden states of new tokens after those in the cache, and the cache with them added."""
+        """Hidden states of new tokens after those in the cache, and the cache with them added.
+
+        Args:
+          params: all leaves.
+          tokens: each row's new tokens, padded on the right.
+          counts: how many of them are real.
+          cache: with room for L more tokens in every row.
+          compute: dtype of the computation.
+        """
         x, layers, flags = self._prepare(params, tokens, compute, None, None)
-        start = cache.length
-        at = (0, start)
-        positions = jax.lax.dynamic_update_slice(cache.positions, span.positions, at)
-        segments = jax.lax.dynamic_update_slice(cache.segments, span.segments, at)
-        tables = rotary_tables(self.config, span.positions)
-        seen = Span(positions, segments)
+        query, seen = cache.spans(tokens.shape[1], counts)
+        tables = rotary_tables(self.config, query.positions)
 
         def layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
             x, k, v = carry
             weights, flag = scanned
-            x, (k, v) = self._layer(
-                weights, x, tables, flag, span, seen, compute, None, (k, v, flag["layer"], start)
-            )
+            held = (k, v, flag["layer"], cache.length)
+            x, (k, v) = self._layer(weights, x, tables, flag, query, seen, compute, None, held)
             return (x, k, v), None
 
         (x, k, v), _ = jax.lax.scan(
             layer, (x, cache.k, cache.v), (layers, flags), unroll=compute.unroll
         )
-        length = start + tokens.shape[1]
-        return self._final(params, x), Cache(k, v, positions, segments, length)
+        return self._final(params, x), Cache(k, v, cache.length + counts)
 
     def _prepare(self, params, tokens, compute, key, noise):
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
@@ -323,9 +328,13 @@ def _pick(stack: Array, index: Array) -> Array:
 
 
 def _cached(cache: tuple, k: Array, v: Array) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Writes one layer's new keys and values, and reads back all of that layer's."""
+    """Writes one layer's new keys and values behind those of each row, and reads all of them."""
     stack_k, stack_v, layer, start = cache
-    at = (layer, 0, start, 0, 0)
-    stack_k = jax.lax.dynamic_update_slice(stack_k, k[None].astype(stack_k.dtype), at)
-    stack_v = jax.lax.dynamic_update_slice(stack_v, v[None].astype(stack_v.dtype), at)
+
+    def put(row: Array, new: Array, start: Array) -> Array:
+        return jax.lax.dynamic_update_slice(row, new[None], (layer, start, 0, 0))
+
+    put_all = jax.vmap(put, (1, 0, 0), 1)
+    stack_k = put_all(stack_k, k.astype(stack_k.dtype), start)
+    stack_v = put_all(stack_v, v.astype(stack_v.dtype), start)
     return stack_k[layer].astype(k.dtype), stack_v[layer].astype(v.dtype), (stack_k, stack_v)

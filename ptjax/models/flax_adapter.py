@@ -160,35 +160,31 @@ class FlaxModel(Decoder):
 
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
         """A cache that holds the tokens themselves, as keys; every step reads all of them again."""
-        empty = jnp.zeros((rows, slots), jnp.int32)
         return Cache(
             k=jnp.zeros((1, rows, slots, 1, 1), jnp.int32),
             v=jnp.zeros((1, rows, slots, 1, 0), jnp.int32),
-            positions=empty,
-            segments=empty,
-            length=jnp.int32(0),
+            length=jnp.zeros(rows, jnp.int32),
         )
 
     def extend(
         self,
         params: Mapping[str, Array],
         tokens: Array,
-        span: Span,
+        counts: Array,
         cache: Cache,
         *,
         compute: Compute = DEFAULT,
     ) -> tuple[Array, Cache]:
         """What `hidden` gives for new tokens after those in the cache, by a pass over all."""
 
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
+        def put(old: Array, new: Array, start: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, new, (start,))
 
-        seen = put(cache.k[0, :, :, 0, 0], tokens)
-        where = Span(put(cache.positions, span.positions), put(cache.segments, span.segments))
-        out = self.hidden(params, seen, where, compute=compute)
-        out = jax.lax.dynamic_slice_in_dim(out, cache.length, tokens.shape[1], axis=1)
-        length = cache.length + tokens.shape[1]
-        return out, Cache(seen[None, :, :, None, None], cache.v, *where, length)
+        seen = jax.vmap(put)(cache.k[0, :, :, 0, 0], tokens, cache.length)
+        query, key = cache.spans(tokens.shape[1], counts)
+        out = self.hidden(params, seen, key, compute=compute)
+        out = jnp.take_along_axis(out, query.positions[..., None], axis=1)
+        return out, Cache(seen[None, :, :, None, None], cache.v, cache.length + counts)
 
 
 def wrap(

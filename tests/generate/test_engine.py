@@ -11,8 +11,7 @@ import pytest
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
-from ptjax.generate import engine, sample, steps
-from ptjax.generate.sampling import Sampling
+from ptjax.generate import sample, steps, writer
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
@@ -31,11 +30,9 @@ quick_jit = functools.partial(jax.jit, compiler_options=toy.QUICK)
 def quickly_compiled():
     """These programs are compiled more often than they are run."""
     slow = steps.prefill, steps.decode
-    static = ("model", "compute", "slots")
+    static = ("model", "compute")
     steps.prefill = quick_jit(slow[0].__wrapped__, static_argnames=static)
-    steps.decode = quick_jit(
-        slow[1].__wrapped__, static_argnames=static[:2], donate_argnames=("state",)
-    )
+    steps.decode = quick_jit(slow[1].__wrapped__, static_argnames=static, donate_argnames=("rows",))
     yield
     steps.prefill, steps.decode = slow
 
@@ -168,31 +165,71 @@ def test_stop_tokens_end_rows_one_by_one():
         assert got.finished == ("stop" if stop in free.tokens else "length")
 
 
+def count_steps(monkeypatch):
+    """Rows and steps of every stretch that is decoded from now on."""
+    stretches, decode = [], steps.decode
+
+    def counted(*args, **settings):
+        made, rows = decode(*args, **settings)
+        stretches.append((len(made.done), int(made.taken)))
+        return made, rows
+
+    monkeypatch.setattr(steps, "decode", counted)
+    return stretches
+
+
 def test_decoding_ends_when_all_rows_have(monkeypatch):
-    calls = []
-    decode = steps.decode
-    monkeypatch.setattr(steps, "decode", lambda *a, **k: calls.append(1) or decode(*a, **k))
+    stretches = count_steps(monkeypatch)
     every = list(range(toy.CONFIG.vocab))
     done = toy_sample(toy.params(), PROMPTS, max_tokens=40, stop_ids=every)
-    assert [len(c.tokens) for c in done] == [1] * 5 and not calls
+    assert [len(c.tokens) for c in done] == [1] * 5 and stretches == [(6, 1)]
 
 
-def test_the_loop_stops_early_inside_a_stretch():
-    first, second = greedy()[0].tokens[:2]
-    done = np.array([False, True])
-    tokens = np.zeros((2, 16), np.int32)
-    tokens[:, 13:] = PROMPTS[0]
-    common = Sampling(), np.array([second if second != first else -5], np.int32)
-    _, state = steps.prefill(
-        toy.MODEL, toy.params(), tokens, np.array([3, 3]), np.zeros((2, 2), np.uint32), *common,
-        compute=Compute(), slots=64,
-    )  # fmt: skip
-    made, state = steps.decode(
-        toy.MODEL, toy.params(), state, done, np.int32(32), *common, compute=Compute()
-    )
-    count = int(state.count) - 1
-    assert made.done.all() and count == int((np.asarray(made.tokens[0]) >= 0).sum()) < 32
-    assert (np.asarray(made.tokens[1]) == -1).all()
+def test_a_stretch_ends_when_enough_rows_have(monkeypatch):
+    stretches = count_steps(monkeypatch)
+    ends = [completion.tokens[2] for completion in greedy()]
+    toy_sample(toy.params(), PROMPTS, max_tokens=40, rows=5, stop_ids=[ends[0]])
+    assert sum(taken for _, taken in stretches) <= 40
+    assert all(taken <= steps.STRETCH for _, taken in stretches)
+
+
+def test_a_row_that_ended_is_given_to_the_next(monkeypatch):
+    """Answers of very different lengths: far fewer steps than batches that wait for their last."""
+    stretches = count_steps(monkeypatch)
+    prompts = [[i, i + 1, 7] for i in range(20)]
+    settings = {"max_tokens": 48, "temperature": 1.0, "stop_ids": [2, 3, 4, 5], "seed": 5}
+    done = toy_sample(toy.params(), prompts, rows=4, n=2, **settings)
+    lengths = [len(c.tokens) for c in done]
+    taken = sum(steps_taken for rows, steps_taken in stretches if rows == 4)
+    batches = sum(max(lengths[i : i + 4]) for i in range(0, 40, 4))
+    assert len(stretches) > 10 and max(lengths) == 48
+    assert taken < 0.7 * batches and taken < 1.3 * sum(lengths) / 4 + 48
+
+
+@pytest.mark.parametrize("rows", [2, 5, 64])
+def test_rows_that_are_given_away_change_no_completion(rows):
+    prompts = [[i, i + 1, 7][: 1 + i % 3] for i in range(7)]
+    settings = {"max_tokens": 12, "temperature": 1.0, "stop_ids": [2, 3, 4], "n": 3}
+    seeds = list(range(21))
+    done = toy_sample(toy.params(), prompts, rows=rows, seed=seeds, **settings)
+    for i, completion in enumerate(done):
+        alone = toy_sample(
+            toy.params(), [prompts[i // 3]], seed=[seeds[i]], rows=1, **settings | {"n": 1}
+        )[0]
+        assert completion.tokens == alone.tokens
+        np.testing.assert_allclose(completion.logps, alone.logps, atol=1e-5)
+
+
+def test_refilled_rows_are_the_rows_of_one_answer_bit_for_bit():
+    """The same program with one row in use at a time says the same to the last bit."""
+    prompts = [[i, i + 1, 7] for i in range(6)]
+    settings = {"max_tokens": 10, "temperature": 1.0, "stop_ids": [2, 3, 4]}
+    many = toy_sample(toy.params(), prompts, rows=4, seed=list(range(6)), **settings)
+    for i, prompt in enumerate(prompts):
+        filler = [[1]] * 3
+        seeds = [i, 50, 51, 52]
+        alone = toy_sample(toy.params(), [prompt, *filler], rows=4, seed=seeds, **settings)[0]
+        assert many[i] == alone
 
 
 def test_text_streams_and_ends_before_a_stop_string():
@@ -225,6 +262,7 @@ def test_the_models_positions_bound_a_completion():
     ("settings", "message"),
     [
         ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 0}, "n must be"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_k": 0}, "top_k"),
@@ -233,7 +271,7 @@ def test_the_models_positions_bound_a_completion():
         ({"min_p": -0.1}, "min_p"),
         ({"stop_strings": ["x"]}, "tokenizer"),
         ({"stop_strings": [""], "tokenizer": Letters()}, "empty"),
-        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"seed": [1, 2]}, "2 seeds for 1 completions"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):
@@ -265,7 +303,7 @@ def test_ragged_calls_compile_no_more_than_their_buckets():
             max_tokens=int(state.randint(2, 8)),
             temperature=state.rand() + 0.1,
         )
-        asked.add((engine.bucket(len(prompts)), engine.bucket(int(max(lengths)), least=16)))
+        asked.add((writer.bucket(len(prompts)), writer.bucket(int(max(lengths)), least=16)))
     made = [steps.prefill._cache_size(), steps.decode._cache_size()]
     assert len(asked) == 2
     assert all(new - old <= len(asked) for new, old in zip(made, sizes, strict=True))
@@ -273,7 +311,7 @@ def test_ragged_calls_compile_no_more_than_their_buckets():
 
 @pytest.mark.parametrize("least", [1, 16])
 def test_buckets_are_few_and_never_half_empty(least):
-    found = [engine.bucket(size, least=least) for size in range(1, 1000)]
+    found = [writer.bucket(size, least=least) for size in range(1, 1000)]
     assert all(size <= got for size, got in enumerate(found, 1))
     assert all(got < 2 * size for size, got in enumerate(found, 1) if size >= least)
     assert len(set(found)) < 22 and found == sorted(found)

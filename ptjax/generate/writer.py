@@ -1,0 +1,150 @@
+"""The order of work: which completion is written in which row, and when its prompt is read.
+
+Completions are written in a fixed number of rows. One that ends leaves its row to the next; those
+of one prompt follow each other, for they share what was read of it. What the device runs: steps.py.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from ptjax import sharding
+from ptjax.generate import steps
+from ptjax.generate.sampling import Sampling
+from ptjax.generate.transcript import Transcript
+from ptjax.models.decoder import Cache, Compute, Decoder
+
+STREAMED = 4
+"""Steps between two looks of the host where text is streamed."""
+REFILLED = 8
+"""While completions wait for a row, decoding stops when one row in so many has ended."""
+
+
+@dataclass
+class Writer:
+    """Writes `n` completions of each prompt; completion i is one of prompt i // n.
+
+    Attributes:
+      model: the decoder.
+      params: all its leaves.
+      sampling: how tokens are drawn.
+      stop_ids: tokens that end a completion.
+      compute: dtype of activations and cache.
+      mesh: where the parameters lie, None for a single device.
+      prompts: token ids.
+      n: completions of a prompt.
+      transcripts: where each completion is written, with its limit.
+      seeds: uint32 [completions, 2].
+      on_tokens: called with a completion's index and its new text.
+    """
+
+    model: Decoder
+    params: Mapping[str, Array]
+    sampling: Sampling
+    stop_ids: np.ndarray
+    compute: Compute
+    mesh: Mesh | None
+    prompts: Sequence[Sequence[int]]
+    n: int
+    transcripts: Sequence[Transcript]
+    seeds: np.ndarray
+    on_tokens: Callable[[int, str], None] | None
+    _waiting: deque[int] = field(default_factory=deque)
+    _read: dict[int, int] = field(default_factory=dict)
+    """Prompts whose keys and values are at hand -> which of them."""
+
+    def write(self, rows: int) -> None:
+        """Writes all completions, `rows` at a time, those of the longest prompts first."""
+        order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
+        self._waiting.extend(i * self.n + copy for i in order for copy in range(self.n))
+        size = self._size(min(rows, len(self._waiting)))
+        together = self._size(min(-(-size // self.n), len(order)))
+        batches = [order[i : i + together] for i in range(0, len(order), together)]
+        longest = max(
+            len(self.prompts[i // self.n]) + self.transcripts[i].limit for i in self._waiting
+        )
+        slots = bucket(longest, least=32)
+        state = steps.begin(self.model, size, slots, self.compute.dtype)
+        owner, ended = np.full(size, -1), np.ones(size, bool)
+        stride = STREAMED if self.on_tokens else steps.STRETCH
+        cache = None
+        while True:
+            while self._waiting and ended.any():
+                if self._waiting[0] // self.n not in self._read:
+                    cache = self._prefill(batches.pop(0), together)
+                state = self._admit(state, cache, owner, ended)
+            if ended.all():
+                return
+            enough = max(size // REFILLED, 1) if self._waiting else size
+            made, state = steps.decode(
+                self.model, self.params, state, self._put(ended), np.int32(stride),
+                np.int32(enough), self.sampling, self.stop_ids, compute=self.compute,
+            )  # fmt: skip
+            self._take(made, owner, ended)
+
+    def _prefill(self, chosen: Sequence[int], together: int) -> Cache:
+        """Reads some prompts, all but their last tokens."""
+        length = bucket(max(len(self.prompts[i]) - 1 for i in chosen), least=16)
+        tokens, counts = np.zeros((together, length), np.int32), np.zeros(together, np.int32)
+        for row, i in enumerate(chosen):
+            counts[row] = len(self.prompts[i]) - 1
+            tokens[row, : counts[row]] = self.prompts[i][:-1]
+        self._read = {i: row for row, i in enumerate(chosen)}
+        return steps.prefill(
+            self.model, self.params, self._put(tokens), self._put(counts), compute=self.compute
+        )
+
+    def _admit(
+        self, state: steps.Rows, cache: Any, owner: np.ndarray, ended: np.ndarray
+    ) -> steps.Rows:
+        """Gives rows that have ended to those who wait, as far as their prompts are at hand."""
+        which = np.full(len(owner), -1, np.int32)
+        last, limit = np.zeros((2, len(owner)), np.int32)
+        seeds = np.zeros((len(owner), 2), np.uint32)
+        for row in np.flatnonzero(ended):
+            if not self._waiting or self._waiting[0] // self.n not in self._read:
+                break
+            i = self._waiting.popleft()
+            prompt = i // self.n
+            owner[row], ended[row] = i, False
+            which[row], last[row] = self._read[prompt], self.prompts[prompt][-1]
+            seeds[row], limit[row] = self.seeds[i], self.transcripts[i].limit
+        return steps.admit(state, cache, *map(self._put, (which, last, seeds, limit)))
+
+    def _take(self, made: steps.Steps, owner: np.ndarray, ended: np.ndarray) -> None:
+        """Writes what some steps made into the transcripts; says which rows have ended."""
+        tokens, logps, done, _ = jax.device_get(made)
+        for row in np.flatnonzero(~ended):
+            kept, i = tokens[row] >= 0, int(owner[row])
+            text = self.transcripts[i].take(tokens[row][kept].tolist(), logps[row][kept].tolist())
+            if text and self.on_tokens:
+                self.on_tokens(i, text)
+            ended[row] = done[row] or self.transcripts[i].finished is not None
+
+    def _put(self, x: np.ndarray) -> Array:
+        """Rows over the batch axes of the mesh."""
+        if self.mesh is None:
+            return jnp.asarray(x)
+        return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(sharding.BATCH)))
+
+    def _size(self, rows: int) -> int:
+        """A bucket for so many rows that divides over the mesh."""
+        size = bucket(rows)
+        return size if self.mesh is None else size + -size % sharding.batch_shards(self.mesh)
+
+
+def bucket(size: int, *, least: int = 1) -> int:
+    """The next of `least` · 1, 2, 3, 4, 6, 8, 12, 16, ...: few sizes, none half empty."""
+    power = least
+    while power < size:
+        if power >= 2 * least and power * 3 // 2 >= size:
+            return power * 3 // 2
+        power *= 2
+    return power
