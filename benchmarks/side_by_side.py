@@ -85,7 +85,7 @@ def ours(args: argparse.Namespace, config) -> dict[str, Any]:
                 jax.profiler.start_trace(args.profile)
             wall, cpu = time.perf_counter(), time.process_time()
             batch = sharding.put_batch(next(batches).columns, run.mesh)
-            batch, carry, _ = run.stage(state, batch, step=step)
+            batch, carry, *_ = run.stage(state, batch, step=step)
             state, logged = run.train_step(state.replace(carry=carry), batch)
             host.append(time.perf_counter() - wall)
             logged = jax.device_get(logged)

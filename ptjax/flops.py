@@ -37,8 +37,11 @@ class FlopCounter:
         config = model.config
         self._width = config.layers * config.heads * config.head_dim
 
-    def of(self, batch: HostBatch) -> tuple[float, int]:
-        """(flops of a step, token slots it computed with padding), over all processes."""
+    def of(self, batch: HostBatch, *, stages: bool = True) -> tuple[float, int]:
+        """(flops of a step, token slots it computed with padding), over all processes.
+
+        Passes of the stages are counted where they ran.
+        """
         columns = batch.columns
         lengths = columns["valid"].sum(-1).astype(np.int64)
         seen: dict[str, int] = {
@@ -56,9 +59,8 @@ class FlopCounter:
             head_trained=self._head_trained,
             **seen,
         )
-        flops += self._passes(set(columns)) * forward_flops(
-            weights=self._trained + self._frozen, **seen
-        )
+        passes = self._passes(set(columns)) if stages else 0
+        flops += passes * forward_flops(weights=self._trained + self._frozen, **seen)
         slots = columns.get("pack", columns["tokens"]).size
         return flops * jax.process_count(), slots * jax.process_count()
 

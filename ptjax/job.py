@@ -1,8 +1,8 @@
 """Everything that a run's loop uses: the model, the data, the state, the jitted passes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,12 @@ from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Decoder
 from ptjax.models.spec import Param
 from ptjax.reference import Reference
-from ptjax.stages.base import Context, run_stages
+from ptjax.stages.base import GROUP, Context, Stage, run_stages
 from ptjax.stages.rollout import Rollout
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
+
+BUFFER = "buffer"
+"""Under this name the carry holds a rollout of which parts are still to be trained on."""
 
 
 @dataclass
@@ -53,20 +56,21 @@ class Run:
     policy_pass: Any
     reference_pass: Any
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that one batch of the data leads to."""
+        grouped = any(stage.sequences == GROUP for stage in self.bound.stages)
+        if not grouped or self.rollout is None:
+            return 1
+        return self.rollout.epochs * self.rollout.minibatches
+
     def count(self, params: Params) -> int:
         """Parameters of some leaves."""
         return sum(leaf.size for leaf in params.values())
 
     def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes of the columns that stages add to a batch of these, or write in their place."""
-        sizes = dict(zip("BNT", shapes["tokens"], strict=True))
-        found = {}
-        for stage in self.bound.stages:
-            if stage.sequences and self.rollout is not None:
-                sizes |= {"N": stage.sequences, "T": self.rollout.length}
-            for name, axes in stage.writes.items():
-                found[name] = tuple(sizes[axis] for axis in axes.split())
-        return found
+        return staged(self.bound.stages, self.rollout, shapes)
 
     @property
     def measures(self) -> list[str]:
@@ -92,8 +96,9 @@ class Run:
         training: bool = True,
         step: int = 0,
         host: HostBatch | None = None,
-    ) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
-        """Runs the algorithm's stages over a batch: (batch, carry, scalars to log).
+        more: Callable[[], HostBatch] | None = None,
+    ) -> Staged:
+        """Runs the algorithm's stages over a batch.
 
         Args:
           state: the policy, and what stages remember.
@@ -102,9 +107,10 @@ class Run:
           step: optimizer steps taken so far.
           host: the same batch on the host; what stages write in the place of its sequences is
             written here too.
+          more: the next prompts, for stages that need more than a batch has.
         """
         if not self.bound.stages:
-            return batch, state.carry, {}
+            return Staged(batch, state.carry)
 
         def model(
             *, reference: bool = False, trained: Params | None = None
@@ -134,6 +140,7 @@ class Run:
             mesh=self.mesh,
             host=host,
             rollout=self.rollout,
+            more=more,
             carry=dict(state.carry),
         )
         values = dict(self.bound.values)
@@ -142,4 +149,28 @@ class Run:
             return known_call(function, values, *args)
 
         batch = run_stages(self.bound.stages, call, context, batch)
-        return batch, context.carry, context.logged
+        return Staged(batch, context.carry, context.logged, context.table)
+
+
+class Staged(NamedTuple):
+    """A batch after its stages."""
+
+    batch: Batch
+    carry: dict[str, Any]
+    logged: dict[str, Any] = {}
+    table: list[dict[str, Any]] = []
+
+
+def staged(
+    stages: Sequence[Stage], rollout: Rollout | None, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the columns that stages add to a batch of these, or write in their place."""
+    sizes = dict(zip("BNT", shapes["tokens"], strict=True))
+    found = {}
+    for stage in stages:
+        if stage.sequences and rollout is not None:
+            n = rollout.n if stage.sequences == GROUP else stage.sequences
+            sizes |= {"N": n, "T": rollout.length, "F": len(rollout.rewards)}
+        for name, axes in stage.writes.items():
+            found[name] = tuple(sizes[axis] for axis in axes.split())
+    return found

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
 
-from ptjax import sharding
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
@@ -17,16 +16,27 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
-from ptjax.job import Run
+from ptjax.job import BUFFER, Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
+from ptjax.metrics.completions import as_table, with_advantages
 from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
 from ptjax.types import Params, TrainState
+from ptjax.updates import Update, Updates
 from ptjax.workdir import RunBundle, write_model_files
 
 _log = logging.getLogger("ptjax")
+
+
+class _Pending(NamedTuple):
+    """A step that was dispatched and whose numbers have not been read."""
+
+    step: int
+    update: Update
+    logged: dict[str, Array]
+    host_seconds: float
 
 
 @dataclasses.dataclass
@@ -92,7 +102,8 @@ class _Loop:
         peak = peak_flops(kind, config.model.dtype)
         self.speed = Throughput(peak=None if peak is None else peak * jax.device_count())
         self.flops = FlopCounter(run)
-        self.pending: tuple[int, HostBatch, dict[str, Array], float] | None = None
+        self.updates = Updates(run, self.batches)
+        self.pending: _Pending | None = None
         self.held_out: dict[str, float] = {}
         self.frozen = fingerprint(self.state.frozen)
         self.shapes: set[tuple[int, ...]] = set()
@@ -114,22 +125,23 @@ class _Loop:
                 while step < steps:
                     # ---- A step is dispatched; the numbers of the last are read meanwhile ----
                     asked = time.perf_counter()
-                    batch = next(self.batches)
-                    pulled = time.perf_counter() - asked
-                    self.meet(batch)
+                    pulled = self.updates.pull(step)
+                    pulling = time.perf_counter() - asked
+                    if self.updates.samples(step):  # the policy answers when it has been updated
+                        self.read_pending()
                     began = time.perf_counter()
-                    on_device = sharding.put_batch(batch.columns, self.job.mesh)
-                    on_device, carry, said = self.job.stage(
-                        self.state, on_device, step=step, host=batch
-                    )
-                    self.state = dataclasses.replace(self.state, carry=carry)
-                    self.state, logged = self.job.train_step(self.state, on_device)
-                    logged |= said
-                    host_seconds = time.perf_counter() - began
+                    update = self.updates.make(self.state, step, pulled)
+                    staged = time.perf_counter()
+                    self.meet(update.host)
+                    self.state = dataclasses.replace(self.state, carry=update.carry)
+                    self.state, logged = self.job.train_step(self.state, update.columns)
+                    dispatched = time.perf_counter()
                     step += 1
-                    self.count_compilation(step, batch, host_seconds)
+                    self.count_compilation(step, update.host, dispatched - staged)
                     self.read_pending()
-                    self.pending = (step, batch, logged, pulled + host_seconds + self.keeping)
+                    busy = pulling + dispatched - began + self.keeping
+                    self.pending = _Pending(step, update, logged, busy)
+                    self.show_answers(step, update)
                     stopping = stop.requested(step)
                     # ---- Metrics first, then the save: a resumed run drops what is later ----
                     last, self.held_out = step == steps, {}
@@ -215,11 +227,12 @@ class _Loop:
         """Writes and shows the numbers of the last dispatched step; stops a run gone bad."""
         if self.pending is None:
             return
-        step, batch, logged, host_seconds = self.pending
+        step, update, logged, host_seconds = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(logged).items()}
+        values |= {name: float(value) for name, value in update.logged.items()}
         began = time.perf_counter()
-        flops, slots = self.flops.of(batch)
+        flops, slots = self.flops.of(update.host, stages=update.fresh)
         self.speed.update(tokens=values["tokens"], slots=slots, flops=flops)
         streak = values.pop("streak")
         if _due(step, self.config.log.every) or step == self.job.steps:
@@ -230,11 +243,21 @@ class _Loop:
         if not values["accepted"]:
             self.say(f"step {step}: loss {values['loss']}: skipped, nothing changed")
         if streak >= self.config.guard.max_skipped:
-            self._give_up(step, batch, int(streak))
+            self._give_up(step, update.host, int(streak))
+
+    def show_answers(self, step: int, update: Update) -> None:
+        """Keeps a table of what the policy answered, and shows some of it, when it is due."""
+        if not update.table or not _due(step - 1, self.config.log.completions):
+            return
+        with self.speed.paused():
+            whole = update.carry.get(BUFFER, update.columns)
+            rows = with_advantages(update.table, whole)
+            self.metrics.completions(step, rows)
+            self.progress.show(as_table(step, rows))
 
     def meet(self, batch: HostBatch) -> None:
         """Before a shape that compiles, the step before ends: its time is its own."""
-        shape = batch.columns["tokens"].shape
+        shape = batch.columns.get("pack", batch.columns["tokens"]).shape
         if shape not in self.shapes:
             self.read_pending()
             self.shapes.add(shape)

@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
-from ptjax.algorithms.base import Bound, named
+from ptjax.algorithms.base import Algorithm, Bound, named
 from ptjax.config import Config, check
 from ptjax.errors import UserError, did_you_mean
 from ptjax.forward import ForwardOptions, forward_in_parts
-from ptjax.job import Run
+from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Compute, Decoder
@@ -28,8 +28,10 @@ from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.reference import check_reference, make_reference
 from ptjax.rollouts import check_rollout, make_rollout
+from ptjax.stages.base import GROUP
+from ptjax.stages.rollout import Rollout
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
-from ptjax.types import Params, TrainState
+from ptjax.types import COLUMN_DTYPES, Params, TrainState
 from ptjax.workdir import load
 
 _log = logging.getLogger("ptjax")
@@ -50,7 +52,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
       UserError: anything in the config, the model or the data that cannot be.
     """
     check(config)
-    bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    algorithm = named(config.method, METHODS)
+    bound = algorithm.bind(hyperparameters(config, algorithm), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
     check_reference(config, asked, follows)
@@ -88,7 +91,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     if advice := bound.advice(pipeline.examples.scores):
         _log.warning("%s: %s", config.method, advice)
     rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
-    steps = _steps(config, pipeline)
+    steps = _steps(config, pipeline, rollout.epochs * rollout.minibatches if rollout else 1)
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
     bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
@@ -105,7 +108,10 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         spike_window=config.guard.spike_window,
         seed=config.seed,
     )
-    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound)
+    kept = None
+    if rollout is not None and rollout.epochs * rollout.minibatches > 1:
+        kept = staged(bound.stages, rollout, pipeline.shapes[0])
+    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound, kept)
     reference = None
     if asked and not follows:  # one that follows is what its stage remembers
         reference = make_reference(config, bundle, state.params, mesh)
@@ -115,6 +121,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         head_chunk=config.model.head_chunk,
         neftune=config.neftune,
         pooling=config.model.pooling,
+        temperature=temperature(rollout, bound),
     )
     step = functools.partial(
         train_step,
@@ -167,6 +174,23 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     return run
 
 
+def hyperparameters(config: Config, algorithm: Algorithm) -> dict[str, Any]:
+    """`config.hparams`, and what the method reads of `config.rollout`."""
+    given = config.hparams.to_dict()
+    for name in ("max_tokens", "epochs", "minibatches"):
+        if name in given:
+            raise UserError(f"config.hparams.{name}: set config.rollout.{name}")
+        if name in algorithm.hyperparameters():
+            given[name] = config.rollout[name]
+    return given
+
+
+def temperature(rollout: Rollout | None, bound: Bound) -> float:
+    """What logits are divided by before they are scored: as they were to sample, for groups."""
+    grouped = any(stage.sequences == GROUP for stage in bound.stages)
+    return rollout.temperature if rollout is not None and grouped else 1.0
+
+
 def _cache(config: Config, workdir: str | None) -> str | None:
     """Where encoded data go when the config does not say: a folder that is gone with the process.
 
@@ -191,21 +215,24 @@ def compute(config: Config) -> Compute:
     return Compute(dtype=model.dtype, remat=model.remat, dropout=model.dropout)
 
 
-def _steps(config: Config, pipeline: data.Pipeline) -> int:
-    """Optimizer steps of the run, from `steps`, `epochs` or the sources' own epochs."""
+def _steps(config: Config, pipeline: data.Pipeline, updates: int) -> int:
+    """Optimizer steps of the run, from `steps`, `epochs` or the sources' own epochs.
+
+    Each batch of the data leads to as many as `updates`.
+    """
     if config.steps is not None and config.epochs is not None:
         raise UserError("config: give steps or epochs, not both")
     if config.steps is not None:
         steps = config.steps
     elif config.epochs is not None:
-        steps = math.ceil(config.epochs * pipeline.steps_per_epoch)
+        steps = math.ceil(config.epochs * pipeline.steps_per_epoch) * updates
     else:
-        steps = pipeline.steps
+        steps = None if pipeline.steps is None else pipeline.steps * updates
     if steps is None:
         raise UserError("config: give steps, epochs, or epochs for every data source")
-    if pipeline.steps is not None and steps > pipeline.steps:
+    if pipeline.steps is not None and steps > pipeline.steps * updates:
         raise UserError(
-            f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps}"
+            f"config.steps = {steps}, but the sources' epochs end after {pipeline.steps * updates}"
         )
     return steps
 
@@ -243,8 +270,12 @@ def initial_state(
     options: StepOptions,
     mesh: Mesh,
     bound: Bound,
+    kept: Mapping[str, tuple[int, ...]] | None,
 ) -> TrainState:
-    """The state before the first step, every leaf on the mesh."""
+    """The state before the first step, every leaf on the mesh.
+
+    `kept` are shapes of a rollout's columns, where it is kept for several steps.
+    """
     names = set(trainable(config, params))
     trained = {name: leaf for name, leaf in params.items() if name in names}
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -254,6 +285,13 @@ def initial_state(
     if config.ema:  # in float32: in bfloat16 a small move would be lost
         ema = {name: jnp.array(leaf, jnp.float32, copy=True) for name, leaf in trained.items()}
     step, guard = jax.device_put((jnp.int32(0), new_guard(options)), everywhere)
+    carry = {s.name: s.begin(trained) for s in bound.stages if s.begin}
+    if kept is not None:
+        rows_over = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+        carry[BUFFER] = {
+            name: jax.device_put(jnp.zeros(shape, COLUMN_DTYPES[name]), rows_over)
+            for name, shape in kept.items()
+        }
     return TrainState(
         step=step,
         params=trained,
@@ -261,7 +299,7 @@ def initial_state(
         opt_state=opt_state,
         guard=guard,
         ema=ema,
-        carry=_on_mesh({s.name: s.begin(trained) for s in bound.stages if s.begin}, everywhere),
+        carry=_on_mesh(carry, everywhere),
     )
 
 

@@ -12,6 +12,8 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("lr", "lr", lambda v: f"{v:.2e}"),
     ("tokens_per_second", "tok/s", lambda v: f"{v:,.0f}"),
     ("mfu", "MFU", lambda v: f"{v:.1%}"),
+    ("rollout/reward", "reward", lambda v: f"{v:.3f}"),
+    ("rollout/tokens", "length", lambda v: f"{v:.0f}"),
     ("grad_norm", "grad", lambda v: f"{v:.3g}"),
     ("skipped", "skipped", lambda v: f"{v:.0f}"),
     ("pairs", "pairs", lambda v: f"{v:.0f}"),
@@ -109,6 +111,15 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
+
+    def show(self, table: Any) -> None:
+        """Prints a rich table, above the bar where there is one."""
+        if self._quiet:
+            return
+        from rich.console import Console
+
+        console = self._bar.console if self._bar is not None else Console(file=self._stream)
+        console.print(table)
 
     def close(self) -> None:
         """Leaves the last state standing and gives the terminal back."""

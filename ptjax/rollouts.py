@@ -12,7 +12,7 @@ from ptjax.errors import UserError
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
 from ptjax.rewards.base import Reward, accepted, rewards
-from ptjax.stages.base import Stage
+from ptjax.stages.base import GROUP, Stage
 from ptjax.stages.rollout import Rollout
 
 _SAMPLES = 4
@@ -52,6 +52,10 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
             f"config.reference.mode = 'cached': the answers of {method} are new at every step"
         )
     _check_ranges(given)
+    if any(stage.sequences == GROUP for stage in stages):
+        _check_groups(config, given)
+    else:
+        _check_once(method, given)
     if not judged:
         if config.rewards:
             raise UserError(f"config.rewards is set, but {method} asks no rewards")
@@ -64,10 +68,10 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
             "[{'name': 'length', 'target': 50}]"
         )
     if given["n"] is not None and given["n"] < 2:
-        raise UserError(f"config.rollout.n = {given['n']}: the best of at least 2 is expected")
+        raise UserError(f"config.rollout.n = {given['n']}: {method} compares at least 2 answers")
     if given["temperature"] == 0:
         raise UserError(
-            "config.rollout.temperature = 0 gives the same answer each time; the best of which?"
+            "config.rollout.temperature = 0 gives the same answer each time: nothing to compare"
         )
     return rewards([_plain(one) for one in config.rewards], "config.rewards")
 
@@ -116,7 +120,8 @@ def make_rollout(
         most = min(prompts + given["max_tokens"], room)
         longest = max(longest, most, int(part.longest.max()))
     rollout = Rollout(
-        **given,
+        **given | {"stop_strings": tuple(given["stop_strings"])},
+        accumulate=config.accumulate,
         rewards=judges,
         length=-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH,
         examples=pipeline.examples,
@@ -133,12 +138,43 @@ def make_rollout(
     return rollout
 
 
+def _check_groups(config: Any, given: dict[str, Any]) -> None:
+    """Of a policy gradient: what it scores must be what was sampled from, and parts come out even.
+
+    Rows of a batch go to shards and micro-batches, and so must those of each minibatch.
+    """
+    for name in ("top_k", "top_p"):
+        if given[name] is not None:
+            raise UserError(
+                f"config.rollout.{name}: a policy gradient scores the distribution that was "
+                "sampled from, all tokens at the temperature; leave it out"
+            )
+    parts, batch = given["minibatches"], config.data.batch_size
+    if batch is not None and batch % (parts * config.accumulate):
+        raise UserError(
+            f"config.rollout.minibatches = {parts}: data.batch_size = {batch} prompts do not "
+            f"divide into {parts} x accumulate {config.accumulate}"
+        )
+
+
+def _check_once(method: str, given: dict[str, Any]) -> None:
+    """Of methods whose answers serve one step."""
+    fixed = defaults().rollout
+    for name in ("epochs", "minibatches", "eval_temperature"):
+        if given[name] != fixed[name]:
+            raise UserError(f"config.rollout.{name} is set, but {method} does not read it")
+
+
 def _check_ranges(given: dict[str, Any]) -> None:
     top_k, top_p = given["top_k"], given["top_p"]
     wrong = {
         "n": ("at least 1", given["n"] is not None and given["n"] < 1),
         "max_tokens": ("at least 1", given["max_tokens"] < 1),
         "temperature": ("not negative", not given["temperature"] >= 0),
+        "eval_temperature": ("not negative", not given["eval_temperature"] >= 0),
+        "rows": ("at least 1", given["rows"] < 1),
+        "epochs": ("at least 1", given["epochs"] < 1),
+        "minibatches": ("at least 1", given["minibatches"] < 1),
         "top_k": ("at least 1", top_k is not None and top_k < 1),
         "top_p": ("in (0, 1]", top_p is not None and not 0 < top_p <= 1),
     }

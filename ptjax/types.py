@@ -18,10 +18,18 @@ Columns of a batch:
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
+| `sampler_logps` | [B,N,T] | float32 | log-probs recorded while sampling | stage |
+| `rewards` | [B,N] | float32 | of an answer; 0 where it has none, and its weight too | stage |
+| `reward_parts` | [B,N,F] | float32 | each reward, weighted; NaN where it has none | stage |
+| `greedy_rewards` | [B] | float32 | of the likeliest answer | stage |
+| `truncated` | [B,N] | float32 | 1 where the answer ran out of room | stage |
+| `old_logps`, `old_entropy` | [B,N,T] | float32 | of the policy that answered | stage |
+| `advantages` | [B,N,T] | float32 | by how much a token is better than expected | stage |
+| `kl_coef`, `entropy_coef` | [B] | float32 | of controllers, alike in all rows | stage |
 | `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
 
-A stage that samples answers writes `tokens`, `valid`, `mask`, `weights`, `scores` and `margin` in
-the place of the data's, of another N and T.
+A stage that samples answers writes `tokens`, `valid`, `mask`, `weights` and more in the place of
+the data's, of another N and T.
 
 Rows of a batch are laid out shard by shard, and within a shard micro-batch by micro-batch
 interleaved: row `(shard * rows + i) * accumulate + micro`, so that splitting off a micro-batch
@@ -52,6 +60,16 @@ COLUMN_DTYPES = {
     "kl_ref_logps": "float32",
     "ref_logps": "float32",
     "baseline": "float32",
+    "sampler_logps": "float32",
+    "rewards": "float32",
+    "reward_parts": "float32",
+    "greedy_rewards": "float32",
+    "truncated": "float32",
+    "old_logps": "float32",
+    "old_entropy": "float32",
+    "advantages": "float32",
+    "kl_coef": "float32",
+    "entropy_coef": "float32",
 }
 """dtype of every column."""
 

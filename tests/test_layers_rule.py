@@ -11,7 +11,7 @@ ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
     "errors types programs",
-    "lookup sharding",
+    "buckets lookup sharding",
     "losses ops",
     "models checkpoint",
     "run_files",
@@ -25,7 +25,7 @@ ORDER = (
     "reference rollouts logps_cache",
     "job",
     "prepare",
-    "evals flops dry_run plan export preferences",
+    "evals flops dry_run plan export preferences updates",
     "loop",
     "train",
     "__init__",

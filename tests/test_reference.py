@@ -50,7 +50,7 @@ def first_ratio(run):
     batch = next(run.pipeline.train())
     with jax.set_mesh(run.mesh):
         columns = sharding.put_batch(batch.columns, run.mesh)
-        staged, _, _ = run.stage(run.state, columns)
+        staged = run.stage(run.state, columns).batch
         policy = run.policy_pass(run.state.merged(), columns, fields=("logps",)).logps
         return np.asarray(policy - staged["ref_logps"])
 

@@ -35,8 +35,13 @@ def defaults() -> Any:
                 "n": config_dict.placeholder(int),
                 "max_tokens": 256,
                 "temperature": 1.0,
+                "eval_temperature": 0.0,
                 "top_k": config_dict.placeholder(int),
                 "top_p": config_dict.placeholder(float),
+                "stop_strings": (),
+                "rows": 64,
+                "epochs": 1,
+                "minibatches": 1,
             },
             "rewards": [],
             "data": {
@@ -76,7 +81,7 @@ def defaults() -> Any:
             "checkpoint": {"every": 500, "keep": 2, "best": None, "async_save": True},
             "eval": {"every": 200},
             "samples": {"prompts": [], "every": 0, "max_tokens": 64, "temperature": 0.0},
-            "log": {"every": 1, "tensorboard": True, "wandb": None},
+            "log": {"every": 1, "completions": 10, "tensorboard": True, "wandb": None},
         }
     )
 

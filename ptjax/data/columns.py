@@ -107,7 +107,7 @@ class Collate:
         place = np.arange(block)[None, :, None]
         shard, micro = np.arange(shards)[:, None, None] * step.rows, np.arange(accumulate)
         row = (shard + step.row[mine]) * accumulate + micro
-        return _pack(
+        return pack_places(
             valid,
             row.reshape(-1),
             step.start[mine].reshape(-1),
@@ -116,7 +116,7 @@ class Collate:
         )
 
 
-def _pack(
+def pack_places(
     valid: np.ndarray,
     row: Int[np.ndarray, " B"],
     start: Int[np.ndarray, " B"],

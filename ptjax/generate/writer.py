@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ptjax import sharding
+from ptjax.buckets import bucket
 from ptjax.generate import steps
 from ptjax.generate.sampling import Sampling
 from ptjax.generate.transcript import Transcript
@@ -138,13 +139,3 @@ class Writer:
         """A bucket for so many rows that divides over the mesh."""
         size = bucket(rows)
         return size if self.mesh is None else size + -size % sharding.batch_shards(self.mesh)
-
-
-def bucket(size: int, *, least: int = 1) -> int:
-    """The next of `least` · 1, 2, 3, 4, 6, 8, 12, 16, ...: few sizes, none half empty."""
-    power = least
-    while power < size:
-        if power >= 2 * least and power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power

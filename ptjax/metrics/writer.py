@@ -13,6 +13,7 @@ from typing import Any
 
 from ptjax.errors import UserError
 from ptjax.metrics.board import Board
+from ptjax.metrics.completions import Rows, as_markdown, write_completions
 from ptjax.metrics.files import (
     METRICS,
     SAMPLES,
@@ -94,6 +95,13 @@ class Metrics:
         for i, (prompt, completion) in enumerate(pairs):
             self._append(SAMPLES, step, {"prompt": prompt, "completion": completion})
             self.text(step, f"samples/{i}", f"**{prompt}**\n\n{completion}")
+
+    def completions(self, step: int, rows: Rows) -> None:
+        """Keeps what a policy answered before `step`; a few of it in TensorBoard."""
+        if not self._enabled or not rows:
+            return
+        self._guarded(lambda: write_completions(self._folder, step, rows))
+        self.text(step, "completions", as_markdown(rows))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Shows a text in TensorBoard."""

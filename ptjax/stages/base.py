@@ -15,6 +15,10 @@ Carry = Any
 """What a stage remembers from step to step: a pytree of arrays, kept in checkpoints."""
 
 
+GROUP = -1
+"""As many sequences a prompt as `config.rollout.n` says."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of an algorithm.
@@ -29,7 +33,8 @@ class Stage:
       passes: forward passes that it makes over as many tokens as the batch has: what it costs.
       wanted: of the hyperparameters: whether they need the stage at all; None for always.
       begin: the carry before the first step, of the trained leaves; None where there is none.
-      sequences: N of the sequences that it writes in the place of the data's; 0: it leaves those.
+      sequences: N of the sequences that it writes in the place of the data's; 0: it leaves those;
+        `GROUP`: `config.rollout.n`, sampled at the temperature at which the loss scores them.
       judged: whether it asks rewards about them.
       measures: of the scalars that it logs, those measured on held-out data too.
     """
@@ -68,7 +73,9 @@ class Context:
       rollout: how answers are sampled and judged, where a stage writes sequences.
       carry: by stage name, what stages remember; those that ran before have brought theirs up to
         date.
+      more: the next prompts of the data, for a stage that needs more than a batch holds.
       logged: scalars to log with the step; a stage adds to them.
+      table: what was sampled, a row an answer; a stage adds to it.
     """
 
     step: int
@@ -80,8 +87,10 @@ class Context:
     mesh: Mesh
     host: HostBatch | None = None
     rollout: Rollout | None = None
+    more: Callable[[], HostBatch] | None = None
     carry: dict[str, Carry] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_stages(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ptjax.data.examples import Examples
 from ptjax.data.formats import recognise
@@ -20,7 +20,7 @@ from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
-from ptjax.rewards.score import score
+from ptjax.rewards.score import Scores, score
 
 Columns = dict[str, np.ndarray]
 
@@ -32,9 +32,15 @@ class Rollout:
     Attributes:
       n: answers to a prompt.
       max_tokens: of an answer.
-      temperature: of sampling; the loss scores answers at temperature 1 all the same.
+      temperature: of sampling. A policy gradient scores answers at the same, other losses at 1.
+      eval_temperature: of the answers to held-out prompts, where groups are sampled.
       top_k: of sampling, None for all tokens.
       top_p: of sampling, None for all tokens.
+      stop_strings: text that ends an answer.
+      rows: answers that are written together.
+      epochs: how often a group is trained on.
+      minibatches: optimizer steps an epoch of a rollout.
+      accumulate: micro-batches of a batch.
       rewards: what judges answers; none where nothing does.
       length: T of every batch.
       examples: those that are trained on.
@@ -48,8 +54,14 @@ class Rollout:
     n: int
     max_tokens: int
     temperature: float
+    eval_temperature: float
     top_k: int | None
     top_p: float | None
+    stop_strings: tuple[str, ...]
+    rows: int
+    epochs: int
+    minibatches: int
+    accumulate: int
     rewards: tuple[Reward, ...]
     length: int
     examples: Examples
@@ -65,30 +77,48 @@ class Rollout:
         params: Mapping[str, Array],
         prompts: Sequence[Sequence[int]],
         keys: Sequence[Sequence[int]],
+        *,
+        n: int | None = None,
+        temperature: float | None = None,
     ) -> list[list[Completion]]:
-        """`n` answers to each prompt, which depend on its tokens and its key alone.
+        """Answers to each prompt, which depend on its tokens and its key alone.
 
         Args:
           model: who answers.
           params: all its leaves.
           prompts: token ids.
           keys: from `key`, one a prompt.
+          n: answers to a prompt; the run's own number where none is given.
+          temperature: the run's own where none is given.
         """
-        states = [np.random.SeedSequence(key).generate_state(self.n).tolist() for key in keys]
+        n = self.n if n is None else n
+        states = [np.random.SeedSequence(key).generate_state(n).tolist() for key in keys]
         said = sample(
             model,
             params,
-            [prompt for prompt in prompts for _ in range(self.n)],
+            prompts,
             max_tokens=self.max_tokens,
-            temperature=self.temperature,
+            n=n,
+            temperature=self.temperature if temperature is None else temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             stop_ids=self.stop_ids,
+            stop_strings=self.stop_strings,
+            rows=self.rows,
             tokenizer=self.tokenizer,
             seed=[seed for state in states for seed in state],
             compute=self.compute,
         )
-        return [said[i : i + self.n] for i in range(0, len(said), self.n)]
+        return [said[i : i + n] for i in range(0, len(said), n)]
+
+    @property
+    def reward_names(self) -> list[str]:
+        """A name for each reward, numbered where one is there twice."""
+        names = [reward.name.rpartition(".")[2] for reward in self.rewards]
+        return [
+            name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}"
+            for i, name in enumerate(names)
+        ]
 
     def key(self, step: int, example: int, *, training: bool) -> list[int]:
         """Randomness of an example in a step, wherever in the batch, on whatever mesh it stands."""
@@ -96,27 +126,30 @@ class Rollout:
 
     def judge(
         self, numbers: Sequence[int], answers: Sequence[Sequence[Completion]], *, training: bool
-    ) -> Float[np.ndarray, "prompts n"]:
-        """Scores; NaN where the rewards have none.
+    ) -> Scores:
+        """What the rewards say, answer after answer; NaN where they say nothing.
 
         Args:
           numbers: the prompts' examples.
-          answers: to each of them.
+          answers: to each of them, of each as many.
           training: whether the examples are those that are trained on.
 
         Raises:
           UserError: rewards fail on more than half of the answers.
         """
         prompts = [self.prompt(number, training=training) for number in numbers]
-        rows = [prompt.facts() for prompt in prompts for _ in range(self.n)]
+        said = [one for several in answers for one in several]
+        asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
+        rows = [prompt.facts() for prompt in asked]
         names = sorted({name for row in rows for name in row})
-        found = score(
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns["completion_ids"] = [list(one.tokens) for one in said]
+        return score(
             self.rewards,
-            [prompt.text for prompt in prompts for _ in range(self.n)],
-            [one.text for several in answers for one in several],
-            {name: [row.get(name) for row in rows] for name in names},
+            [prompt.text for prompt in asked],
+            [one.text for one in said],
+            columns,
         )
-        return found.total.reshape(-1, self.n)
 
     def prompt(self, number: int, *, training: bool) -> Prompt:
         """What the row of an example asks, and all else that it holds."""

@@ -72,7 +72,8 @@ def _rank_pair(
     numbers = [host.examples[row] for row in rows]
     keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
     answers = rollout.draw(*ctx.model(), [prompt.tolist() for prompt in prompts], keys)
-    rewards = rollout.judge(numbers, answers, training=ctx.training)
+    rewards = rollout.judge(numbers, answers, training=ctx.training).total
+    rewards = rewards.reshape(-1, rollout.n)
     made = rollout.columns(len(host.examples), 2)
     pairs = []
     for i, row in enumerate(rows):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
+from ptjax.buckets import bucket
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
-from ptjax.generate import sample, steps, writer
+from ptjax.generate import sample, steps
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
@@ -303,18 +304,10 @@ def test_ragged_calls_compile_no_more_than_their_buckets():
             max_tokens=int(state.randint(2, 8)),
             temperature=state.rand() + 0.1,
         )
-        asked.add((writer.bucket(len(prompts)), writer.bucket(int(max(lengths)), least=16)))
+        asked.add((bucket(len(prompts)), bucket(int(max(lengths)), least=16)))
     made = [steps.prefill._cache_size(), steps.decode._cache_size()]
     assert len(asked) == 2
     assert all(new - old <= len(asked) for new, old in zip(made, sizes, strict=True))
-
-
-@pytest.mark.parametrize("least", [1, 16])
-def test_buckets_are_few_and_never_half_empty(least):
-    found = [writer.bucket(size, least=least) for size in range(1, 1000)]
-    assert all(size <= got for size, got in enumerate(found, 1))
-    assert all(got < 2 * size for size, got in enumerate(found, 1) if size >= least)
-    assert len(set(found)) < 22 and found == sorted(found)
 
 
 def test_bfloat16_follows_float32():

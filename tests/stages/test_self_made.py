@@ -68,7 +68,7 @@ def staged(run, host, **how):
     state = how.pop("state", run.state)
     with jax.set_mesh(run.mesh):
         columns = sharding.put_batch(host.columns, run.mesh)
-        batch, carry, logged = run.stage(state, columns, host=host, **how)
+        batch, carry, logged, _ = run.stage(state, columns, host=host, **how)
     for name, column in host.columns.items():
         np.testing.assert_array_equal(column, batch[name], err_msg=name)
     return {name: np.asarray(column) for name, column in batch.items()}, logged, carry
@@ -253,8 +253,8 @@ WRONG = {
     "spin n": ("spin", {"rollout.n": 4}, "config.rollout.n = 4: spin samples one answer"),
     "spin rewards": ("spin", {"rewards": ["length"]}, "but spin asks no rewards"),
     "no rewards": ("online_dpo", {"rewards": []}, "online_dpo needs a judge of answers"),
-    "one answer": ("online_dpo", {"rollout.n": 1}, "the best of at least 2"),
-    "greedy": ("online_dpo", {"rollout.temperature": 0.0}, "the best of which"),
+    "one answer": ("online_dpo", {"rollout.n": 1}, "compares at least 2 answers"),
+    "greedy": ("online_dpo", {"rollout.temperature": 0.0}, "nothing to compare"),
     "reward": ("online_dpo", {"rewards": ["lenght"]}, "did you mean 'length'"),
     "top_p": ("online_dpo", {"rollout.top_p": 1.5}, r"rollout.top_p = 1.5: it must be in \(0, 1\]"),
     "pairing": ("online_dpo", {"hparams.pairing": "wurst"}, "did you mean 'worst'"),

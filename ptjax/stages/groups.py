@@ -1,0 +1,253 @@
+"""Groups: the policy's own answers to each prompt, and what rewards say of them."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ptjax.data import HostBatch
+from ptjax.data.pack_groups import pack_groups
+from ptjax.data.plan import Blocks
+from ptjax.generate.transcript import Completion
+from ptjax.sharding import batch_shards, put_batch
+from ptjax.stages.base import GROUP, Context, Stage
+from ptjax.stages.rollout import Columns, put_answer, told
+from ptjax.types import Batch
+
+_log = logging.getLogger("ptjax")
+
+
+class Group(NamedTuple):
+    """One prompt, its answers and their rewards."""
+
+    example: int
+    prompt: np.ndarray
+    weight: float
+    answers: Sequence[Completion]
+    total: np.ndarray
+    """float32 [n]; NaN where a reward is missing."""
+    each: np.ndarray
+    """float32 [n, F], times the rewards' weights; NaN where one abstained or is missing."""
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether its rewards differ: without that there is nothing to learn from it."""
+        found = self.total[np.isfinite(self.total)]
+        return len(found) > 1 and bool((found != found[0]).any())
+
+
+def _rollout(
+    ctx: Context,
+    batch: Batch,
+    carry: None,
+    *,
+    dynamic_sampling: bool = False,
+    max_rounds: int = 4,
+) -> tuple[Batch, None]:
+    """Samples answers to each prompt and asks the rewards about them.
+
+    With dynamic sampling (DAPO, 2503.14476, section 3.2) groups whose rewards are all equal are
+    left out, and more prompts are taken until the batch is full or `max_rounds` are over; what is
+    then missing has no weight. Held-out prompts get one answer each.
+    """
+    host, rollout = ctx.host, ctx.rollout
+    assert host is not None and rollout is not None
+    places, spent = len(host.examples), {"rollout": 0.0, "reward": 0.0}
+    sampled = groups = _groups(ctx, host, spent)
+    rounds = 1
+    if dynamic_sampling and ctx.training:
+        groups = [group for group in sampled if group.told_apart]
+        while len(groups) < places and rounds < max_rounds and ctx.more is not None:
+            further = _groups(ctx, ctx.more(), spent)
+            sampled, rounds = [*sampled, *further], rounds + 1
+            groups += [group for group in further if group.told_apart]
+        ctx.logged["rollout/rounds"] = rounds
+        ctx.logged["rollout/filled"] = min(len(groups) / places, 1.0)
+    made = _columns(ctx, groups[:places], places)
+    _say(ctx, sampled, spent)
+    ctx.host.columns.clear()
+    ctx.host.columns.update(made)
+    return batch | put_batch(made, ctx.mesh), carry
+
+
+def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Group]:
+    """Answers to a batch of prompts, and their rewards; adds up the seconds of both."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    began = time.perf_counter()
+    given = host.columns
+    rows = [row for row, example in enumerate(host.examples) if example >= 0]
+    if not rows:
+        return []
+    numbers = [host.examples[row] for row in rows]
+    prompts = [given["tokens"][row, 0, given["valid"][row, 0]] for row in rows]
+    answers = rollout.draw(
+        *ctx.model(),
+        [prompt.tolist() for prompt in prompts],
+        [rollout.key(ctx.step, number, training=ctx.training) for number in numbers],
+        n=None if ctx.training else 1,
+        temperature=None if ctx.training else rollout.eval_temperature,
+    )
+    sampled = time.perf_counter()
+    scores = rollout.judge(numbers, answers, training=ctx.training)
+    spent["rollout"] += sampled - began
+    spent["reward"] += time.perf_counter() - sampled
+    n = len(answers[0])
+    weights = np.array([reward.weight for reward in rollout.rewards], np.float32)
+    return [
+        Group(
+            numbers[i],
+            prompts[i],
+            float(given["weights"][row, 0]),
+            answers[i],
+            scores.total[i * n : (i + 1) * n],
+            scores.each[i * n : (i + 1) * n] * weights,
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
+    """The columns of a batch of groups; what is missing has no weight."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    n = rollout.n if ctx.training else 1
+    shape = (places, n, rollout.length)
+    made = {
+        "tokens": np.zeros(shape, np.int32),
+        "valid": np.zeros(shape, bool),
+        "mask": np.zeros(shape, np.float32),
+        "weights": np.zeros(shape[:2], np.float32),
+        "sampler_logps": np.zeros(shape, np.float32),
+        "rewards": np.zeros(shape[:2], np.float32),
+        "reward_parts": np.full((*shape[:2], len(rollout.rewards)), np.nan, np.float32),
+        "truncated": np.zeros(shape[:2], np.float32),
+    }
+    for row, group in enumerate(groups):
+        there = np.isfinite(group.total)
+        made["weights"][row] = np.where(there, group.weight, 0)
+        made["rewards"][row] = np.where(there, group.total, 0)
+        made["reward_parts"][row] = group.each
+        for i, answer in enumerate(group.answers):
+            put_answer(made, row, i, group.prompt, answer)
+            begin = len(group.prompt)
+            made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
+            made["truncated"][row, i] = answer.finished == "length"
+            ctx.table.append(_entry(ctx, group, i, row))
+    blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate if ctx.training else 1)
+    return made | {"pack": pack_groups(made["valid"], blocks)}
+
+
+def _entry(ctx: Context, group: Group, i: int, row: int) -> dict[str, object]:
+    """What the completion table says of an answer."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    prompt = rollout.prompt(group.example, training=ctx.training)
+    found: dict[str, object] = {
+        "example": group.example,
+        "where": prompt.where,
+        "prompt": prompt.text,
+        "completion": group.answers[i].text,
+        "tokens": len(group.answers[i].tokens),
+        "finished": group.answers[i].finished,
+    }
+    for name, value in zip(rollout.reward_names, group.each[i].tolist(), strict=True):
+        found[f"reward/{name}"] = value
+    return found | {"reward": float(group.total[i]), "row": row, "answer": i}
+
+
+def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None:
+    """What is logged of all that was sampled; a figure of nothing is left out."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    if not groups:
+        return
+    total = np.concatenate([group.total for group in groups])
+    each = np.concatenate([group.each for group in groups])
+    there = total[np.isfinite(total)]
+    tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
+    ctx.logged.update(told([group.answers for group in groups]))
+    ctx.logged |= {
+        "rollout/missing": 1 - len(there) / len(total),
+        "rollout/no_signal": float(np.mean([not group.told_apart for group in groups])),
+        "rollout/seconds": spent["rollout"],
+        "rollout/tokens_per_second": tokens / max(spent["rollout"], 1e-9),
+        "reward/seconds": spent["reward"],
+    }
+    if len(there):
+        ctx.logged |= {
+            "rollout/reward": float(there.mean()),
+            "rollout/reward_std": float(there.std()),
+        }
+    for name, values in zip(rollout.reward_names, each.T, strict=True):
+        if np.isfinite(values).any():
+            ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
+    if ctx.training and not any(group.told_apart for group in groups):
+        _log.warning(
+            "step %d: no prompt has answers of different rewards (all %s): this step teaches "
+            "nothing; easier prompts, a finer reward or more answers a prompt would",
+            ctx.step + 1,
+            f"{there[0]:g}" if len(there) and (there == there[0]).all() else "equal in their group",
+        )
+
+
+rollout = Stage(
+    "rollout",
+    _rollout,
+    writes={
+        "tokens": "B N T",
+        "valid": "B N T",
+        "mask": "B N T",
+        "weights": "B N",
+        "sampler_logps": "B N T",
+        "rewards": "B N",
+        "reward_parts": "B N F",
+        "truncated": "B N",
+    },
+    sequences=GROUP,
+    judged=True,
+    measures=("rollout/reward", "rollout/tokens", "rollout/truncated"),
+)
+
+
+def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
+    """Adds `greedy_rewards`: of the likeliest answer to each prompt (ReMax, 2310.10505)."""
+    host, rollout = ctx.host, ctx.rollout
+    assert host is not None and rollout is not None
+    asked = {entry["row"]: entry["example"] for entry in ctx.table}
+    column = np.zeros(len(batch["weights"]), np.float32)
+    prompts = {row: _prompt_of(host, row) for row in asked}
+    answers = rollout.draw(
+        *ctx.model(),
+        [prompts[row].tolist() for row in asked],
+        [[0]] * len(asked),
+        n=1,
+        temperature=0.0,
+    )
+    scores = rollout.judge(list(asked.values()), answers, training=ctx.training).total
+    for row, value in zip(asked, scores.tolist(), strict=True):
+        column[row] = value
+    missing = np.isnan(column)
+    host.columns["weights"][missing] = 0
+    found = put_batch(
+        {"greedy_rewards": np.nan_to_num(column), "weights": host.columns["weights"]}, ctx.mesh
+    )
+    ctx.logged["reward/greedy"] = float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
+    return batch | found, carry
+
+
+def _prompt_of(host: HostBatch, row: int) -> np.ndarray:
+    """The tokens before a group's answers."""
+    return host.columns["tokens"][row, 0, : int(host.columns["mask"][row, 0].argmax())]
+
+
+greedy_rewards = Stage(
+    "greedy_rewards",
+    _greedy_rewards,
+    writes={"greedy_rewards": "B"},
+    judged=True,
+    wanted=lambda *, baseline: baseline == "greedy",
+)
+"""Behind `rollout`; of a prompt whose likeliest answer has no reward, no answer is trained on."""
