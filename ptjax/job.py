@@ -24,6 +24,15 @@ BUFFER = "buffer"
 """Under this name the carry holds a rollout of which parts are still to be trained on."""
 
 
+class Staged(NamedTuple):
+    """A batch after its stages."""
+
+    batch: Batch
+    carry: dict[str, Any]
+    logged: dict[str, Any] = {}
+    table: list[dict[str, Any]] = []
+
+
 @dataclass
 class Run:
     """Everything that a run's loop uses; made by `prepare`.
@@ -150,15 +159,6 @@ class Run:
 
         batch = run_stages(self.bound.stages, call, context, batch)
         return Staged(batch, context.carry, context.logged, context.table)
-
-
-class Staged(NamedTuple):
-    """A batch after its stages."""
-
-    batch: Batch
-    carry: dict[str, Any]
-    logged: dict[str, Any] = {}
-    table: list[dict[str, Any]] = []
 
 
 def staged(
