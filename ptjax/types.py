@@ -18,7 +18,16 @@ Columns of a batch:
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
-| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
+| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ, DRO's V | stage |
+| `sampler_logps` | [B,N,T] | float32 | log-probs recorded while sampling, in nats | stage |
+| `rewards` | [B,N] | float32 | weighted sum of rewards; missing: 0, and `weights` 0 | stage |
+| `reward_parts` | [B,N,F] | float32 | each reward times its weight; NaN: abstained | stage |
+| `greedy_rewards` | [B] | float32 | reward of the greedy answer; NaN: missing | stage |
+| `truncated` | [B,N] | float32 | 1 where the answer ran out of room | stage |
+| `old_logps` | [B,N,T] | float32 | log-probs before the first of several updates | stage |
+| `old_entropy` | [B,N,T] | float32 | entropy of the next token then, in nats | stage |
+| `advantages` | [B,N,T] | float32 | how much better than expected a token is | stage |
+| `kl_coef`, `entropy_coef` | [B] | float32 | a controller's coefficient, alike in all | stage |
 
 A stage that samples answers writes `tokens`, `valid`, `mask`, `weights`, `scores` and `margin` in
 the place of the data's, of another N and T.
@@ -52,6 +61,16 @@ COLUMN_DTYPES = {
     "kl_ref_logps": "float32",
     "ref_logps": "float32",
     "baseline": "float32",
+    "sampler_logps": "float32",
+    "rewards": "float32",
+    "reward_parts": "float32",
+    "greedy_rewards": "float32",
+    "truncated": "float32",
+    "old_logps": "float32",
+    "old_entropy": "float32",
+    "advantages": "float32",
+    "kl_coef": "float32",
+    "entropy_coef": "float32",
 }
 """dtype of every column."""
 

@@ -3,6 +3,7 @@
 from ptjax.algorithms.dpo import DPO
 from ptjax.algorithms.embed import EMBED
 from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
+from ptjax.algorithms.offline import AWR, DRO
 from ptjax.algorithms.reference_free import ALPHAPO, CPO, ORPO, SIMPO
 from ptjax.algorithms.reward import (
     OUTCOME_REWARD,
@@ -29,6 +30,9 @@ METHODS = {
     "kto": KTO,
     "bco": BCO,
     "apo_zero_unpaired": APO_ZERO_UNPAIRED,
+    # single answers with a reward, logged
+    "awr": AWR,
+    "dro": DRO,
     # reward models
     "reward": REWARD,
     "reward_ranked": REWARD_RANKED,
