@@ -109,8 +109,8 @@ def normalized_parts(
 ) -> Float[Array, "*B N"]:
     """A = Σ_f w_f (R_f - mean) / (std + ε), each over its group: GDPO (2601.05242).
 
-    A reward that varies little is not drowned by one that varies much. What follows it, a division
-    by the batch's deviation, is `scaled`.
+    A reward that varies little is not drowned by one that varies much. The batch's deviation of A is to
+    divide it.
 
     Args:
       parts: w_f R_f, each reward times its weight; NaN where it abstained.
@@ -120,8 +120,17 @@ def normalized_parts(
     """
     known, size = valid[..., None] & ~jnp.isnan(parts), jnp.abs(part_weights)
     gap, spread = centered(parts, known, -2), deviation(parts, known, -2)
-    floor = jnp.where(size > 0, size * eps, 1)
-    return jnp.sum(size * gap / (spread + floor), -1)
+    return jnp.sum(over(size * gap, spread + size * eps), -1)
+
+
+def over(gap: Float[Array, "*S"], spread: Float[Array, "*#S"]) -> Float[Array, "*S"]:
+    """gap / spread; the gap itself where the spread is 0, as then it is 0 too.
+
+    Args:
+      gap: differences to a baseline.
+      spread: a deviation, with what keeps it from 0.
+    """
+    return gap / jnp.where(spread > 0, spread, 1)
 
 
 def signal(rewards: Float[Array, "*B N"], valid: Bool[Array, "*B N"]) -> Bool[Array, "*B"]:

@@ -91,7 +91,7 @@ def gae(
         return (now, jnp.where(inside > 0, value, next_value)), jnp.where(inside > 0, advantage, 0)
 
     zero = jnp.zeros_like(values[..., 0])
-    times = tuple(jnp.moveaxis(x, -1, 0) for x in (rewards, values, mask))
+    times = (jnp.moveaxis(rewards, -1, 0), jnp.moveaxis(values, -1, 0), jnp.moveaxis(mask, -1, 0))
     _, found = jax.lax.scan(back, (zero, zero), times, reverse=True)
     advantages = jnp.moveaxis(found, 0, -1)
     return advantages, jnp.where(mask > 0, advantages + values, 0)

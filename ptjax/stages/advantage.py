@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ptjax.losses import advantages as over
+from ptjax.losses import advantages as groups
 from ptjax.losses.kl import KLS
 from ptjax.losses.returns import discounted, token_rewards, whiten
 from ptjax.stages.base import Context, Stage
@@ -137,18 +137,18 @@ def token_advantages(
     if kl_in != "loss" and "ref_logps" in batch:
         old = batch["old_logps"] if "old_logps" in batch else batch["sampler_logps"]
         drift = jnp.where(tokens == 0, 0, KLS[kl](old, batch["ref_logps"]))
-        beta = jnp.max(batch["kl_coef"]) if "kl_coef" in batch else beta
+    coefficient = jnp.max(batch["kl_coef"]) if "kl_coef" in batch else jnp.float32(beta)
     if drift is not None and kl_in == "reward":
-        rewards = rewards - beta * jnp.sum(drift, -1)
+        rewards = rewards - coefficient * jnp.sum(drift, -1)
     if part_weights is not None:
         parts = jnp.asarray(part_weights, rewards.dtype)
-        gap = over.normalized_parts(batch["reward_parts"], valid, parts, eps=eps)
+        gap = groups.normalized_parts(batch["reward_parts"], valid, parts, eps=eps)
         scored = gap
     else:
         gap, scored = _over_baseline(batch, rewards, valid, baseline), rewards
-    learns = over.signal(scored, valid)
-    gap = gap / _scale(scored, valid, learns, scale, eps, grouped=part_weights is None)
-    ends = token_rewards(gap, tokens, drift if kl_in == "token_reward" else None, beta)
+    learns = groups.signal(scored, valid)
+    gap = groups.over(gap, _scale(scored, valid, learns, scale, eps))
+    ends = token_rewards(gap, tokens, drift if kl_in == "token_reward" else None, coefficient)
     found = discounted(ends, tokens, gamma=gamma)
     if whitened:
         found = whiten(found, tokens)
@@ -157,8 +157,8 @@ def token_advantages(
     if top_entropy < 1:
         found = found * high_entropy(batch["old_entropy"], tokens, top_entropy)
     real = jnp.maximum(jnp.sum(jnp.any(valid, -1)), 1)
-    dull = jnp.sum(jnp.any(valid, -1) & ~over.signal(batch["rewards"], valid))
-    figures = {"no_signal": dull / real, "std": over.deviation(found, tokens > 0, None).squeeze()}
+    dull = jnp.sum(jnp.any(valid, -1) & ~groups.signal(batch["rewards"], valid))
+    figures = {"no_signal": dull / real, "std": groups.deviation(found, tokens > 0, None).squeeze()}
     if drift is not None:
         figures["kl"] = jnp.sum(drift) / jnp.maximum(jnp.sum(tokens), 1)
     return found, figures
@@ -167,32 +167,28 @@ def token_advantages(
 def _over_baseline(batch: Batch, rewards: Array, valid: Array, baseline: str) -> Array:
     """R less the baseline of a name."""
     if baseline == "group":
-        return over.group_mean(rewards, valid)
+        return groups.group_mean(rewards, valid)
     if baseline == "leave_one_out":
-        return over.leave_one_out(rewards, valid)
+        return groups.leave_one_out(rewards, valid)
     if baseline == "length_weighted":
-        return over.length_weighted(rewards, valid, jnp.sum(batch["mask"], -1))
+        return groups.length_weighted(rewards, valid, jnp.sum(batch["mask"], -1))
     if baseline == "greedy":
-        return over.against_greedy(rewards, valid, batch["greedy_rewards"])
+        return groups.against_greedy(rewards, valid, batch["greedy_rewards"])
     if baseline == "batch":
-        return over.centered(rewards, valid, None)
+        return groups.centered(rewards, valid, None)
     return jnp.where(valid, rewards, 0)
 
 
-def _scale(
-    rewards: Array, valid: Array, learns: Array, scale: str, eps: float, *, grouped: bool
-) -> Array | float:
-    """What advantages are divided by.
-
-    Rewards that were normalised one by one have been divided by their groups' deviations already.
-    """
+def _scale(rewards: Array, valid: Array, learns: Array, scale: str, eps: float) -> Array:
+    """What advantages are divided by."""
     if scale == "signal":
         real = jnp.any(valid, -1)
-        return jnp.maximum(jnp.sum(learns & real), 1) / jnp.maximum(jnp.sum(real), 1)
+        share = jnp.maximum(jnp.sum(learns & real), 1) / jnp.maximum(jnp.sum(real), 1)
+        return share[None, None]
     if scale == "none":
-        return 1.0
-    axis = -1 if scale == "group" and grouped else None
-    return over.deviation(rewards, valid, axis) + eps
+        return jnp.ones((1, 1))
+    axis = -1 if scale == "group" else None
+    return groups.deviation(rewards, valid, axis) + eps
 
 
 def high_entropy(entropy: Array, tokens: Array, share: float) -> Array:
