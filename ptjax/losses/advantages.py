@@ -109,8 +109,8 @@ def normalized_parts(
 ) -> Float[Array, "*B N"]:
     """A = Σ_f w_f (R_f - mean) / (std + ε), each over its group: GDPO (2601.05242).
 
-    A reward that varies little is not drowned by one that varies much. The batch's deviation of A is to
-    divide it.
+    A reward that varies little is not drowned by one that varies much. A is then to be divided
+    by its deviation over the batch.
 
     Args:
       parts: w_f R_f, each reward times its weight; NaN where it abstained.

@@ -137,7 +137,9 @@ def token_advantages(
     if kl_in != "loss" and "ref_logps" in batch:
         old = batch["old_logps"] if "old_logps" in batch else batch["sampler_logps"]
         drift = jnp.where(tokens == 0, 0, KLS[kl](old, batch["ref_logps"]))
-    coefficient = jnp.max(batch["kl_coef"]) if "kl_coef" in batch else jnp.float32(beta)
+    coefficient = (
+        jnp.max(batch["kl_coef"]) if "kl_coef" in batch else jnp.asarray(beta, rewards.dtype)
+    )
     if drift is not None and kl_in == "reward":
         rewards = rewards - coefficient * jnp.sum(drift, -1)
     if part_weights is not None:
