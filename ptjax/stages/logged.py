@@ -21,7 +21,7 @@ def _logged_advantage(
     completion.
     """
     found, moved = _compared(carry, batch["scores"], batch["weights"], standardized)
-    ctx.logged["reward/mean"] = moved["mean"]
+    ctx.logged["reward/mean"] = jnp.copy(moved["mean"])  # the step takes the carry's own buffer
     advantages = found[..., None] * batch["mask"]
     return batch | {"advantages": advantages}, moved
 
@@ -36,8 +36,9 @@ def _dro_baseline(
     policy = ctx.policy(batch, ("logps",)).logps
     ratio = _summed(policy, batch["ref_logps"], batch["mask"])
     moved = moments(carry, batch["scores"] - temperature * ratio, batch["weights"])
-    ctx.logged["value"] = moved["mean"]
-    column = jnp.broadcast_to(moved["mean"], batch["weights"].shape[:1])
+    value = jnp.copy(moved["mean"])  # the step takes the carry's own buffer
+    ctx.logged["value"] = value
+    column = jnp.broadcast_to(value, batch["weights"].shape[:1])
     return batch | {"baseline": column}, moved
 
 
