@@ -18,15 +18,16 @@ Columns of a batch:
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |
 | `ref_logps` | [B,N,T] | float32 | log-probs under the reference, in nats | stage, cache |
-| `sampler_logps` | [B,N,T] | float32 | log-probs recorded while sampling | stage |
-| `rewards` | [B,N] | float32 | of an answer; 0 where it has none, and its weight too | stage |
-| `reward_parts` | [B,N,F] | float32 | each reward, weighted; NaN where it has none | stage |
-| `greedy_rewards` | [B] | float32 | of the likeliest answer | stage |
+| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ, DRO's V | stage |
+| `sampler_logps` | [B,N,T] | float32 | log-probs recorded while sampling, in nats | stage |
+| `rewards` | [B,N] | float32 | weighted sum of rewards; missing: 0, and `weights` 0 | stage |
+| `reward_parts` | [B,N,F] | float32 | each reward times its weight; NaN: abstained | stage |
+| `greedy_rewards` | [B] | float32 | reward of the greedy answer; NaN: missing | stage |
 | `truncated` | [B,N] | float32 | 1 where the answer ran out of room | stage |
-| `old_logps`, `old_entropy` | [B,N,T] | float32 | of the policy that answered | stage |
-| `advantages` | [B,N,T] | float32 | by how much a token is better than expected | stage |
-| `kl_coef`, `entropy_coef` | [B] | float32 | of controllers, alike in all rows | stage |
-| `baseline` | [B] | float32 | what rewards are compared with: KTO's KL, BCO's δ | stage |
+| `old_logps` | [B,N,T] | float32 | log-probs before the first of several updates | stage |
+| `old_entropy` | [B,N,T] | float32 | entropy of the next token then, in nats | stage |
+| `advantages` | [B,N,T] | float32 | how much better than expected a token is | stage |
+| `kl_coef`, `entropy_coef` | [B] | float32 | a controller's coefficient, alike in all | stage |
 
 A stage that samples answers writes `tokens`, `valid`, `mask`, `weights` and more in the place of
 the data's, of another N and T.

@@ -4,7 +4,6 @@ A rollout of B prompts is trained on in `epochs · minibatches` steps of B / min
 is kept with the state, so that a run that is interrupted between two of them goes on with the rest.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +90,9 @@ class Updates:
         """A minibatch of the rollout that is being used."""
         run = self._run
         assert run.rollout is not None
-        if self._kept is None:  # the run was resumed between two parts
-            self._kept = jax.device_get(state.carry[BUFFER])
-        kept: Mapping[str, np.ndarray] = self._kept
+        kept = self._kept
+        if kept is None:  # the run was resumed between two parts
+            kept = self._kept = jax.device_get(state.carry[BUFFER])
         rows = self._rows(step, len(kept["weights"]))
         columns = {name: column[rows] for name, column in kept.items()}
         columns["pack"] = pack_groups(columns["valid"], self._blocks)

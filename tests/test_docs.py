@@ -13,6 +13,7 @@ import pytest
 from ptjax import config
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.dpo import LOSSES
+from ptjax.algorithms.online import PRESETS
 from ptjax.data.config import DataConfig, SourceConfig
 from tests.judged import abstract
 
@@ -23,6 +24,7 @@ PAGES = sorted(
 PAGE_OF = {
     **dict.fromkeys(("cpo", "simpo", "alphapo", "orpo"), "reference_free"),
     **dict.fromkeys(("bco", "apo_zero_unpaired"), "kto"),
+    **dict.fromkeys(("awr", "dro", *PRESETS), "grpo"),
     **dict.fromkeys(("reward_ranked", "reward_regression", "outcome_reward"), "reward"),
 }
 """Methods whose page has another's name."""

@@ -1,7 +1,8 @@
 """What must not change a loss over judged answers: padding, packing, micro-batches, devices, order.
 
 Through the model, once for each kind of reduction: pairs with a token mean beside them, single
-answers, a scalar head at the last token and at every step, pooled states.
+answers, sampled answers with token means beside them, a scalar head at the last token and at every
+step, pooled states.
 """
 
 import functools
@@ -12,22 +13,27 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
-from ptjax.algorithms import METHODS
+from ptjax.algorithms import METHODS as ROWS
+from ptjax.algorithms.online import online
 from ptjax.forward import ForwardOptions
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.sharding import make_mesh
+from ptjax.stages.base import Stage
 from ptjax.step import gradients
 from ptjax.types import TrainState
 from tests import toy
 from tests.toy import assert_same
 
 COUNT, LENGTH, ROW = 8, 12, 36
+ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=2)
+METHODS = {**ROWS, **online(ROLLOUT, ("gspo",))}
 LM, SCORER = Decoder(toy.CONFIG), Decoder(toy.CONFIG, head="score")
 CASES = {
     "dpo, mixed": ("dpo", dict(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0))),
     "dpo, weighted": ("dpo", dict(wpo=True, ld_alpha=0.5)),
     "orpo": ("orpo", {}),
     "kto": ("kto", {}),
+    "gspo": ("gspo", dict(clip_low=0.2, clip_high=0.3, beta=0.1, entropy_coef=0.1)),
     "reward": ("reward", dict(center=0.01)),
     "process_reward": ("process_reward", {}),
 }
@@ -51,6 +57,10 @@ def columns(groups, length=LENGTH, side="right"):
     tokens = batch["tokens"]
     return batch | {
         "ref_logps": (-(tokens % 7) * batch["mask"]).astype(np.float32),
+        "old_logps": ((0.1 * (tokens % 7) - 4.5) * batch["mask"]).astype(np.float32),
+        "advantages": (
+            (np.sum(tokens * batch["mask"], -1, keepdims=True) % 5 - 2) * batch["mask"]
+        ).astype(np.float32),
         "labels": ((tokens % 3 == 0) * batch["mask"]).astype(np.float32),
         "scores": np.stack([tokens[:, n].sum(-1) * 0.0 + (n == 0) for n in range(width)], 1).astype(
             np.float32

@@ -3,6 +3,8 @@
 from ptjax.algorithms.dpo import DPO
 from ptjax.algorithms.embed import EMBED
 from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
+from ptjax.algorithms.offline import AWR, DRO
+from ptjax.algorithms.online import online
 from ptjax.algorithms.reference_free import ALPHAPO, CPO, ORPO, SIMPO
 from ptjax.algorithms.reward import (
     OUTCOME_REWARD,
@@ -13,6 +15,7 @@ from ptjax.algorithms.reward import (
 )
 from ptjax.algorithms.self_made import ONLINE_DPO, SPIN
 from ptjax.algorithms.sft import SFT
+from ptjax.stages.groups import rollout
 
 METHODS = {
     "sft": SFT,
@@ -29,6 +32,11 @@ METHODS = {
     "kto": KTO,
     "bco": BCO,
     "apo_zero_unpaired": APO_ZERO_UNPAIRED,
+    # the policy's own answers, by reward
+    **online(rollout),
+    # single answers with a reward, logged
+    "awr": AWR,
+    "dro": DRO,
     # reward models
     "reward": REWARD,
     "reward_ranked": REWARD_RANKED,

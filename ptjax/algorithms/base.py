@@ -14,7 +14,7 @@ from ptjax.lookup import find
 from ptjax.stages.base import Stage
 from ptjax.types import Batch, Mean, Outputs
 
-Terms = dict[str, tuple[float, Mean]]
+Terms = dict[str, tuple[float | Array, Mean]]
 Fields = tuple[str, ...]
 _REQUIRED = inspect.Parameter.empty
 

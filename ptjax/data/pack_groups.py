@@ -21,13 +21,13 @@ def pack_groups(valid: Bool[np.ndarray, "B N T"], blocks: Blocks) -> Int[np.ndar
     rows, n, length = valid.shape
     shards, accumulate, places = blocks.shards, blocks.accumulate, rows // blocks.parts
     lengths = valid.sum(2).reshape(shards, places, accumulate, n)
-    row, start = np.zeros((2, *lengths.shape), np.int64)
+    row, start = np.zeros_like(lengths), np.zeros_like(lengths)
     most = 1
     for shard in range(shards):
         for micro in range(accumulate):
             sizes = lengths[shard, :, micro].reshape(-1)
             there = np.flatnonzero(sizes)
-            mine, begins = np.zeros((2, len(sizes)), np.int64)
+            mine, begins = np.zeros_like(sizes), np.zeros_like(sizes)
             mine[there] = best_fit(sizes[there], length)
             for packed in np.unique(mine[there]):
                 inside = there[mine[there] == packed]

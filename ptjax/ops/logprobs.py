@@ -215,7 +215,7 @@ def _recompute_fwd(static: _Static, hidden: Any, kernel: Any, targets: Any, trip
     return _forward(static, *values), (values, asked)
 
 
-def _recompute_bwd(static: _Static, saved: Any, cotangents: Stats):
+def _recompute_bwd(static: _Static, saved: Any, cotangents: dict[str, Any]):
     values, asked = saved
     cotangents = jax.tree.map(_dense, cotangents, is_leaf=_is_symbolic)
     hidden, kernel, targets, trips = values

@@ -67,8 +67,8 @@ def _rollout(
         ctx.logged["rollout/filled"] = min(len(groups) / places, 1.0)
     made = _columns(ctx, groups[:places], places)
     _say(ctx, sampled, spent)
-    ctx.host.columns.clear()
-    ctx.host.columns.update(made)
+    host.columns.clear()
+    host.columns.update(made)
     return batch | put_batch(made, ctx.mesh), carry
 
 
@@ -136,7 +136,7 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
             made["truncated"][row, i] = answer.finished == "length"
             ctx.table.append(_entry(ctx, group, i, row))
-    blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate if ctx.training else 1)
+    blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
     return made | {"pack": pack_groups(made["valid"], blocks)}
 
 
@@ -169,18 +169,22 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     there = total[np.isfinite(total)]
     tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
     ctx.logged.update(told([group.answers for group in groups]))
-    ctx.logged |= {
-        "rollout/missing": 1 - len(there) / len(total),
-        "rollout/no_signal": float(np.mean([not group.told_apart for group in groups])),
-        "rollout/seconds": spent["rollout"],
-        "rollout/tokens_per_second": tokens / max(spent["rollout"], 1e-9),
-        "reward/seconds": spent["reward"],
-    }
-    if len(there):
-        ctx.logged |= {
-            "rollout/reward": float(there.mean()),
-            "rollout/reward_std": float(there.std()),
+    ctx.logged.update(
+        {
+            "rollout/missing": 1 - len(there) / len(total),
+            "rollout/no_signal": float(np.mean([not group.told_apart for group in groups])),
+            "rollout/seconds": spent["rollout"],
+            "rollout/tokens_per_second": tokens / max(spent["rollout"], 1e-9),
+            "reward/seconds": spent["reward"],
         }
+    )
+    if len(there):
+        ctx.logged.update(
+            {
+                "rollout/reward": float(there.mean()),
+                "rollout/reward_std": float(there.std()),
+            }
+        )
     for name, values in zip(rollout.reward_names, each.T, strict=True):
         if np.isfinite(values).any():
             ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
@@ -217,7 +221,7 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     host, rollout = ctx.host, ctx.rollout
     assert host is not None and rollout is not None
     asked = {entry["row"]: entry["example"] for entry in ctx.table}
-    column = np.zeros(len(batch["weights"]), np.float32)
+    column = np.full(len(batch["weights"]), np.nan, np.float32)
     prompts = {row: _prompt_of(host, row) for row in asked}
     answers = rollout.draw(
         *ctx.model(),
@@ -227,15 +231,10 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
         temperature=0.0,
     )
     scores = rollout.judge(list(asked.values()), answers, training=ctx.training).total
-    for row, value in zip(asked, scores.tolist(), strict=True):
-        column[row] = value
-    missing = np.isnan(column)
-    host.columns["weights"][missing] = 0
-    found = put_batch(
-        {"greedy_rewards": np.nan_to_num(column), "weights": host.columns["weights"]}, ctx.mesh
-    )
-    ctx.logged["reward/greedy"] = float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
-    return batch | found, carry
+    column[list(asked)] = scores
+    if np.isfinite(scores).any():
+        ctx.logged["reward/greedy"] = float(np.nanmean(scores))
+    return batch | put_batch({"greedy_rewards": column}, ctx.mesh), carry
 
 
 def _prompt_of(host: HostBatch, row: int) -> np.ndarray:
@@ -250,4 +249,4 @@ greedy_rewards = Stage(
     judged=True,
     wanted=lambda *, baseline: baseline == "greedy",
 )
-"""Behind `rollout`; of a prompt whose likeliest answer has no reward, no answer is trained on."""
+"""Behind `rollout`; NaN where the likeliest answer has no reward."""

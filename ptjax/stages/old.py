@@ -1,0 +1,50 @@
+"""What the policy said of its samples before it learnt from them: log-probs, entropy."""
+
+from ptjax.stages.base import Context, Stage
+from ptjax.types import Batch
+
+
+def _old_logps(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
+    """Adds `old_logps`: under the policy as it stands, of which several updates will follow."""
+    return batch | {"old_logps": ctx.policy(batch, ("logps",)).logps}, carry
+
+
+def _old_outputs(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
+    """Adds `old_logps` and `old_entropy`, of one pass."""
+    outputs = ctx.policy(batch, ("logps", "entropy"))
+    return batch | {"old_logps": outputs.logps, "old_entropy": outputs.entropy}, carry
+
+
+def _asks_entropy(*, top_entropy: float, entropy_target: float | None) -> bool:
+    return top_entropy < 1 or entropy_target is not None
+
+
+def _several_updates(
+    *,
+    top_entropy: float,
+    entropy_target: float | None,
+    epochs: int = 1,
+    minibatches: int = 1,
+) -> bool:
+    several = epochs * minibatches > 1
+    asked = _asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
+    return several and not asked
+
+
+old_logps = Stage(
+    "old_logps",
+    _old_logps,
+    writes={"old_logps": "B N T"},
+    passes=1,
+    wanted=_several_updates,
+)
+"""For the first update of a rollout alone they are the policy's own, and no pass is made."""
+
+old_outputs = Stage(
+    "old_outputs",
+    _old_outputs,
+    writes={"old_logps": "B N T", "old_entropy": "B N T"},
+    passes=1,
+    wanted=_asks_entropy,
+)
+"""Where something asks for entropy."""

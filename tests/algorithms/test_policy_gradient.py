@@ -1,0 +1,220 @@
+"""The policy gradient: TRL's values and gradients, denominators, metrics, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax.algorithms.base import known_call
+from ptjax.algorithms.online import PRESETS, online
+from ptjax.algorithms.policy_gradient import DENOMINATORS, averaged, policy_gradient
+from ptjax.errors import UserError
+from ptjax.losses.kl import KLS
+from ptjax.losses.policy_gradient import SURROGATES
+from ptjax.losses.ratios import CORRECTIONS, RATIOS
+from ptjax.stages.advantage import high_entropy
+from ptjax.stages.base import Stage
+from ptjax.types import Outputs
+from tests.golden import weights
+from tests.losses.checks import Table
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+GOLDEN = weights.load("policy_gradient")
+CASES = {
+    name: {key: tuple(x) if isinstance(x, list) else x for key, x in case.items()}
+    for name, case in GOLDEN["cases"].items()
+}
+COARSE = {"sapo": 2e-7}  # TRL's temperatures are float32
+ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=4)
+METHODS = online(ROLLOUT)
+
+
+def columns(dtype, **more):
+    mask = jnp.asarray(GOLDEN["mask"], dtype)
+    names = ("old_logps", "ref_logps", "sampler_logps")
+    return {
+        **{name: jnp.asarray(GOLDEN[name], dtype) for name in names},
+        "mask": mask,
+        "weights": jnp.ones(mask.shape[:2], dtype),
+        "advantages": jnp.asarray(GOLDEN["advantages"], dtype)[..., None] * mask,
+        **more,
+    }
+
+
+def total(logps, settings, **more):
+    """The loss, its terms added up."""
+    settings = dict(settings)
+    batch = columns(logps.dtype, **more)
+    entropy = jnp.asarray(GOLDEN["entropy"], logps.dtype)
+    if share := settings.pop("top_entropy", None):
+        batch["advantages"] *= high_entropy(entropy, batch["mask"], share)
+    if not settings.get("beta"):
+        del batch["ref_logps"]
+    terms, _ = policy_gradient(Outputs(logps=logps, entropy=entropy), batch, **settings)
+    return sum(coefficient * mean.value() for coefficient, mean in terms.values())
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table(
+        lambda logps, _: {name: total(logps, case) for name, case in CASES.items()},
+        GOLDEN["logps"],
+        GOLDEN,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_the_references(table, case):
+    table.check_golden(case, COARSE.get(case, 1e-10))
+
+
+def test_float32_is_close(table):
+    table.check_float32()
+
+
+def test_every_choice_has_a_golden_case():
+    def seen(name, default):
+        return {case.get(name, default) for case in CASES.values()}
+
+    assert seen("surrogate", "clipped") == set(SURROGATES)
+    assert seen("ratio", "token") == set(RATIOS)
+    assert seen("denominator", "sequence") == set(DENOMINATORS)
+    assert seen("kl", "k3") == set(KLS)
+    assert seen("correction", "none") == set(CORRECTIONS)
+
+
+def test_denominators():
+    """Two answers of 1 and 3 tokens, and filler."""
+    mask = jnp.array([[[0.0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]])
+    values = jnp.array([[[9.0, 8, 9, 9], [9, 1, 2, 3], [9, jnp.nan, 9, 9]]])
+    real = jnp.array([[1.0, 1, 0]])
+    wanted = {"sequence": (8 + 2) / 2, "tokens": 14 / 4, "constant": 14 / 8, "sequence_sum": 7}
+    for name, value in wanted.items():
+        found = averaged(values, mask, real, name)
+        assert found.value() == pytest.approx(value), name
+    assert averaged(values, mask, real, "constant", 10).value() == pytest.approx(14 / 20)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_weights_of_means_need_no_outputs(denominator):
+    settings = dict(denominator=denominator, beta=0.1, entropy_coef=0.1, correction="token_mask")
+    batch = columns(jnp.float32)
+
+    def weighed(logps):
+        terms, metrics = policy_gradient(Outputs(logps=logps, entropy=-logps), batch, **settings)
+        return [mean.weight for _, mean in terms.values()], [m.weight for m in metrics.values()]
+
+    logps = jnp.asarray(GOLDEN["logps"], jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, weighed(logps), weighed(jnp.zeros_like(logps)))
+
+
+def test_without_old_log_probs_the_policy_is_its_own():
+    """The first update: ratio 1, the gradient of reinforce; stale samples still weigh."""
+    logps = jnp.asarray(GOLDEN["logps"], jnp.float32)
+
+    def gradient(**settings):
+        batch = columns(jnp.float32)
+        del batch["old_logps"], batch["ref_logps"]
+        outputs = Outputs(logps=logps, entropy=-logps)
+
+        def loss(logps):
+            terms, metrics = policy_gradient(outputs._replace(logps=logps), batch, **settings)
+            return terms["policy"][1].value(), metrics
+
+        grad, metrics = jax.grad(loss, has_aux=True)(logps)
+        return np.asarray(grad), {name: float(mean.value()) for name, mean in metrics.items()}
+
+    wanted, _ = gradient(surrogate="reinforce")
+    for surrogate in ("clipped", "cispo", "sapo", "vespo"):
+        got, metrics = gradient(surrogate=surrogate)
+        np.testing.assert_allclose(got, wanted, atol=1e-6, err_msg=surrogate)
+        assert (metrics["ratio"], metrics["kl_old"]) == (1, 0)
+    gap = (GOLDEN["logps"] - GOLDEN["sampler_logps"]) * GOLDEN["mask"]
+    got, metrics = gradient(correction="token_truncate", correction_high=1e9)
+    np.testing.assert_allclose(got, wanted * np.exp(gap), atol=1e-5)
+    tokens = GOLDEN["mask"].sum()
+    assert metrics["sampler/difference"] == pytest.approx(np.abs(gap).sum() / tokens, rel=1e-5)
+
+
+def test_clip_fractions_are_those_of_tokens_without_gradient():
+    logps, mask = (jnp.asarray(GOLDEN[name], jnp.float32) for name in ("logps", "mask"))
+    batch, outputs = columns(jnp.float32), Outputs(logps=logps, entropy=-logps)
+
+    def loss(logps):
+        terms, metrics = policy_gradient(outputs._replace(logps=logps), batch)
+        return terms["policy"][1].value(), metrics
+
+    gradient, metrics = jax.grad(loss, has_aux=True)(logps)
+    without = ((gradient == 0) & (mask > 0)).sum() / mask.sum()
+    found = metrics["clip/low"].value() + metrics["clip/high"].value()
+    assert float(found) == pytest.approx(float(without), abs=1e-6)
+    assert metrics["clip/low"].value() > 0 and metrics["clip/high"].value() > 0
+
+
+def test_coefficients_of_controllers_take_the_place_of_fixed_ones():
+    batch = columns(jnp.float32, kl_coef=jnp.full(3, 0.7), entropy_coef=jnp.full(3, 0.2))
+    logps = jnp.asarray(GOLDEN["logps"], jnp.float32)
+    terms, _ = policy_gradient(Outputs(logps=logps, entropy=-logps), batch, beta=0.1)
+    assert (terms["kl"][0], terms["entropy"][0]) == (np.float32(0.7), -np.float32(0.2))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_set_what_exists_and_bind(name):
+    known = METHODS[name].hyperparameters()
+    assert {key: known[key] for key in PRESETS[name]} == PRESETS[name]
+    bound = METHODS[name].bind({}, "hparams")
+    stages = [stage.name for stage in bound.stages]
+    reference = ["ref_logps"] if known["beta"] else []
+    assert stages == ["rollout", *reference, "advantage"]
+
+
+def wanted_stages(**given):
+    return [stage.name for stage in METHODS["grpo"].bind(given, "hparams").stages]
+
+
+def test_stages_that_settings_ask_for():
+    assert wanted_stages(beta=0.1) == ["rollout", "ref_logps", "advantage"]
+    assert wanted_stages(beta=0.1, sync_every=8)[1:3] == ["synced_reference", "ref_logps"]
+    assert wanted_stages(top_entropy=0.2) == ["rollout", "old_outputs", "advantage"]
+    assert wanted_stages(entropy_target=0.2)[1:3] == ["old_outputs", "entropy_control"]
+    assert wanted_stages(beta=0.1, kl_target=6.0)[2] == "kl_control"
+
+
+@pytest.mark.parametrize(("updates", "asked"), [((1, 1), False), ((2, 1), True), ((1, 4), True)])
+def test_old_log_probs_only_for_several_updates(updates, asked):
+    """`epochs` and `minibatches` may be known to the run alone."""
+    bound = METHODS["grpo"].bind({}, "hparams")
+    values = dict(bound.values) | dict(zip(("epochs", "minibatches"), updates, strict=True))
+    wanted = {s.name: s.wanted for s in METHODS["grpo"].stages if s.wanted}
+    assert known_call(wanted["old_logps"], values) is asked
+    assert not known_call(wanted["old_logps"], values | {"top_entropy": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("grpo", {"surrogate": "clip"}, "hparams.surrogate = 'clip'; did you mean 'clipped'"),
+        ("grpo", {"denominator": "token"}, "did you mean 'tokens'"),
+        ("grpo", {"baseline": "groups"}, "did you mean 'group'"),
+        ("sapo", {"clip_high": 0.3}, "clip_high goes with surrogate clipped or cispo or gmpo"),
+        ("gmpo", {"ratio": "sequence"}, "ratio goes with surrogate clipped or cispo or sapo"),
+        ("grpo", {"taus": (1.0, 2.0)}, "taus goes with surrogate sapo, not with 'clipped'"),
+        ("sapo", {"taus": (1.0,)}, "it must be two positive numbers"),
+        ("grpo", {"dual_clip": 0.5}, "dual_clip = 0.5: it must be above 1"),
+        ("dapo", {"ratio_cap": 1.25}, "it must be above 1 \\+ clip_high"),
+        ("grpo", {"beta": -0.1}, "beta = -0.1: it must be not negative"),
+        ("grpo", {"kl_in": "reward"}, "it sets where beta goes"),
+        ("grpo", {"kl_ratio": True}, "it goes with beta > 0"),
+        ("grpo", {"kl_target": 6.0}, "it moves beta, which is to begin above 0"),
+        ("vespo", {"correction": "token_mask"}, "vespo weighs whole sequences itself"),
+        ("grpo", {"several": "normalize_then_sum"}, "goes with baseline = 'group' and scale"),
+        ("gmpo", {"top_entropy": 0.2}, "gmpo is of whole sequences"),
+        ("grpo", {"top_entropy": 0.0}, "it must be in \\(0, 1\\]"),
+        ("grpo", {"gamma": 1.5}, "it must be in \\[0, 1\\]"),
+        ("grpo", {"correction_high": 0.0}, "it must be above correction_low"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(method, given, message):
+    with pytest.raises(UserError, match=message):
+        METHODS[method].bind(given, "hparams")
