@@ -16,9 +16,9 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
-from ptjax.job import BUFFER, Run
+from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
-from ptjax.metrics.completions import as_table, with_advantages
+from ptjax.metrics.completions import as_table
 from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import prepare
 from ptjax.progress import Progress
@@ -250,10 +250,8 @@ class _Loop:
         if not update.table or not _due(step - 1, self.config.log.completions):
             return
         with self.speed.paused():
-            whole = update.carry.get(BUFFER, update.columns)
-            rows = with_advantages(update.table, whole)
-            self.metrics.completions(step, rows)
-            self.progress.show(as_table(step, rows))
+            self.metrics.completions(step, update.table)
+            self.progress.show(as_table(step, update.table))
 
     def meet(self, batch: HostBatch) -> None:
         """Before a shape that compiles, the step before ends: its time is its own."""

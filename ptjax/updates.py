@@ -16,6 +16,7 @@ from ptjax.data.order import generator
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
 from ptjax.job import BUFFER, Run
+from ptjax.metrics.completions import with_advantages
 from ptjax.sharding import batch_shards, put_batch
 from ptjax.types import Batch, TrainState
 
@@ -31,7 +32,7 @@ class Update:
       columns: the same on the device, with those of the stages.
       carry: what stages remember, and the rollout while parts of it are still to come.
       logged: scalars of the stages; none where they did not run.
-      table: what was sampled, a row an answer.
+      table: what was sampled, a row an answer, with its advantage.
       fresh: whether the stages ran.
     """
 
@@ -77,14 +78,13 @@ class Updates:
         run = self._run
         columns = put_batch(host.columns, run.mesh)
         found = run.stage(state, columns, step=step, host=host, more=lambda: next(self._batches))
+        table = with_advantages(found.table, found.batch)
         if run.updates == 1:
-            return Update(host, found.batch, found.carry, found.logged, found.table)
+            return Update(host, found.batch, found.carry, found.logged, table)
         kept = {name: found.batch[name] for name in state.carry[BUFFER]}
         self._kept = jax.device_get(kept)
         first = self._part(state, step)
-        return Update(
-            first.host, first.columns, {**found.carry, BUFFER: kept}, found.logged, found.table
-        )
+        return Update(first.host, first.columns, {**found.carry, BUFFER: kept}, found.logged, table)
 
     def _part(self, state: TrainState, step: int) -> Update:
         """A minibatch of the rollout that is being used."""

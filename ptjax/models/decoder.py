@@ -331,10 +331,8 @@ def _cached(cache: tuple, k: Array, v: Array) -> tuple[Array, Array, tuple[Array
     """Writes one layer's new keys and values behind those of each row, and reads all of them."""
     stack_k, stack_v, layer, start = cache
 
-    def put(row: Array, new: Array, start: Array) -> Array:
-        return jax.lax.dynamic_update_slice(row, new[None], (layer, start, 0, 0))
-
-    put_all = jax.vmap(put, (1, 0, 0), 1)
-    stack_k = put_all(stack_k, k.astype(stack_k.dtype), start)
-    stack_v = put_all(stack_v, v.astype(stack_v.dtype), start)
+    rows, ahead = jnp.arange(k.shape[0])[:, None], jnp.arange(k.shape[1])
+    at = (layer, rows, start[:, None] + ahead)
+    stack_k = stack_k.at[at].set(k.astype(stack_k.dtype), mode="drop", unique_indices=True)
+    stack_v = stack_v.at[at].set(v.astype(stack_v.dtype), mode="drop", unique_indices=True)
     return stack_k[layer].astype(k.dtype), stack_v[layer].astype(v.dtype), (stack_k, stack_v)
