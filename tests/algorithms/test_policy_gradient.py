@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.algorithms.base import known_call
 from ptjax.algorithms.online import PRESETS, online
 from ptjax.algorithms.policy_gradient import DENOMINATORS, averaged, policy_gradient
 from ptjax.errors import UserError
@@ -184,12 +183,10 @@ def test_stages_that_settings_ask_for():
 
 @pytest.mark.parametrize(("updates", "asked"), [((1, 1), False), ((2, 1), True), ((1, 4), True)])
 def test_old_log_probs_only_for_several_updates(updates, asked):
-    """`epochs` and `minibatches` may be known to the run alone."""
-    bound = METHODS["grpo"].bind({}, "hparams")
-    values = dict(bound.values) | dict(zip(("epochs", "minibatches"), updates, strict=True))
-    wanted = {s.name: s.wanted for s in METHODS["grpo"].stages if s.wanted}
-    assert known_call(wanted["old_logps"], values) is asked
-    assert not known_call(wanted["old_logps"], values | {"top_entropy": 0.5})
+    """No function of the model reads these two: they decide what stages are wanted."""
+    given = dict(zip(("epochs", "minibatches"), updates, strict=True))
+    assert ("old_logps" in wanted_stages(**given)) is asked
+    assert "old_logps" not in wanted_stages(**given, top_entropy=0.5)
 
 
 @pytest.mark.parametrize(
