@@ -11,8 +11,8 @@ from ptjax.errors import UserError
 from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
-from ptjax.stages.advantage import high_entropy
 from ptjax.stages.base import Stage
+from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
 from tests.losses.checks import QUICK, Table

@@ -9,12 +9,13 @@ from ptjax.algorithms.base import known_call
 from ptjax.algorithms.online import PRESETS, online
 from ptjax.rewards.base import Reward
 from ptjax.sharding import make_mesh, put_batch
-from ptjax.stages.advantage import advantage, high_entropy
+from ptjax.stages.advantage import advantage
 from ptjax.stages.base import Context, Stage
 from ptjax.stages.control import entropy_control, kl_control
 from ptjax.stages.logged import dro_baseline, logged_advantage
 from ptjax.stages.old import old_outputs
 from ptjax.stages.rollout import Rollout
+from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
 
