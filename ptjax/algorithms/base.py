@@ -57,11 +57,14 @@ class Algorithm:
         """The keyword-only arguments of loss and stages, and their defaults."""
         found: dict[str, Any] = {}
         for function in self._functions():
-            found |= keywords(function)
+            for name, default in keywords(function).items():
+                if default is not _REQUIRED or name not in found:
+                    found[name] = default
         return found
 
     def _functions(self) -> tuple[Callable[..., Any], ...]:
-        return (*(stage.run for stage in self.stages), self.loss)
+        asked = (stage.wanted for stage in self.stages if stage.wanted is not None)
+        return (*asked, *(stage.run for stage in self.stages), self.loss)
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.

@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_low": 3e-4,
         "clip_high": 4e-4,
     },
-    # as TRL 1.16
+    # 2602.10693, as TRL 1.16
     "vespo": {"surrogate": "vespo", "denominator": "tokens"},
     # 2402.14740; the ratio and its clip as TRL 1.16
     "rloo": {

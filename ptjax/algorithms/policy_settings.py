@@ -8,7 +8,8 @@ from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
-from ptjax.stages.advantage import BASELINES, KL_IN, SCALES, SEVERAL
+from ptjax.stages.advantage import SEVERAL
+from ptjax.stages.token_advantages import BASELINES, KL_IN, SCALES
 
 _CHOICES = {
     "surrogate": SURROGATES,

@@ -147,8 +147,8 @@ def vespo(
 ) -> Float[Array, "*B T"]:
     """L_t = -sg(φ(W)) A log p_t, φ(W) = exp(λ) W^k exp(-λ W), W = exp(Σ_t u_t).
 
-    VESPO, as TRL 1.16 computes it: φ(1) = 1, and sequences that became much more or much less
-    likely count for little. (k, λ) is `phi_positive` where A >= 0, else `phi_negative`.
+    VESPO (2602.10693), as TRL 1.16 computes it: φ(1) = 1, and sequences that became much more or
+    much less likely count for little. (k, λ) is `phi_positive` where A >= 0, else `phi_negative`.
 
     Args:
       given: reads logps, logratio of level `token`, advantages, mask.

@@ -7,6 +7,7 @@ import pytest
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Algorithm, named
 from ptjax.errors import UserError
+from ptjax.stages.base import Stage
 from ptjax.types import Mean
 
 
@@ -25,6 +26,20 @@ def test_hyperparameters_are_the_signatures():
 def test_a_required_one_must_be_given():
     with pytest.raises(UserError, match="config.hparams: 'strength' has no default and must be"):
         Algorithm(loss).bind({}, "config.hparams")
+
+
+def test_what_decides_whether_a_stage_is_wanted_is_one_too():
+    def run(ctx, batch, carry, *, size=3):
+        return batch, carry
+
+    stage = Stage("late", run, wanted=lambda *, size, strength, times=1: size * times > 5)
+    algorithm = Algorithm(loss, (stage,))
+    bound = algorithm.bind(dict(strength=1.0), "hparams")
+    assert dict(bound.values) == dict(size=3, times=1, strength=1.0, power=2.0)
+    assert bound.stages == ()
+    assert algorithm.bind(dict(strength=1.0, times=2), "hparams").stages == (stage,)
+    with pytest.raises(UserError, match="'strength' has no default"):
+        algorithm.bind(dict(times=2), "hparams")
 
 
 def test_an_unknown_one_is_refused():

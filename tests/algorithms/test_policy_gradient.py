@@ -5,18 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.algorithms.base import known_call
 from ptjax.algorithms.online import PRESETS, online
 from ptjax.algorithms.policy_gradient import DENOMINATORS, averaged, policy_gradient
 from ptjax.errors import UserError
 from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
-from ptjax.stages.advantage import high_entropy
 from ptjax.stages.base import Stage
+from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
-from tests.losses.checks import Table
+from tests.losses.checks import QUICK, Table
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -91,9 +90,9 @@ def test_denominators():
     real = jnp.array([[1.0, 1, 0]])
     wanted = {"sequence": (8 + 2) / 2, "tokens": 14 / 4, "constant": 14 / 8, "sequence_sum": 7}
     for name, value in wanted.items():
-        found = averaged(values, mask, real, name)
+        found = jax.jit(averaged, static_argnums=3)(values, mask, real, name)
         assert found.value() == pytest.approx(value), name
-    assert averaged(values, mask, real, "constant", 10).value() == pytest.approx(14 / 20)
+    assert float(averaged(values, mask, real, "constant", 10).weight) == 20
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -106,7 +105,8 @@ def test_weights_of_means_need_no_outputs(denominator):
         return [mean.weight for _, mean in terms.values()], [m.weight for m in metrics.values()]
 
     logps = jnp.asarray(GOLDEN["logps"], jnp.float32)
-    jax.tree.map(np.testing.assert_array_equal, weighed(logps), weighed(jnp.zeros_like(logps)))
+    run = jax.jit(weighed, compiler_options=QUICK)
+    jax.tree.map(np.testing.assert_array_equal, run(logps), run(jnp.zeros_like(logps)))
 
 
 def test_without_old_log_probs_the_policy_is_its_own():
@@ -122,7 +122,7 @@ def test_without_old_log_probs_the_policy_is_its_own():
             terms, metrics = policy_gradient(outputs._replace(logps=logps), batch, **settings)
             return terms["policy"][1].value(), metrics
 
-        grad, metrics = jax.grad(loss, has_aux=True)(logps)
+        grad, metrics = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(logps)
         return np.asarray(grad), {name: float(mean.value()) for name, mean in metrics.items()}
 
     wanted, _ = gradient(surrogate="reinforce")
@@ -145,7 +145,7 @@ def test_clip_fractions_are_those_of_tokens_without_gradient():
         terms, metrics = policy_gradient(outputs._replace(logps=logps), batch)
         return terms["policy"][1].value(), metrics
 
-    gradient, metrics = jax.grad(loss, has_aux=True)(logps)
+    gradient, metrics = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(logps)
     without = ((gradient == 0) & (mask > 0)).sum() / mask.sum()
     found = metrics["clip/low"].value() + metrics["clip/high"].value()
     assert float(found) == pytest.approx(float(without), abs=1e-6)
@@ -183,12 +183,10 @@ def test_stages_that_settings_ask_for():
 
 @pytest.mark.parametrize(("updates", "asked"), [((1, 1), False), ((2, 1), True), ((1, 4), True)])
 def test_old_log_probs_only_for_several_updates(updates, asked):
-    """`epochs` and `minibatches` may be known to the run alone."""
-    bound = METHODS["grpo"].bind({}, "hparams")
-    values = dict(bound.values) | dict(zip(("epochs", "minibatches"), updates, strict=True))
-    wanted = {s.name: s.wanted for s in METHODS["grpo"].stages if s.wanted}
-    assert known_call(wanted["old_logps"], values) is asked
-    assert not known_call(wanted["old_logps"], values | {"top_entropy": 0.5})
+    """No function of the model reads these two: they decide what stages are wanted."""
+    given = dict(zip(("epochs", "minibatches"), updates, strict=True))
+    assert ("old_logps" in wanted_stages(**given)) is asked
+    assert "old_logps" not in wanted_stages(**given, top_entropy=0.5)
 
 
 @pytest.mark.parametrize(

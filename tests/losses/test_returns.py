@@ -1,5 +1,7 @@
 """Advantages of groups, returns of tokens: golden numbers, exact zeros, what is left out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,11 @@ REWARDS = np.nansum(GOLDEN["rewards"] * GOLDEN["reward_weights"], -1)
 def test_gae_is_the_formula_over_gaps():
     with jax.enable_x64(True):
         mask = jnp.asarray(GOLDEN["mask"])
-        rewards = token_rewards(jnp.asarray(REWARDS), mask)
-        found = gae(rewards, jnp.asarray(GOLDEN["critic"]), mask, gamma=0.9, lam=0.8)
+        run = jax.jit(
+            lambda r, v, mask: gae(token_rewards(r, mask), v, mask, gamma=0.9, lam=0.8),
+            compiler_options=QUICK,
+        )
+        found = run(jnp.asarray(REWARDS), jnp.asarray(GOLDEN["critic"]), mask)
     np.testing.assert_allclose(found[0], GOLDEN["gae"], rtol=1e-12)
     np.testing.assert_allclose(found[1], GOLDEN["returns"], rtol=1e-12)
 
@@ -53,7 +58,7 @@ def test_a_return_without_discount_is_the_reward_exactly():
 def test_whitening_leaves_out_what_has_no_weight():
     x = jnp.array([[1.0, 2, 3], [7, 99, jnp.nan]])
     kept = jnp.array([[1.0, 1, 1], [1, 0, 0]])
-    found = np.asarray(whiten(x, kept))
+    found = np.asarray(jax.jit(whiten, compiler_options=QUICK)(x, kept))
     inside = np.array([1, 2, 3, 7.0])
     wanted = (inside - inside.mean()) / inside.std(ddof=1)
     np.testing.assert_allclose(found[np.asarray(kept) > 0], wanted, rtol=1e-6)
@@ -100,7 +105,8 @@ def test_a_naive_mean_would_not():
 def test_missing_rewards_are_as_if_never_sampled(name):
     state = np.random.RandomState(0)
     rewards = jnp.asarray(state.standard_normal((4, 7)), jnp.float32)
-    found = BASELINES[name](jnp.where(VALID, rewards, jnp.nan), VALID)
+    run = jax.jit(BASELINES[name], compiler_options=QUICK)
+    found = run(jnp.where(VALID, rewards, jnp.nan), VALID)
     kept = np.asarray(VALID[1])
     r, n = np.asarray(rewards)[1][kept], np.asarray(LENGTHS)[1][kept]
     wanted = {
@@ -123,8 +129,9 @@ def test_parts_weigh_what_their_weights_say_whatever_their_spread():
     """A reward a hundred times as wide pulls no more; one that all abstain from does not pull."""
     parts = jnp.array([[[1.0, 300, jnp.nan], [0, 100, jnp.nan], [0, 200, jnp.nan]]])
     valid = jnp.ones((1, 3), bool)
-    found = over.normalized_parts(parts, valid, jnp.array([1.0, 100, 1]), eps=0.0)
+    run = jax.jit(partial(over.normalized_parts, eps=0.0), compiler_options=QUICK)
+    found = run(parts, valid, jnp.array([1.0, 100, 1]))
     first = np.array([2, -1, -1]) / np.sqrt(3)
     np.testing.assert_allclose(found[0], first + 100 * np.array([1.0, -1, 0]), rtol=1e-5)
-    alone = over.normalized_parts(parts[..., :1], valid, jnp.array([1.0]), eps=1e-4)
-    np.testing.assert_allclose(alone[0], first, rtol=1e-3)
+    alone = run(parts[..., :1], valid, jnp.array([1.0]))
+    np.testing.assert_allclose(alone[0], first, rtol=1e-5)

@@ -9,12 +9,13 @@ from ptjax.algorithms.base import known_call
 from ptjax.algorithms.online import PRESETS, online
 from ptjax.rewards.base import Reward
 from ptjax.sharding import make_mesh, put_batch
-from ptjax.stages.advantage import advantage, high_entropy
+from ptjax.stages.advantage import advantage
 from ptjax.stages.base import Context, Stage
 from ptjax.stages.control import entropy_control, kl_control
 from ptjax.stages.logged import dro_baseline, logged_advantage
 from ptjax.stages.old import old_outputs
 from ptjax.stages.rollout import Rollout
+from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
 
@@ -89,18 +90,19 @@ def test_a_group_of_equal_rewards_has_exactly_none(name):
 def test_weights_of_zero_are_left_out_of_every_statistic():
     """Values that are not there change nothing; what they would have had is 0."""
     chosen = ("group_batch", "parts", "rloo_kl", "opo", "reinforce_pp")
-    kept = np.ones((3, 4), np.float32)
+    kept = np.ones((3, 4))
     kept[0, 1] = kept[2] = 0
-    for name in chosen:
-        case = CASES[name]
-        clean, dirty = columns(weights=kept), columns(weights=kept)
-        gone = jnp.asarray(kept == 0)
-        for column, junk in (("rewards", 99.0), ("old_logps", -50.0)):
-            where = gone if dirty[column].ndim == 2 else gone[..., None]
-            dirty[column] = jnp.where(where, junk, dirty[column])
-        both = [np.asarray(run(batch, **case)["advantages"]) for batch in (clean, dirty)]
+    junk = {"rewards": 99.0, "reward_parts": 77.0, "old_logps": -50.0}
+    with jax.enable_x64(True):
+        clean = columns(np.float64, weights=kept)
+        dirty = {name: np.array(column) for name, column in clean.items()}
+        for column, value in junk.items():
+            dirty[column][kept == 0] = value
+        dirty = {name: jnp.asarray(column) for name, column in dirty.items()}
+        found = {n: [run(b, **CASES[n])["advantages"] for b in (clean, dirty)] for n in chosen}
+    for name, both in found.items():
         np.testing.assert_array_equal(*both, err_msg=name)
-        assert not both[0][kept == 0].any(), name
+        assert not np.asarray(both[0])[kept == 0].any(), name
 
 
 def test_a_permutation_and_a_mesh_change_nothing():
