@@ -30,6 +30,7 @@ _DROPPED = (
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[$]"), ""),
+    (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\^(?:\\circ|\{\\circ\})"), ""),
     (re.compile(r"\s+"), ""),
