@@ -39,11 +39,12 @@ _DROPPED = (
 
 def boxed(text: str) -> str | None:
     r"""The argument of the last `\boxed{}` (or `\fbox{}`); None where it is not closed."""
-    found = None
-    for found in _BOXED.finditer(text):
-        pass
-    if found is None or found.group(1) is not None:
-        return found and found.group(1)
+    every = list(_BOXED.finditer(text))
+    if not every:
+        return None
+    found = every[-1]
+    if found.group(1) is not None:
+        return found.group(1)
     depth = 0
     for i in range(found.end(), len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0) if text[i - 1] != "\\" else 0
@@ -54,13 +55,11 @@ def boxed(text: str) -> str | None:
 
 def _last(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
     def extract(text: str) -> str | None:
-        found = None
-        for found in pattern.finditer(text):
-            pass
-        if found is None:
+        every = list(pattern.finditer(text))
+        if not every:
             return None
-        groups = [group for group in found.groups() if group is not None]
-        return (groups[0] if groups else found.group()).strip()
+        groups = [group for group in every[-1].groups() if group is not None]
+        return (groups[0] if groups else every[-1].group()).strip()
 
     return extract
 
@@ -103,7 +102,7 @@ def same(gold: str, answer: str) -> bool | None:
 
 
 def plain(text: str) -> str:
-    r"""An answer without what changes its looks alone: `$`, spaces, `\left`, `\text`, an end dot."""
+    r"""Without what changes looks alone: `$`, spaces, `\left`, `\text`, a last dot."""
     text = text.strip()
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end):

@@ -7,8 +7,8 @@ A reward is a plain function of texts, or an `async` one:
 
 Keyword-only arguments are its settings; one annotated `Reward`, `Sequence[Reward]` or
 `Mapping[str, Reward]` is written in a config as rewards are, and is read with it. Other arguments
-after the first two are columns of the rows, each a list; `**columns` takes all there are. It returns
-a number for each completion, None where it abstains, or an exception (`Failed`) where that
+after the first two are columns of the rows, each a list; `**columns` takes all there are. It
+returns a number for each completion, None where it abstains, or an exception (`Failed`) where that
 completion's value is missing.
 """
 

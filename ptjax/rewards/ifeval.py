@@ -29,7 +29,7 @@ def ifeval(
       every: 1 where all are followed and else 0, in place of the share.
 
     Returns:
-      From 0 to 1; None for a row without instructions; a failure where the row's are not understood.
+      From 0 to 1; None for a row without instructions; a failure where the row's are not known.
 
     Raises:
       UserError: an instruction needs a package that is not installed.
@@ -65,5 +65,3 @@ def _reason(names: Sequence[str], error: Exception) -> Failed:
     if unknown:
         return Failed(f"unknown instruction {unknown[0]!r}{did_you_mean(unknown[0], INSTRUCTIONS)}")
     return Failed(f"instructions {[*names]} with other arguments: {error}")
-
-

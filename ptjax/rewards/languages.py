@@ -35,8 +35,8 @@ _OTHERS = {
     "THAI": "th",
 }
 _LATIN = (
-    "en de fr es it pt nl sv no nb nn da fi is pl cs sk hu ro hr sl et lv lt sq tr az vi id ms tl sw "
-    "af ca eu gl cy ga mt eo la"
+    "en de fr es it pt nl sv no nb nn da fi is pl cs sk hu ro hr sl et lv lt sq tr az vi id ms tl "
+    "sw af ca eu gl cy ga mt eo la"
 )
 SCRIPTS: dict[str, frozenset[str]] = {
     code: frozenset(script for script, codes in _OTHERS.items() if code in codes.split())

@@ -26,8 +26,8 @@ def math(
 ) -> list[float | None | Exception]:
     r"""1 where the completion's final answer equals the row's, else 0.
 
-    Equal texts and equal numbers are told at once; the rest is parsed and compared by math-verify in
-    a process that is killed when it takes too long.
+    Equal texts and equal numbers are told at once; the rest is parsed and compared by math-verify
+    in a process that is killed when it takes too long.
 
     Args:
       prompts: not read.
@@ -95,17 +95,17 @@ def verdict(golds: Sequence[str], said: str) -> float | None:
 
 @functools.cache
 def _verifier() -> tuple[Any, Any]:
-    """Parses an answer that is the whole text; compares two. Neither has a time limit of its own."""
+    """Functions that parse an answer and compare two; the worker has their time limit."""
     import math_verify
 
     def parse(text: str) -> list[Any]:
         if not any(mark in text for mark in _MARKS):
-            found = math_verify.parse(text, parsing_timeout=None) if _spoken(text) else []
+            found = math_verify.parse(text, parsing_timeout=0) if _spoken(text) else []
             text = f"${text}$"
-            return math_verify.parse(text, parsing_timeout=None) or found
-        return math_verify.parse(text, parsing_timeout=None)
+            return math_verify.parse(text, parsing_timeout=0) or found
+        return math_verify.parse(text, parsing_timeout=0)
 
-    return parse, functools.partial(math_verify.verify, timeout_seconds=None)
+    return parse, functools.partial(math_verify.verify, timeout_seconds=0)
 
 
 def _spoken(text: str) -> bool:
