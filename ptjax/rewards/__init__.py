@@ -7,6 +7,7 @@ no opinion. See `ptjax.rewards.base`.
 from ptjax.rewards.combine import by_row, rubric
 from ptjax.rewards.gym import reasoning_gym
 from ptjax.rewards.ifeval import ifeval
+from ptjax.rewards.isolated import isolated
 from ptjax.rewards.judge import judge, judge_pair
 from ptjax.rewards.languages import language
 from ptjax.rewards.maths import math
@@ -21,6 +22,7 @@ REWARDS = {
     "cosine": cosine,
     "format": format,
     "ifeval": ifeval,
+    "isolated": isolated,
     "json_schema": json_schema,
     "judge": judge,
     "judge_pair": judge_pair,

@@ -103,7 +103,7 @@ def same(gold: str, answer: str) -> bool | None:
 
 def plain(text: str) -> str:
     r"""Without what changes looks alone: `$`, spaces, `\left`, `\text`, a last dot."""
-    text = text.strip()
+    text = text.strip().removesuffix(".")
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end):
             text = text[len(start) : -len(end)]

@@ -83,14 +83,14 @@ def verdict(golds: Sequence[str], said: str) -> float | None:
       said: the completion's.
 
     Returns:
-      1 or 0; None where it can read none of the right answers.
+      1 or 0; None where it is not 1 and none of the right answers can be read.
     """
     parse, check = _verifier()
-    right = [parsed for parsed in map(parse, golds) if parsed]
-    if not right:
-        return None
-    answer = parse(said)
-    return float(any(check(one, answer) for one in right))
+    right, answer = [parse(gold) for gold in golds], parse(said)
+    if any(check(one, answer) for one in right):
+        return 1.0
+    # What it cannot read it hands back as text alone.
+    return 0.0 if any(not isinstance(part, str) for one in right for part in one) else None
 
 
 @functools.cache

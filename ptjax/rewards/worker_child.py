@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import Any
 
+from ptjax.rewards.base import Failed
+
 MEMORY = 4 << 30
 """Bytes of address space."""
 
@@ -45,6 +47,8 @@ def main() -> None:
             said = {"value": function(*arguments)}
         except MemoryError:
             return
+        except Failed as error:
+            said = {"error": str(error)}
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {error}"[:500]}
         signal.alarm(0)
