@@ -60,7 +60,7 @@ def rubric(
 def by_row(
     prompts: Sequence[str],
     completions: Sequence[str],
-    scorer: Sequence[str | Mapping[str, Any] | None],
+    scorer: Sequence[Any],
     *,
     rewards: Mapping[str, Reward],
     may_set: Mapping[str, Sequence[str]] | None = None,

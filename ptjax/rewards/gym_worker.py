@@ -12,7 +12,10 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
+
+from ptjax.rewards.gym_entries import unpacked
 
 _FORMULA = re.compile(r"[\w\s+\-*/().,^!=]*")
 _ATTRIBUTE = re.compile(r"[A-Za-z_)]\s*\.|\.\s*[A-Za-z_]|__")
@@ -49,53 +52,31 @@ def verdict(task: str, entry: str, answer: str) -> float | dict[str, str]:
     """
     score = scorer(task)
     try:
-        return float(score(answer, _unpacked(json.loads(entry))))
+        return float(score(answer, unpacked(json.loads(entry))))
     except Exception as error:
-        given = _unpacked(json.loads(entry))
+        given = unpacked(json.loads(entry))
         score(given["answer"], given)
         return {"raised": f"{task} raises {type(error).__name__}: {error}"[:200]}
-
-
-def packed(value: Any) -> Any:
-    """An entry as JSON holds it: tuples, sets and keys that are no text keep what they are."""
-    if isinstance(value, dict):
-        if all(isinstance(key, str) for key in value):
-            return {key: packed(one) for key, one in value.items()}
-        return {"__items__": [[packed(key), packed(one)] for key, one in value.items()]}
-    if isinstance(value, tuple):
-        return {"__tuple__": [packed(one) for one in value]}
-    if isinstance(value, set | frozenset):
-        return {"__set__": [packed(one) for one in sorted(value, key=repr)]}
-    if isinstance(value, list):
-        return [packed(one) for one in value]
-    if hasattr(value, "tolist"):
-        return packed(value.tolist())
-    return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((key, inside),) = value.items()
-        if key == "__items__":
-            return {_unpacked(name): _unpacked(one) for name, one in inside}
-        if key in ("__tuple__", "__set__"):
-            return {"__tuple__": tuple, "__set__": set}[key](_unpacked(inside))
-    return {key: _unpacked(one) for key, one in value.items()}
 
 
 @functools.cache
 def scorer(task: str) -> Callable[[str, Mapping[str, Any]], Any]:
     """reasoning-gym's function `(answer, entry) -> score` of a task."""
+    score: Any = start().get_score_answer_fn(task)
+    return score
+
+
+@functools.cache
+def start() -> ModuleType:
+    """Imports reasoning-gym, and puts what does not run code where it would."""
     import reasoning_gym
     import sympy
     from sympy.parsing import sympy_parser
 
+    known = {*dir(sympy)}
+
     def parse_expr(text: Any, *arguments: Any, **settings: Any) -> Any:
-        return sympy_parser.parse_expr(formula(text, {*dir(sympy)}), *arguments, **settings)
+        return sympy_parser.parse_expr(formula(text, known), *arguments, **settings)
 
     sympy.parse_expr = parse_expr
     for name, module in [*sys.modules.items()]:
@@ -103,8 +84,7 @@ def scorer(task: str) -> Callable[[str, Mapping[str, Any]], Any]:
             vars(module)["eval"] = value_of
             if getattr(module, "parse_expr", None) is sympy_parser.parse_expr:
                 vars(module)["parse_expr"] = parse_expr
-    score: Any = reasoning_gym.get_score_answer_fn(task)
-    return score
+    return reasoning_gym
 
 
 def formula(text: Any, library: set[str]) -> str:

@@ -1,6 +1,5 @@
 """Whether the final answer is right: exact where that is enough, else by math-verify."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +7,6 @@ from ptjax.errors import UserError, did_you_mean
 from ptjax.rewards.answers import FORMS, answer_of, same
 from ptjax.rewards.base import needs
 from ptjax.rewards.worker import pool
-
-_MARKS = ("\\boxed", "$", "\\(", "\\[")
 
 
 def math(
@@ -69,48 +66,10 @@ def math(
             asked.append((i, golds, said[1]))
     if verify and asked:
         needs("math-verify", "math_verify", "reward math")
-        judge = pool("ptjax.rewards.maths.verdict", seconds, workers)
+        judge = pool("ptjax.rewards.maths_worker.verdict", seconds, workers)
         for (i, *_), value in zip(asked, judge.map([one[1:] for one in asked]), strict=True):
             found[i] = value
     return found
-
-
-def verdict(golds: Sequence[str], said: str) -> float | None:
-    """math-verify's opinion; runs in a worker.
-
-    Args:
-      golds: answers of which any is right.
-      said: the completion's.
-
-    Returns:
-      1 or 0; None where it is not 1 and none of the right answers can be read.
-    """
-    parse, check = _verifier()
-    right, answer = [parse(gold) for gold in golds], parse(said)
-    if any(check(one, answer) for one in right):
-        return 1.0
-    # What it cannot read it hands back as text alone.
-    return 0.0 if any(not isinstance(part, str) for one in right for part in one) else None
-
-
-@functools.cache
-def _verifier() -> tuple[Any, Any]:
-    """Functions that parse an answer and compare two; the worker has their time limit."""
-    import math_verify
-
-    def parse(text: str) -> list[Any]:
-        if not any(mark in text for mark in _MARKS):
-            found = math_verify.parse(text, parsing_timeout=0) if _spoken(text) else []
-            text = f"${text}$"
-            return math_verify.parse(text, parsing_timeout=0) or found
-        return math_verify.parse(text, parsing_timeout=0)
-
-    return parse, functools.partial(math_verify.verify, timeout_seconds=0)
-
-
-def _spoken(text: str) -> bool:
-    """Whether a text without mathematics' marks may be a sentence."""
-    return " " in text or "\\" not in text
 
 
 def _gold(given: Any) -> str:

@@ -24,7 +24,7 @@ from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
 
 START_SECONDS = 120.0
-"""What a process may take to import its function."""
+"""What a process may take to import its function and `start`."""
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
 

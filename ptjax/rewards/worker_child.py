@@ -1,5 +1,6 @@
 """The other end of `ptjax.rewards.worker`: a process that runs one function, call by call."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -18,8 +19,9 @@ MEMORY = 4 << 30
 def main() -> None:
     """Reads calls and answers them until there are no more.
 
-    What the function prints goes nowhere. The kernel ends a process that outlives its call by more
-    than a second, also where the parent was killed.
+    A function `start` beside the one that is called runs first. What is printed goes nowhere. The
+    kernel ends a process that outlives its call by more than a second, also where the parent was
+    killed.
     """
     name, seconds = sys.argv[1], float(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w")
@@ -32,13 +34,16 @@ def main() -> None:
 
     try:
         module, _, attribute = name.rpartition(".")
-        function = getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
+        function = getattr(found, attribute)
+        getattr(found, "start", int)()
     except Exception as error:
         reply(error=f"{type(error).__name__}: {error}")
         return
-    for limit, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    limits = {resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    for limit, value in limits.items():
+        with contextlib.suppress(ValueError):  # macOS has no limit of address space
+            resource.setrlimit(limit, (value, value))
     reply(value=None)
     for line in sys.stdin:
         arguments = json.loads(line)

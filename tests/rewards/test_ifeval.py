@@ -12,7 +12,12 @@ DATA = Path("/work/shared/data")
 # (instruction, arguments, a text that follows, one that does not)
 EXAMPLES = [
     ("keywords:existence", {"keywords": ["cat", "dog"]}, "Cats and dogs", "Cats"),
-    ("keywords:frequency", {"keyword": "no", "frequency": 2, "relation": "at least"}, "No no", "No"),
+    (
+        "keywords:frequency",
+        {"keyword": "no", "frequency": 2, "relation": "at least"},
+        "No no",
+        "No",
+    ),
     ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "Cats", "A cat."),
     (
         "keywords:letter_frequency",
@@ -20,7 +25,12 @@ EXAMPLES = [
         "A b",
         "A a",
     ),
-    ("language:response_language", {"language": "de"}, "Das Wetter ist heute schön.", "It is cold."),
+    (
+        "language:response_language",
+        {"language": "de"},
+        "Das Wetter ist heute schön.",
+        "It is cold.",
+    ),
     (
         "length_constraints:number_sentences",
         {"num_sentences": 2, "relation": "at least"},

@@ -3,7 +3,14 @@ import pytest
 from ptjax.errors import UserError
 from ptjax.rewards.languages import language
 
-TEXTS = ["Good morning!", "Доброе утро", "morning это утро", "早上好 ok", "こんにちは世界", "12 + 3"]
+TEXTS = [
+    "Good morning!",
+    "Доброе утро",
+    "morning это утро",
+    "早上好 ok",
+    "こんにちは世界",
+    "12 + 3",
+]
 
 
 def test_the_share_of_letters_in_a_languages_scripts():

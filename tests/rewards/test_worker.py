@@ -9,7 +9,7 @@ from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
 from ptjax.rewards.worker import Pool
 
-CODE = '''
+CODE = """
 import os, sys, time
 
 def act(what):
@@ -33,7 +33,7 @@ def act(what):
         if os.fork() == 0:
             time.sleep(60)
     return what
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ptjax.errors import UserError, check_keys, did_you_mean
 from ptjax.rewards.base import needs
-from ptjax.rewards.gym_worker import packed
+from ptjax.rewards.gym_entries import packed
 
 SUFFIX = "\n\nEnd with the answer alone between <answer> and </answer>."
 _TRIES = 4
