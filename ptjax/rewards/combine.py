@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptjax.errors import UserError, did_you_mean
-from ptjax.rewards.base import Failed, Reward, settings_of
+from ptjax.rewards.base import Failed, Reward, accepted, settings_of
 from ptjax.rewards.score import ask
 
 Value = float | None | Exception
@@ -107,15 +107,17 @@ def by_row(
         base = rewards[name]
         one = dataclasses.replace(base, settings={**base.settings, **json.loads(settings)})
         some = {key: _at(column, rows) for key, column in columns.items()}
+        values: list[float | str | None]
         try:
+            accepted(one.function, some, name)
             values = ask([one], _at(prompts, rows), _at(completions, rows), some)[0]
         except UserError as error:
-            if settings == "{}":
+            if settings == "{}" and not str(error).startswith(f"{name}: no column"):
                 raise
-            values = [str(error)] * len(rows)  # of the row's settings, not of the config
+            values = [str(error)] * len(rows)  # a mistake of the row, not of the config
         for i, value in zip(rows, values, strict=True):
             if isinstance(value, str):
-                found[i] = Failed(f"{name}: {value}")
+                found[i] = Failed(f"{name}: {value.removeprefix(f'{name}: ')}")
             else:
                 found[i] = None if value is None else value * one.weight
     return found

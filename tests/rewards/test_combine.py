@@ -94,6 +94,15 @@ def test_data_choose_nothing_that_the_config_does_not_allow(scorer, reason):
     assert found[0] == 2 and reason in found[1] and found[2:] == [None, None]
 
 
+def test_a_row_without_what_its_scorer_reads_is_missing():
+    given = {
+        "name": "by_row",
+        "rewards": {"gym": "reasoning_gym", "words": BY_ROW["rewards"]["words"]},
+    }
+    found = asked(given, scorer=["words", "gym", None, None])
+    assert found[0] == 2 and found[1].startswith("gym: no column 'task'")
+
+
 def test_mistakes_inside_are_found_as_the_config_is_read():
     for given, message in [
         ({"name": "by_row", "rewards": {"a": "mth"}}, r"unknown 'mth'; did you mean 'math'"),
