@@ -172,6 +172,8 @@ def _inner(given: Any, annotation: Any, where: str) -> Any:
     if given is None:
         return None
     if annotation in (Reward, Reward | None):
+        if isinstance(given, Mapping) and "weight" in given:
+            raise UserError(f"{where}: no weight is read of one reward inside another")
         return reward(given, where)
     if annotation == Sequence[Reward]:
         if isinstance(given, str | Mapping) or not isinstance(given, Sequence):

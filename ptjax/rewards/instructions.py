@@ -95,7 +95,7 @@ def _postscript(text: str, postscript_marker: str) -> bool:
 
 
 def _bullets(text: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^\s*(?:\*[^*\n].*|-.*)$", text, re.MULTILINE)) == num_bullets
+    return len(re.findall(r"^[^\S\n]*(?:\*[^*\n].*|-.*)$", text, re.MULTILINE)) == num_bullets
 
 
 def _highlights(text: str, num_highlights: int) -> bool:

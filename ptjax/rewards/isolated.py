@@ -37,8 +37,10 @@ def isolated(
       Its values; a failure for each completion on which it raised, took too long or died.
 
     Raises:
-      UserError: settings that JSON cannot hold.
+      UserError: settings that JSON cannot hold, or another limit than `seconds`.
     """
+    if reward.time_limit != base.TIME_LIMIT:
+        raise UserError(f"reward isolated: {reward.name}: set 'seconds', not its time_limit")
     passed = base.accepted(reward.function, columns, f"reward {reward.name}")
     calls = [
         [reward.name, reward.settings, prompts[i], text, {k: v[i] for k, v in passed.items()}]

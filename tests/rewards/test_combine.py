@@ -107,6 +107,10 @@ def test_mistakes_inside_are_found_as_the_config_is_read():
     for given, message in [
         ({"name": "by_row", "rewards": {"a": "mth"}}, r"unknown 'mth'; did you mean 'math'"),
         ({"name": "by_row", "rewards": ["math"]}, "a dict of name to reward is expected"),
+        (
+            {"name": "rubric", "reward": {"name": "format", "weight": 2.0}},
+            "rewards.reward: no weight is read",
+        ),
         ({"name": "rubric", "rewards": "math"}, "a list of rewards is expected"),
         (
             {"name": "rubric", "rewards": [{"name": "length", "taget": 1}]},
