@@ -15,6 +15,8 @@ from ptjax.algorithms import METHODS
 from ptjax.algorithms.dpo import LOSSES
 from ptjax.algorithms.online import PRESETS
 from ptjax.data.config import DataConfig, SourceConfig
+from ptjax.rewards import REWARDS
+from ptjax.rewards.base import reward, settings_of
 from tests.judged import abstract
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +174,23 @@ def test_a_methods_page_explains_its_settings_and_metrics(method):
 def test_every_loss_of_pairs_is_in_its_table():
     text = page_of("dpo").read_text()
     assert [name for name in LOSSES if f"\n| `{name}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_is_in_its_table_with_its_settings(name):
+    text = (ROOT / "docs" / "rewards.md").read_text()
+    row = re.search(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
+    assert row, name
+    shared = text[text.index("| setting | default | of both |") :].split("\n\n")[0]
+    told = row[0] + (shared if name.startswith("judge") else "")
+    assert [key for key in settings_of(REWARDS[name]) if f"`{key}" not in told] == []
+
+
+def test_rewards_in_the_page_of_rewards_are_read_as_a_config_is():
+    text = (ROOT / "docs" / "rewards.md").read_text()
+    blocks = re.findall(r"^```python\n(\{.*?)^```", text, re.DOTALL | re.MULTILINE)
+    made = [reward(ast.literal_eval(block)) for block in blocks]
+    assert len({one.name for one in made}) > 10
 
 
 def test_every_page_is_in_the_navigation():

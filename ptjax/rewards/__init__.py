@@ -4,14 +4,36 @@ A reward is a plain function `(prompts, completions, **columns) -> list[float | 
 no opinion. See `ptjax.rewards.base`.
 """
 
+from ptjax.rewards.combine import by_row, rubric
+from ptjax.rewards.gym import reasoning_gym
+from ptjax.rewards.ifeval import ifeval
+from ptjax.rewards.isolated import isolated
+from ptjax.rewards.judge import judge, judge_pair
+from ptjax.rewards.languages import language
+from ptjax.rewards.maths import math
 from ptjax.rewards.model import model, process_model
+from ptjax.rewards.shaping import cosine, soft_overlong
+from ptjax.rewards.structure import format, json_schema
 from ptjax.rewards.text import contains, length, regex, repetition
 
 REWARDS = {
+    "by_row": by_row,
     "contains": contains,
+    "cosine": cosine,
+    "format": format,
+    "ifeval": ifeval,
+    "isolated": isolated,
+    "json_schema": json_schema,
+    "judge": judge,
+    "judge_pair": judge_pair,
+    "language": language,
     "length": length,
+    "math": math,
     "model": model,
     "process_model": process_model,
+    "reasoning_gym": reasoning_gym,
     "regex": regex,
     "repetition": repetition,
+    "rubric": rubric,
+    "soft_overlong": soft_overlong,
 }

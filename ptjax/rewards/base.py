@@ -5,21 +5,31 @@ A reward is a plain function of texts, or an `async` one:
     def polite(prompts, completions, *, word="please", **columns):
         return [float(word in completion) for completion in completions]
 
-Keyword-only arguments are its settings. Other arguments after the first two are columns of the
-rows, each a list; `**columns` takes all there are. It returns a number for each completion, or None
-where it abstains.
+Keyword-only arguments are its settings; one annotated `Reward`, `Sequence[Reward]` or
+`Mapping[str, Reward]` is written in a config as rewards are, and is read with it. Other arguments
+after the first two are columns of the rows, each a list; `**columns` takes all there are. It
+returns a number for each completion, None where it abstains, or an exception (`Failed`) where that
+completion's value is missing.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ptjax.rewards as index
 from ptjax.errors import UserError, check_keys, did_you_mean
 from ptjax.lookup import find
-from ptjax.rewards import REWARDS
 
-_OWN = ("name", "weight")
+TIME_LIMIT = 600.0
+"""Seconds that a reward may take for all completions of a call, where a config gives no other."""
+
+_OWN = ("name", "weight", "time_limit")
+
+
+class Failed(Exception):
+    """Why one completion's value is missing; stands in a reward's list in place of a number."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,15 @@ class Reward:
       function: `(prompts, completions, **columns) -> list[float | None]`, plain or async.
       weight: what its values are multiplied by in a sum of several.
       settings: its keyword-only arguments.
+      time_limit: seconds that a call of it may take, after which all its values are missing; None:
+        any, and it runs on the thread that asks.
     """
 
     name: str
     function: Callable[..., Any]
     weight: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    time_limit: float | None = TIME_LIMIT
 
     def __call__(
         self,
@@ -69,7 +82,7 @@ def accepted(
             raise UserError(f"{where}: no column {parameter.name!r}{hint}")
     asked = {parameter.name for parameter in named}
     if takes_all:
-        asked |= {*columns} - {*_settings(function), *first}
+        asked |= {*columns} - {*settings_of(function), *first}
     return {name: column for name, column in columns.items() if name in asked}
 
 
@@ -79,7 +92,7 @@ def named(name: str) -> Callable[..., Any]:
     Raises:
       UserError: no such row, module or attribute; not a function of prompts and completions.
     """
-    found = find(name, REWARDS, "reward")
+    found = find(name, index.REWARDS, "reward")
     if not callable(found):
         raise UserError(f"reward {name!r} is not a function")
     try:
@@ -94,6 +107,8 @@ def named(name: str) -> Callable[..., Any]:
 def reward(given: Any, where: str = "rewards") -> Reward:
     """One reward from a config: a name, or `{"name": ..., "weight": 1.0}` and its settings.
 
+    `time_limit` stands beside them.
+
     Raises:
       UserError: nothing of that name, a setting that it does not know or that it lacks.
     """
@@ -105,14 +120,21 @@ def reward(given: Any, where: str = "rewards") -> Reward:
     name, weight = values["name"], values.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"{where}: the weight of {name!r} is {weight!r}; a number is expected")
+    limit = values.get("time_limit", TIME_LIMIT)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+        raise UserError(f"{where}: time_limit of {name!r} is {limit!r}; seconds or None expected")
+    if limit is not None and limit <= 0:
+        raise UserError(f"{where}: time_limit of {name!r} is {limit!r}; it must be above 0")
     function = named(name)
-    known = _settings(function)
+    known = settings_of(function)
     settings = {key: value for key, value in values.items() if key not in _OWN}
     check_keys(settings, [*known, *_OWN], f"{where}: reward {name!r}")
-    for key, default in known.items():
-        if default is inspect.Parameter.empty and key not in settings:
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in settings:
             raise UserError(f"{where}: reward {name!r} needs {key!r}")
-    return Reward(name, function, float(weight), settings)
+        if key in settings:
+            settings[key] = _inner(settings[key], parameter.annotation, f"{where}.{key}")
+    return Reward(name, function, float(weight), settings, limit)
 
 
 def rewards(given: Sequence[Any], where: str = "rewards") -> tuple[Reward, ...]:
@@ -124,10 +146,44 @@ def rewards(given: Sequence[Any], where: str = "rewards") -> tuple[Reward, ...]:
     return tuple(reward(one, f"{where}[{i}]") for i, one in enumerate(given))
 
 
-def _settings(function: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword-only arguments and their defaults."""
+def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """A reward function's settings: its keyword-only arguments."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def needs(package: str, module: str, where: str) -> None:
+    """Checks that an optional package is installed.
+
+    Args:
+      package: its name on PyPI.
+      module: what is imported of it.
+      where: what needs it, as messages call it.
+
+    Raises:
+      UserError: it is not.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{where} needs {package}: pip install {package}, or 'ptjax[rewards]'")
+
+
+def _inner(given: Any, annotation: Any, where: str) -> Any:
+    """A setting's value; where its annotation says that it holds rewards, those."""
+    if given is None:
+        return None
+    if annotation in (Reward, Reward | None):
+        if isinstance(given, Mapping) and "weight" in given:
+            raise UserError(f"{where}: no weight is read of one reward inside another")
+        return reward(given, where)
+    if annotation == Sequence[Reward]:
+        if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+            raise UserError(f"{where} = {given!r}: a list of rewards is expected")
+        return rewards(given, where)
+    if annotation == Mapping[str, Reward]:
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where} = {given!r}: a dict of name to reward is expected")
+        return {key: reward(one, f"{where}[{key!r}]") for key, one in given.items()}
+    return given
 
 
 def _columns(

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import math
+import queue
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
@@ -11,10 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptjax.errors import UserError
-from ptjax.rewards.base import Reward
+from ptjax.rewards.base import Failed, Reward
 
 MAX_MISSING = 0.5
 """Share of completions that may fail to be scored."""
+
+_GRACE = 1.0
+"""Seconds beyond the limit that asynchronous rewards get to be cancelled."""
 
 
 class Scores(NamedTuple):
@@ -38,9 +42,9 @@ def score(
 ) -> Scores:
     """Scores completions: Σ weight · value over the rewards that do not abstain.
 
-    A reward that raises, or returns something else than a list of `count` finite numbers and Nones,
-    fails: those completions have no score, since a sum without it does not compare with the others.
-    Asynchronous rewards are awaited together.
+    A reward fails where it raises, takes longer than its time limit, or returns something else than
+    a list of `count` finite numbers and Nones: those completions have no score, since a sum without
+    it does not compare with the others. Asynchronous rewards are awaited together.
 
     Args:
       rewards: from `ptjax.rewards.base.rewards`.
@@ -56,9 +60,9 @@ def score(
     each = np.full((count, len(rewards)), np.nan, np.float32)
     bad = np.zeros(count, bool)
     failed: Counter[str] = Counter()
-    answers = _ask(rewards, prompts, completions, columns) if count else []
-    for j, (reward, answer) in enumerate(zip(rewards, answers, strict=count > 0)):
-        for i, value in enumerate(_values(answer, count)):
+    for j, reward_values in enumerate(ask(rewards, prompts, completions, columns)):
+        reward = rewards[j]
+        for i, value in enumerate(reward_values):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
                 bad[i] = True
@@ -77,47 +81,97 @@ def score(
     return Scores(total, each, failed)
 
 
-def _ask(
+def ask(
     rewards: Sequence[Reward],
     prompts: Sequence[str],
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
-) -> list[Any]:
-    """What each reward returns, or the exception that it raises."""
-    answers: list[Any] = []
-    for reward in rewards:
-        try:
-            answers.append(reward(prompts, completions, columns))
-        except Exception as error:
-            answers.append(error)
+) -> list[list[float | str | None]]:
+    """What each reward says of each completion, before weights.
+
+    Args:
+      rewards: from `ptjax.rewards.base.rewards`.
+      prompts: texts, one a completion.
+      completions: texts.
+      columns: the rows' other columns, one value a completion.
+
+    Returns:
+      By reward and completion a finite number, None for an abstention, or a text that says why the
+      value is missing.
+
+    Raises:
+      UserError: a reward raises one; a column that it needs is not there.
+    """
+    if not completions:
+        return [[] for _ in rewards]
+    answers = [_call(reward, prompts, completions, columns) for reward in rewards]
     waiting = [i for i, answer in enumerate(answers) if inspect.isawaitable(answer)]
     if waiting:
-        for i, answer in zip(waiting, _wait([answers[i] for i in waiting]), strict=True):
+        limits = [rewards[i].time_limit for i in waiting]
+        for i, answer in zip(waiting, _wait([answers[i] for i in waiting], limits), strict=True):
             answers[i] = answer
     for answer in answers:
         if isinstance(answer, UserError):
             raise answer
-    return answers
+    return [_values(answer, len(completions)) for answer in answers]
 
 
-def _wait(awaitables: list[Awaitable[Any]]) -> list[Any]:
+def _call(
+    reward: Reward,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> Any:
+    """What a reward returns, or what it raises; one that hangs is left behind in its thread."""
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            said.put(reward(prompts, completions, columns))
+        except (Exception, SystemExit) as error:
+            said.put(error)
+
+    if reward.time_limit is None:
+        run()
+    else:
+        threading.Thread(target=run, daemon=True, name=f"reward {reward.name}").start()
+    try:
+        return said.get(timeout=reward.time_limit)
+    except queue.Empty:
+        return _too_long(reward.time_limit)
+
+
+def _wait(awaitables: list[Awaitable[Any]], limits: list[float | None]) -> list[Any]:
     """Awaits all together, in a thread of its own: a notebook's has a loop that runs already."""
-    found: list[Any] = []
+    found: list[Any] = [_too_long(limit) for limit in limits]
 
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
+    async def one(i: int) -> None:
+        try:
+            found[i] = await asyncio.wait_for(awaitables[i], limits[i])
+        except TimeoutError as error:
+            found[i] = error if str(error) else found[i]
+        except (Exception, SystemExit) as error:
+            found[i] = error
 
-    thread = threading.Thread(target=lambda: found.extend(asyncio.run(gather())))
+    async def together() -> None:
+        await asyncio.gather(*(one(i) for i in range(len(awaitables))))
+
+    thread = threading.Thread(target=lambda: asyncio.run(together()), daemon=True)
     thread.start()
-    thread.join()
-    return found
+    known = [limit for limit in limits if limit is not None]
+    # One that blocks its loop keeps `wait_for` from ending it.
+    thread.join(max(known) + _GRACE if len(known) == len(limits) else None)
+    return list(found)
+
+
+def _too_long(limit: float | None) -> TimeoutError:
+    return TimeoutError("no answer" if limit is None else f"no answer in {limit:g} s")
 
 
 def _values(answer: Any, count: int) -> list[float | str | None]:
     """For each completion a number, None for an abstention, or a text that says what is wrong."""
     if isinstance(answer, BaseException):
-        text = " ".join(str(answer).split())[:120]
-        return [f"{type(answer).__name__}: {text}" if text else type(answer).__name__] * count
+        return [_reason(answer)] * count
     try:
         values = list(answer)
     except TypeError:
@@ -127,9 +181,18 @@ def _values(answer: Any, count: int) -> list[float | str | None]:
     return [_value(value) for value in values]
 
 
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:120]
+    if text and isinstance(error, Failed):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _value(value: Any) -> float | str | None:
     if value is None:
         return None
+    if isinstance(value, BaseException):
+        return _reason(value)
     try:
         number = float(value) if not isinstance(value, str | bytes) else None
     except (TypeError, ValueError):

@@ -1,14 +1,16 @@
 """Rewards by name, their settings and columns, and the sum that never takes a failure for 0."""
 
 import asyncio
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from ptjax.errors import UserError
 from ptjax.rewards import REWARDS
-from ptjax.rewards.base import Reward, named, reward, rewards
+from ptjax.rewards.base import Failed, Reward, named, reward, rewards
 from ptjax.rewards.score import score
 
 PROMPTS = ["p", "q", "r"]
@@ -68,6 +70,57 @@ def test_reasons_are_counted_and_too_many_failures_stop(function, reason):
     assert found.failed == {f"{function.__name__}: {reason}": 3}
     with pytest.raises(UserError, match=f"3 of 3 completions have no score.*3 x .*{reason}"):
         scored(words, function)
+
+
+def test_one_completions_failure_leaves_the_others():
+    found = scored(
+        words, lambda p, c: [1, Failed("took over 5 s"), ValueError("no such")], max_missing=1.0
+    )
+    np.testing.assert_array_equal(found.total, [2, np.nan, np.nan])
+    assert found.failed == {"<lambda>: took over 5 s": 1, "<lambda>: ValueError: no such": 1}
+
+
+def hangs(prompts, completions):
+    time.sleep(5)
+    return [1] * 3
+
+
+async def hangs_later(prompts, completions):
+    await asyncio.sleep(5)
+    return [1] * 3
+
+
+async def blocks_its_loop(prompts, completions):
+    time.sleep(5)
+    return [1] * 3
+
+
+@pytest.mark.parametrize("function", [hangs, hangs_later, blocks_its_loop])
+def test_a_reward_that_hangs_is_missing_and_the_others_are_not(function):
+    before = time.monotonic()
+    made = [Reward("slow", function, time_limit=0.1), Reward("words", words)]
+    found = score(made, PROMPTS, TEXTS, {}, max_missing=1.0)
+    assert time.monotonic() - before < 3
+    assert np.isnan(found.total).all() and found.each[:, 1].tolist() == [1, 2, 3]
+    assert found.failed == {"slow: TimeoutError: no answer in 0.1 s": 3}
+
+
+def test_without_a_limit_it_runs_on_the_thread_that_asks():
+    import threading
+
+    def where(prompts, completions):
+        return [float(threading.current_thread() is threading.main_thread())] * 3
+
+    made = [Reward("here", where, time_limit=None), Reward("there", where)]
+    assert score(made, PROMPTS, TEXTS, {}).each.tolist() == [[1, 0]] * 3
+
+
+def test_the_extras_are_not_imported():
+    code = "import sys, ptjax.rewards.score, ptjax.rewards.base as b; b.rewards(['math', 'format'])"
+    code += "; print({'jax', 'sympy', 'math_verify', 'jsonschema', 'reasoning_gym', 'py3langid'}"
+    code += " & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_mistake_of_the_user_is_no_failure_to_count():
@@ -153,6 +206,8 @@ def test_a_row_or_a_dotted_path_with_settings_and_weight(outside):
         ("length", r"rewards\[0\]: reward 'length' needs 'target'"),
         ({"name": "length", "taget": 3}, "unknown key 'taget'; did you mean 'target'"),
         ({"name": "length", "target": 3, "weight": "2"}, "weight of 'length' is '2'"),
+        ({"name": "length", "target": 3, "time_limit": 0}, "it must be above 0"),
+        ({"name": "length", "target": 3, "time_limit": "1"}, "seconds or None expected"),
         ({"target": 3}, "a name, or a dict with a name, is expected"),
         (3, "a name, or a dict with a name, is expected"),
         ("my_rewards.polit", "my_rewards has no 'polit'; did you mean 'polite'"),
