@@ -132,7 +132,7 @@ def make_rollout(
         seed=config.seed,
     )
     if judges:
-        columns = rollout.prompt(0, training=True).facts()
+        columns = rollout.prompt(0, training=True).facts() | {"completion_tokens": 0}
         for one in judges:
             accepted(one.function, columns, f"config.rewards: {one.name}")
     return rollout

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # 2503.20783
     "dr_grpo": {"denominator": "constant", "scale": "none"},
     # 2503.14476
-    "dapo": {"denominator": "tokens", "clip_high": 0.28},
+    "dapo": {"denominator": "tokens", "clip_high": 0.28, "dynamic_sampling": True},
     # 2507.18071
     "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
     "gspo_token": {"ratio": "sequence_token", "clip_low": 3e-4, "clip_high": 4e-4},

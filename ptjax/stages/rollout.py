@@ -143,7 +143,7 @@ class Rollout:
         rows = [prompt.facts() for prompt in asked]
         names = sorted({name for row in rows for name in row})
         columns = {name: [row.get(name) for row in rows] for name in names}
-        columns["completion_ids"] = [list(one.tokens) for one in said]
+        columns["completion_tokens"] = [len(one.tokens) for one in said]
         return score(
             self.rewards,
             [prompt.text for prompt in asked],
