@@ -4,10 +4,12 @@ A reward is a plain function `(prompts, completions, **columns) -> list[float | 
 no opinion. See `ptjax.rewards.base`.
 """
 
+from ptjax.rewards.code import code
 from ptjax.rewards.model import model, process_model
 from ptjax.rewards.text import contains, length, regex, repetition
 
 REWARDS = {
+    "code": code,
     "contains": contains,
     "length": length,
     "model": model,
