@@ -10,10 +10,10 @@ LINKS = "import json, os; at = '/proc/self/ns/'"
 LINKS += "; print(json.dumps({n: os.readlink(at + n) for n in os.listdir(at)}))"
 
 
-def works(act):
+def works(act, *args):
     """Whether the system lets it happen."""
     try:
-        act()
+        act(*args)
     except (OSError, MemoryError):
         return False
     return True
@@ -54,14 +54,14 @@ def main():
         },
         "user": os.getuid(),
         "environment": sorted(os.environ),
-        "descriptors": [n for n in range(3, 256) if works(lambda: os.fstat(n))],
-        "written": [p for p in places if works(lambda: open(p + "/planted", "w").close())],
+        "descriptors": [n for n in range(3, 256) if works(os.fstat, n)],
+        "written": [p for p in places if works(open, p + "/planted", "w")],
         "seen": [p for p in (secret, "/etc/shadow", "/home", "/sys") if os.path.exists(p)],
-        "sockets": [f for f in families if works(lambda: socket.socket(f, socket.SOCK_DGRAM))],
+        "sockets": [f for f in families if works(socket.socket, f, socket.SOCK_DGRAM)],
         "networks": networks,
-        "memory": works(lambda: bytearray(memory)),
+        "memory": works(bytearray, memory),
         "disk": wrote,
-        "initial": works(lambda: open("/proc/1/environ").read()),
+        "initial": works(open, "/proc/1/environ"),
         "forks": forks(),
     }
     print(json.dumps(found))
