@@ -36,10 +36,17 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The Python that programs run on, with the folders that it needs."""
+    """The Python that programs run on.
+
+    Attributes:
+      executable: its path.
+      folders: those that it needs, apart from the system's.
+      packages: those of them that packages are imported from.
+    """
 
     executable: str
     folders: tuple[str, ...]
+    packages: tuple[str, ...]
 
 
 @functools.cache
@@ -50,7 +57,7 @@ def interpreter(python: str = "") -> Interpreter:
       UserError: it does not run.
     """
     path = python or os.path.realpath(sys.executable)
-    asked = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
+    asked = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.path]))"
     try:
         said = subprocess.run(
             [path, "-I", "-c", asked], capture_output=True, text=True, timeout=30, check=True
@@ -58,10 +65,12 @@ def interpreter(python: str = "") -> Interpreter:
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"code: python = {path!r} does not run: {error}") from error
     needed: list[str] = ["/usr", "/bin"]
-    for folder in (*json.loads(said.stdout), os.path.dirname(os.path.abspath(path))):
+    *prefixes, paths = json.loads(said.stdout)
+    packages = tuple(path for path in paths if path.endswith(("site-packages", "dist-packages")))
+    for folder in (*prefixes, os.path.dirname(os.path.abspath(path))):
         if not any(Path(folder).is_relative_to(other) for other in needed):
             needed.append(folder)
-    return Interpreter(path, tuple(needed[2:]))
+    return Interpreter(path, tuple(needed[2:]), packages)
 
 
 @functools.cache
@@ -141,4 +150,6 @@ def command(
         made += ["--symlink", f"/proc/self/fd{at}", f"/dev/{name}"]
     made += ["--remount-ro", "/", "--chdir", "/tmp"]
     made += ["--seccomp", str(filter), "--info-fd", str(info), "--"]
-    return [*made, python.executable, "-s", "-B", f"{_SCRIPTS}/init.py", str(orders), str(reports)]
+    # Without `site`: what packages do at the start of an interpreter takes longer than most programs.
+    made += [python.executable, "-S", "-B", f"{_SCRIPTS}/init.py", str(orders), str(reports)]
+    return [*made, *python.packages]

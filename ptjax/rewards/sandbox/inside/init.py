@@ -3,6 +3,7 @@
 Orders come as lines of JSON on one descriptor, reports leave on another; no program has either.
 """
 
+import builtins
 import contextlib
 import json
 import os
@@ -45,6 +46,9 @@ def hide() -> None:
 def main() -> None:
     """Obeys until the orders end."""
     orders, reports = int(sys.argv[1]), int(sys.argv[2])
+    sys.path.extend(sys.argv[3:])
+    for name in ("exit", "quit"):  # as `site` has them
+        setattr(builtins, name, sys.exit)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
