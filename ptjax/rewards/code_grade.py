@@ -109,7 +109,7 @@ def _returns(boxes: _Boxes, program: str, test: Returns, tolerance: float) -> Ou
     box = boxes.get("program")
     box.start("serve", source=program)
     args = wire.pack(tuple(test.arguments))
-    box.ask({"of": test.function, "args": args, "kwargs": _NONE})
+    box.ask(json.dumps({"of": test.function, "args": args, "kwargs": _NONE}))
     said = box.listen()
     if isinstance(said, Ended):
         return _failed(said)
@@ -147,7 +147,7 @@ def _holds(boxes: _Boxes, program: str, test: Holds) -> Outcome:
             passed = question["verdict"] is True and ended.over in ("stopped", "exit")
             why = "" if passed else question.get("text", ended.over)
             return Outcome(passed, why, ended.out, ended.err)
-        box.ask(question)
+        box.ask(asked)
         said = box.listen()
         if isinstance(said, Ended):
             judge.stop()

@@ -150,6 +150,6 @@ def command(
         made += ["--symlink", f"/proc/self/fd{at}", f"/dev/{name}"]
     made += ["--remount-ro", "/", "--chdir", "/tmp"]
     made += ["--seccomp", str(filter), "--info-fd", str(info), "--"]
-    # Without `site`: what packages do at the start of an interpreter takes longer than most programs.
+    # Without `site`: what packages do when Python starts takes longer than most programs.
     made += [python.executable, "-S", "-B", f"{_SCRIPTS}/init.py", str(orders), str(reports)]
     return [*made, *python.packages]

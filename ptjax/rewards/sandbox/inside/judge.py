@@ -4,14 +4,9 @@ The program runs in another sandbox. What a test calls of it is asked there and 
 data, so that a comparison is made here, between values that the program cannot have touched.
 """
 
-import ast
 import builtins
-import contextlib
 import json
 import sys
-import types
-import unittest
-from typing import Any
 
 import wire
 
@@ -30,19 +25,19 @@ class Wall:
     def __init__(self) -> None:
         self._in, self._out = open(ASK, encoding="utf-8"), open(ANSWER, "w", encoding="utf-8")
 
-    def say(self, **said: Any) -> None:
+    def say(self, **said) -> None:
         """Sends a line out."""
         self._out.write(json.dumps(said) + "\n")
         self._out.flush()
 
-    def ask(self, **question: Any) -> Any:
+    def ask(self, **question):
         """What the program answers.
 
         Raises:
           Exception: of the program's; a built-in one by its name, else `ProgramError`.
         """
         self.say(**question)
-        said = json.loads(json.loads(self._in.readline()))
+        said = json.loads(self._in.readline())
         if not isinstance(said, dict):
             raise ProgramError("no answer")
         if "raised" in said:
@@ -51,14 +46,16 @@ class Wall:
         return wire.unpack(said["value"], lambda number: Far(self, number))
 
 
-def _exception(kind: Any, text: str) -> Exception:
+def _exception(kind, text: str) -> Exception:
     if isinstance(kind, type) and issubclass(kind, Exception):
-        with contextlib.suppress(TypeError):  # some take more than a text
+        try:
             return kind(text)
+        except TypeError:  # some take more than a text
+            pass
     return ProgramError(text)
 
 
-def _number(far: Any) -> int:
+def _number(far) -> int:
     """Of what is far, for sending it back; other than plain data has none."""
     if type(far) is not Far:
         raise TypeError(
@@ -78,19 +75,19 @@ class Far:
         object.__setattr__(self, "_wall", wall)
         object.__setattr__(self, "_of", of)
 
-    def _ask(self, **question: Any) -> Any:
+    def _ask(self, **question):
         return self._wall.ask(of=self._of, **question)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args, **kwargs):
         """What the program's function returns."""
         return self._ask(args=wire.pack(args, _number), kwargs=wire.pack(kwargs, _number))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str):
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         return self._ask(attribute=name)
 
-    def _method(self, name: str, *args: Any) -> Any:
+    def _method(self, name: str, *args):
         packed = wire.pack(args, _number)
         return self._ask(attribute=name, args=packed, kwargs={"dict": []})
 
@@ -106,10 +103,10 @@ class Far:
     def __len__(self) -> int:
         return self._method("__len__")
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key):
         return self._method("__getitem__", key)
 
-    def __iter__(self) -> Any:
+    def __iter__(self):
         far = self._method("__iter__")
         while True:
             try:
@@ -124,7 +121,7 @@ class Far:
         return str(self._method("__repr__"))
 
 
-def judge(order: dict[str, Any]) -> None:
+def judge(order: dict) -> None:
     """Runs one case of a suite; says `verdict` true where it came to its end."""
     wall = Wall()
     try:
@@ -135,20 +132,33 @@ def judge(order: dict[str, Any]) -> None:
         wall.say(verdict=True)
 
 
+class Names(dict):
+    """The names of a suite; one that it does not define is the program's."""
+
+    def __init__(self, wall: Wall):
+        super().__init__(__name__="tests", __builtins__=builtins)
+        self._wall = wall
+
+    def __missing__(self, name: str):
+        if hasattr(builtins, name):
+            raise KeyError(name)  # Python looks there next
+        return Far(self._wall, name)
+
+
 def _case(wall: Wall, source: str, entry_point: str | None, case: str | None) -> None:
-    module = types.ModuleType(SUITE)
-    module.__getattr__ = lambda name: Far(wall, name)  # type of module: any name is the program's
+    module = type(sys)(SUITE)
+    module.__dict__["__getattr__"] = lambda name: Far(wall, name)
     sys.modules[SUITE] = module
-    tree = ast.parse(source)
-    names: dict[str, Any] = {"__name__": "tests"}
-    names |= {name: Far(wall, name) for name in _free(tree)}
+    names = Names(wall)
     if entry_point:
         names["candidate"] = Far(wall, entry_point)
-    exec(compile(tree, "tests.py", "exec"), names)
+    exec(compile(source, "tests.py", "exec"), names)
     if case is None:
         return
     found = names[case]
-    if isinstance(found, type) and issubclass(found, unittest.TestCase):
+    if isinstance(found, type):
+        import unittest
+
         result = unittest.TestResult()
         unittest.defaultTestLoader.loadTestsFromTestCase(found).run(result)
         if not result.wasSuccessful() or not result.testsRun:
@@ -157,20 +167,3 @@ def _case(wall: Wall, source: str, entry_point: str | None, case: str | None) ->
         found(names["candidate"])
     else:
         found()
-
-
-def _free(tree: ast.AST) -> set[str]:
-    """Names that the tests use and neither define nor import."""
-    used, own = set(), set(dir(builtins))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else own).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            own.add(node.name)
-        elif isinstance(node, ast.arg):
-            own.add(node.arg)
-        elif isinstance(node, ast.alias):
-            own.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            own.add(node.name)
-    return used - own

@@ -2,16 +2,15 @@
 
 A value of exactly a built-in type crosses; anything else stays where it is, and its number goes in
 its place. So what comes out has no methods of its own: nothing of it can answer a comparison.
-"""
 
-from collections.abc import Callable
-from typing import Any
+Without annotations, since `typing` takes longer to import than all of this.
+"""
 
 DEPTH = 100
 """Levels of lists in lists that cross."""
 
 
-def pack(value: Any, keep: Callable[[Any], int] | None = None, depth: int = DEPTH) -> Any:
+def pack(value, keep=None, depth=DEPTH):
     """A value in what JSON has.
 
     Args:
@@ -44,7 +43,7 @@ def pack(value: Any, keep: Callable[[Any], int] | None = None, depth: int = DEPT
     return {"kept": keep(value)}
 
 
-def unpack(value: Any, kept: Callable[[int], Any] | None = None) -> Any:
+def unpack(value, kept=None):
     """What `pack` made, as a value again.
 
     Args:
