@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ptjax.rewards.sandbox import bubblewrap, seccomp
 from ptjax.rewards.sandbox.limits import Limits
@@ -105,7 +105,7 @@ class Session:
             reason = self._close()
             raise SandboxError(f"the sandbox did not start: {reason or 'no word from it'}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         return self
 
     def __exit__(

@@ -306,7 +306,8 @@ _READS = {
     """,
     "the kernel's knobs": """
         for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname",
-                     "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj", "/proc/1/uid_map",
+                     "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches",
+                     "/proc/1/oom_score_adj", "/proc/1/uid_map",
                      "/sys/kernel/uevent_helper", "/sys/fs/cgroup/release_agent", "/proc/kcore"):
             if attempt(lambda: open(path, "r+")): escaped(path)
     """,
@@ -381,17 +382,17 @@ _NETWORK = {
     "a unix socket by its path": """
         import socket
         def connect():
-            one = socket.socket(socket.AF_UNIX); one.connect("UNIX"); escaped("connected")
+            one = socket.socket(socket.AF_UNIX); one.connect("PATHNAME"); escaped("connected")
         attempt(connect)
     """,
     "an abstract unix socket": """
         import socket
         def connect():
-            one = socket.socket(socket.AF_UNIX); one.connect("\\\\0ABSTRACT"); escaped("connected")
+            one = socket.socket(socket.AF_UNIX); one.connect("\\0ABSTRACT"); escaped("connected")
         attempt(connect)
         def by_pair():
             a, b = socket.socketpair()
-            c = a.__class__(fileno=a.fileno()); c.connect("\\\\0ABSTRACT"); escaped("connected")
+            c = a.__class__(fileno=a.fileno()); c.connect("\\0ABSTRACT"); escaped("connected")
         attempt(by_pair)
     """,
     "a server": """
@@ -431,6 +432,41 @@ _SIGNALS = {
             for size in (resource.RLIM_INFINITY, 2**40):
                 attempt(lambda: (resource.setrlimit(kind, (size, size)), escaped("raised")))
         attempt(lambda: (os.nice(-5), escaped("nicer")))
+    """,
+}
+
+_DOORS = {
+    "calls numbered for another machine": """
+        for name in ("ptrace", "mount", "unshare", "socket"):
+            if NUMBER[name] is not None: call(0x40000000 + NUMBER[name], 0, 0, 0)
+    """,
+    "calls of 32 bits": """
+        import mmap
+        page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        page.write(bytes([0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0xC3]))  # getpid by interrupt 0x80
+        at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        if ctypes.CFUNCTYPE(ctypes.c_int)(at)() >= 0: escaped("a call of 32 bits")
+    """,
+    "a process of its own user that it follows": """
+        import subprocess, time
+        other = subprocess.Popen(["/bin/sleep", "1"])
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.ptrace(16, other.pid, 0, 0) == 0: escaped("attached")
+        if libc.ptrace(0, 0, 0, 0) == 0: escaped("traceable")
+        other.kill()
+    """,
+    "characters typed into a terminal": """
+        import fcntl
+        for end in range(3):
+            for request in (0x5412, 0x541C):
+                try: fcntl.ioctl(end, request, b"x")
+                except PermissionError: continue
+                except OSError: pass
+                escaped("typed")
+    """,
+    "a terminal of its own": """
+        import pty
+        attempt(lambda: pty.openpty() and escaped("a terminal"))
     """,
 }
 
@@ -727,6 +763,7 @@ ATTACKS = [
     *_made("writes", _WRITES),
     *_made("network", _NETWORK),
     *_made("signals", _SIGNALS),
+    *_made("doors", _DOORS),
     *_made("lingers", _LINGERS),
     *(
         Attack(

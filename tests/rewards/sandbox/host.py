@@ -1,19 +1,24 @@
 """A host with things to steal and to break, and a look at what attacks made of it."""
 
 import contextlib
+import json
 import os
 import platform
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+
+from pathlib import Path
 
 from ptjax.rewards.code_grade import Outcome, grade
 from ptjax.rewards.code_tests import Test, read
-from ptjax.rewards.sandbox import seccomp
+from ptjax.rewards.sandbox import bubblewrap, seccomp
 from ptjax.rewards.sandbox.limits import Limits
 from tests.rewards.sandbox.attacks import ATTACKS, Attack
 
@@ -161,25 +166,65 @@ def host() -> Iterator[Host]:
             "TOKEN": token,
             "VICTIM": str(victim.pid),
             "PORT": str(port),
-            "UNIX": f"{folder}/unix",
+            "PATHNAME": f"{folder}/unix",
             "ABSTRACT": f"{salt[:8]}-abstract",
             "NUMBER": repr(numbers()),
         }
         yield Host(words, salt, listeners, victim, path, folder, _shut_in())
 
 
-def verdict(attack: Attack, outcomes: dict[str, list[Outcome]]) -> dict[str, list[str]]:
-    """What is wrong with an attack's outcomes: escapes, false passes, limits that did not bite."""
-    wrong: dict[str, list[str]] = {"escapes": [], "false passes": [], "unexpected": []}
-    for kind, found in outcomes.items():
-        for one in found:
-            if "ESCAPED" in one.out + one.err:
-                wrong["escapes"].append(f"{attack.name} ({kind}): {one.out[:200]}")
-            if one.passed:
-                wrong["false passes"].append(f"{attack.name} ({kind})")
-        if attack.why and found[0].why not in attack.why:
-            wrong["unexpected"].append(f"{attack.name} ({kind}): {found[0].why}")
-    return wrong
+@dataclass
+class Found:
+    """What came of many attacks.
+
+    Attributes:
+      attacks: their number.
+      programs: programs that were run for them.
+      escapes: attacks that got something, with what.
+      passes: attacks that a test let pass.
+      loose: limits that did not bite.
+      leftovers: processes that are still there.
+    """
+
+    attacks: int = 0
+    programs: int = 0
+    escapes: list[str] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    leftovers: list[int] = field(default_factory=list)
+
+    def add(self, attack: Attack, outcomes: dict[str, list[Outcome]]) -> None:
+        """Counts what came of one."""
+        self.attacks += 1
+        for kind, found in outcomes.items():
+            self.programs += len(found)
+            for one in found:
+                if "ESCAPED" in one.out + one.err:
+                    self.escapes.append(f"{attack.name} ({kind}): {one.out[:200]}")
+                if one.passed:
+                    self.passes.append(f"{attack.name} ({kind})")
+            if attack.why and found[0].why not in attack.why:
+                self.loose.append(f"{attack.name} ({kind}): {found[0].why}")
+
+
+def run_all(*, python: str = "", kinds: int = 3, workers: int = 6) -> Found:
+    """Runs all attacks as the user that this is.
+
+    Args:
+      python: that programs run on.
+      kinds: of tests that each is given, at most.
+      workers: attacks at one time; many of them wait for their end.
+    """
+    found = Found()
+    with host() as one, ThreadPoolExecutor(workers) as pool:
+        attacks = [replace(attack, kinds=attack.kinds[-kinds:]) for attack in all_attacks()]
+        for attack, made in zip(
+            attacks, pool.map(lambda a: one.attack(a, python), attacks), strict=True
+        ):
+            found.add(attack, made)
+        found.escapes += one.touched()
+        found.leftovers = sorted(one.leftovers())
+    return found
 
 
 def all_attacks() -> list[Attack]:
@@ -191,3 +236,32 @@ def all_attacks() -> list[Attack]:
         if not attack.name.startswith("calls: ")
         or known.get(attack.name.removeprefix("calls: ")) is not None
     ]
+
+
+def as_nobody(python: str, **settings: int) -> Found:
+    """The same as a user without rights, in a process that gives root's up.
+
+    Raises:
+      CalledProcessError: it could not be done.
+    """
+    given = [python, json.dumps(settings)]
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.rewards.sandbox.host", *given],
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    return Found(**json.loads(said.stdout))
+
+
+def main() -> None:
+    """Becomes nobody, attacks, prints what came of it."""
+    bubblewrap.binary()
+    os.setgroups([])
+    os.setresgid(*[bubblewrap.NOBODY] * 3)
+    os.setresuid(*[bubblewrap.NOBODY] * 3)
+    print(json.dumps(asdict(run_all(python=sys.argv[1], **json.loads(sys.argv[2])))))
+
+
+if __name__ == "__main__":
+    main()

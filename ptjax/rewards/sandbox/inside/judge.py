@@ -132,6 +132,17 @@ def judge(order: dict) -> None:
         wall.say(verdict=True)
 
 
+class Module(Far):
+    """A name of the standard library's that a suite did not import.
+
+    Its attributes are the library's, since the program could have one of its own; where it is
+    called, it is a function of the program's.
+    """
+
+    def __getattr__(self, name: str):
+        return getattr(__import__(self._of), name)
+
+
 class Names(dict):
     """The names of a suite; one that it does not define is the program's."""
 
@@ -142,7 +153,7 @@ class Names(dict):
     def __missing__(self, name: str):
         if hasattr(builtins, name):
             raise KeyError(name)  # Python looks there next
-        return Far(self._wall, name)
+        return (Module if name in sys.stdlib_module_names else Far)(self._wall, name)
 
 
 def _case(wall: Wall, source: str, entry_point: str | None, case: str | None) -> None:
