@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-
 from pathlib import Path
 
 from ptjax.rewards.code_grade import Outcome, grade

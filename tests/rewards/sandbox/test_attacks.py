@@ -49,34 +49,26 @@ def test_no_attack_gets_anything_without_root():
     check(host.as_nobody(SYSTEM_PYTHON, kinds=1))
 
 
+# Only such as do no harm there.
 @pytest.mark.parametrize(
     "name",
     [
         "reads: the secret of another user",
         "reads: the environment",
         "reads: other processes",
-        "writes: outside",
         "network: a TCP connection",
         "network: a unix socket by its path",
         "network: an abstract unix socket",
         "exhausts: a thousand threads",
         "exhausts: 200 MB of output",
-        "exhausts: a full disk in other places",
         "calls: memfd_create",
         "calls: socket",
     ],
 )
-def test_attacks_get_something_where_there_is_no_sandbox(name, tmp_path):
+def test_attacks_get_something_where_there_is_no_sandbox(name):
     (attack,) = [one for one in ATTACKS if one.name == name]
     with host.host() as one:
         source = one.source(attack)
-        if "/usr/mark" in source:  # this one only inside the folder that is there for it
-            source = source.replace('"/etc/mark", "/usr/mark", "/usr/bin/python3", "/mark",', "")
-            source = source.replace('"/run/mark", "/run/sandbox/init.py", "/dev/mark", ', "")
-            source = source.replace('"/var/tmp/mark",', "").replace("sys.executable, ", "")
-            source = source.replace('sys.prefix + "/mark", os.__file__', "")
-        source = source.replace('"/dev/shm", "/dev", "/run", "/", "/var/tmp", "/run/user", ', "")
-        source = source.replace('"/dev/mqueue"', repr(str(tmp_path)))
         env = os.environ | {"SANDBOX_TOKEN": one.words["TOKEN"]}
         ran = subprocess.run(
             [sys.executable, "-"], input=source.encode(), capture_output=True, env=env, timeout=20
