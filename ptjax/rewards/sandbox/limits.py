@@ -24,14 +24,14 @@ class Limits:
       output_kb: KiB on standard output, on standard error, and of one result.
     """
 
-    cpu_seconds: float = 5.0
-    wall_seconds: float = 10.0
-    memory_mb: int = 512
+    cpu_seconds: int | float = 5.0
+    wall_seconds: int | float = 10.0
+    memory_mb: int | float = 512
     processes: int = 32
     open_files: int = 64
-    disk_mb: int = 32
+    disk_mb: int | float = 32
     files: int = 4096
-    output_kb: int = 1024
+    output_kb: int | float = 1024
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
