@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptjax.rewards.sandbox.inside import wire
+
 
 class BadTests(ValueError):
     """A row whose tests cannot be read: its completions are not scored."""
@@ -127,7 +129,7 @@ def _pairs(given: Mapping[str, Any], name: str | None) -> list[Test]:
         return [Prints(_text(i), _text(o)) for i, o in zip(inputs, outputs, strict=True)]
     if any(isinstance(one, str) or not isinstance(one, Sequence) for one in inputs):
         raise BadTests(f"inputs of {name} are lists of arguments")
-    return [Returns(name, i, o, wrapped=True) for i, o in zip(inputs, outputs, strict=True)]
+    return [_returns(name, i, o, wrapped=True) for i, o in zip(inputs, outputs, strict=True)]
 
 
 def _pair(one: Mapping[str, Any], name: str | None) -> Test:
@@ -142,8 +144,16 @@ def _pair(one: Mapping[str, Any], name: str | None) -> Test:
             output = json.loads(output) if isinstance(output, str) else output
     except ValueError as error:
         raise BadTests(f"arguments of {name} are no JSON: {error}") from error
-    return Returns(name, arguments if isinstance(arguments, list) else [arguments], output)
+    return _returns(name, arguments if isinstance(arguments, list) else [arguments], output)
+
+
+def _returns(name: str, arguments: Sequence[Any], output: Any, wrapped: bool = False) -> Returns:
+    try:
+        wire.pack(tuple(arguments))
+    except (TypeError, RecursionError) as error:
+        raise BadTests(f"an argument of {name} is no plain data: {error}") from error
+    return Returns(name, arguments, output, wrapped)
 
 
 def _text(given: Any) -> str:
-    return given if isinstance(given, str) else "\n".join(map(str, given))
+    return "\n".join(map(str, given)) if isinstance(given, list | tuple) else str(given)

@@ -169,6 +169,7 @@ def test_no_run_sees_the_processes_of_another():
         ({"tests": [3]}, "a test is '3'"),
         ({"tests": 3}, "tests are a int"),
         ({"test": HUMANEVAL}, "no entry_point"),
+        ({"tests": {"inputs": [[object()]], "outputs": ["1"], "fn_name": "f"}}, "no plain data"),
         ({"test": "def f(:"}, "do not parse"),
         ({"tests": [{"input": "[", "output": "1"}], "fn_name": "f"}, "arguments of f are no JSON"),
     ],

@@ -111,11 +111,16 @@ class Host:
             found.append("a file was left")
         return found
 
-    def leftovers(self, seconds: float = 2.0) -> set[int]:
-        """Processes of sandboxes that are still there."""
+    def leftovers(self, seconds: float = 5.0) -> set[int]:
+        """Processes of sandboxes that are there now, and still are when the time is over.
+
+        Those of other tests' sandboxes, which may run beside this one, end within it.
+        """
         until = time.monotonic() + seconds
-        while (left := _shut_in() - self.before) and time.monotonic() < until:
+        left = _shut_in() - self.before
+        while left and time.monotonic() < until:
             time.sleep(0.02)
+            left &= _shut_in()
         return left
 
 
