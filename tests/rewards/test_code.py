@@ -1,5 +1,7 @@
+import inspect
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +147,17 @@ class math: sqrt = lambda x: 0
     assert not holds("import os\nos._exit(0)"), "a suite that does not come to its end"
 
 
+def test_a_suite_may_import_the_program_as_it_likes():
+    for first in ("from solution import *", "import solution\nadd = solution.add", ""):
+        assert code([], [ADD, SUBTRACT], tests=[f"{first}\nassert add(1, 2) == 3"] * 2) == [1, 0]
+
+
+def test_programs_have_the_packages_of_the_python_that_is_named():
+    program = "import numpy; print(numpy.arange(4).sum())"
+    tests = [Prints("", "6")]
+    assert grade(program, tests, Limits(), python=sys.executable)[0].passed
+
+
 def test_a_program_that_ran_out_of_time_is_not_tried_again():
     limits = Limits(cpu_seconds=0.2, wall_seconds=0.4)
     found = grade("while True: pass", [Prints("", "")] * 50, limits)
@@ -228,3 +241,14 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
     given = {"tests": [PYTEST]} | settings
     with pytest.raises(UserError, match=message):
         code([], [ADD], **given)
+
+
+def test_the_page_lists_every_setting_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "code_sandbox.md").read_text()
+    for parameter in inspect.signature(code).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = str(parameter.default).replace("1e-06", "1e-6")
+            quoted = f'`"{default}"`' if isinstance(parameter.default, str) else default
+            assert f"| `{parameter.name}` | {quoted} |" in page
+        else:
+            assert parameter.name in ("prompts", "completions") or f"`{parameter.name}`" in page

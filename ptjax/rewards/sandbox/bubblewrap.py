@@ -57,20 +57,21 @@ def interpreter(python: str = "") -> Interpreter:
       UserError: it does not run.
     """
     path = python or os.path.realpath(sys.executable)
-    asked = "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix, sys.path]))"
+    asked = "import json, os, sys; print(json.dumps([os.path.realpath(sys.executable), "
+    asked += "sys.base_prefix, sys.path]))"
     try:
         said = subprocess.run(
             [path, "-I", "-c", asked], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"code: python = {path!r} does not run: {error}") from error
-    needed: list[str] = ["/usr", "/bin"]
-    *prefixes, paths = json.loads(said.stdout)
+    real, prefix, paths = json.loads(said.stdout)
     packages = tuple(path for path in paths if path.endswith(("site-packages", "dist-packages")))
-    for folder in (*prefixes, os.path.dirname(os.path.abspath(path))):
+    needed: list[str] = ["/usr", "/bin"]
+    for folder in (prefix, os.path.dirname(real), *packages):
         if not any(Path(folder).is_relative_to(other) for other in needed):
             needed.append(folder)
-    return Interpreter(path, tuple(needed[2:]), packages)
+    return Interpreter(real, tuple(needed[2:]), packages)
 
 
 @functools.cache

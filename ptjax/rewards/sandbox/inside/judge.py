@@ -5,6 +5,7 @@ data, so that a comparison is made here, between values that the program cannot 
 """
 
 import builtins
+import functools
 import json
 import sys
 
@@ -156,9 +157,16 @@ class Names(dict):
         return (Module if name in sys.stdlib_module_names else Far)(self._wall, name)
 
 
+def _exported(wall: Wall, name: str):
+    """What a suite imports from the program."""
+    if name.startswith("__"):
+        raise AttributeError(name)  # `import *` asks for `__all__`; the names come when used
+    return Far(wall, name)
+
+
 def _case(wall: Wall, source: str, entry_point: str | None, case: str | None) -> None:
     module = type(sys)(SUITE)
-    module.__dict__["__getattr__"] = lambda name: Far(wall, name)
+    module.__dict__["__getattr__"] = functools.partial(_exported, wall)
     sys.modules[SUITE] = module
     names = Names(wall)
     if entry_point:
