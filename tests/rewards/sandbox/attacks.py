@@ -260,7 +260,7 @@ _FORGERIES = {
 _READS = {
     "the secret of another user": 'open("SECRET").read() and escaped("read")',
     "the password file": """
-        for path in ("/etc/shadow", "/etc/passwd", "/root/.bashrc", "/root/.ssh", "/home"):
+        for path in ("/etc/shadow", "/etc/passwd", "/root/.bashrc", "/root/.ssh", "/boot"):
             if os.path.exists(path): escaped(path)
     """,
     "the environment": """

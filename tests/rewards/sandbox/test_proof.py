@@ -52,7 +52,7 @@ def adding(*words):
         (without("--unshare-net"), "the net namespace is shared"),
         (without("--unshare-ipc"), "the ipc namespace is shared"),
         (adding("--setenv", "TOKEN", "1"), "the environment has ['TOKEN']"),
-        (adding("--dir", "/home"), "['/home'] can be seen"),
+        (adding("--dir", "/sys"), "['/sys'] can be seen"),
         (adding("--perms", "1777", "--tmpfs", "/etc"), "['/etc'] can be written"),
     ],
 )

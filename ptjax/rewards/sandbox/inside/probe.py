@@ -40,8 +40,8 @@ def main():
     links = [sys.executable, "-s", "-c", LINKS]
     with open("/proc/self/status") as file:
         status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
-    with open("/proc/net/dev") as file:
-        networks = [line.split(":")[0].strip() for line in file.readlines()[2:]]
+    with open("/proc/net/route") as file:
+        routes = file.readlines()[1:]
     places = ("/", "/usr", "/etc", "/dev", "/run", "/proc/sys/kernel", sys.prefix)
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK)
     with open("/tmp/big", "wb", 0) as file:
@@ -56,9 +56,9 @@ def main():
         "environment": sorted(os.environ),
         "descriptors": [n for n in range(3, 256) if works(os.fstat, n)],
         "written": [p for p in places if works(open, p + "/planted", "w")],
-        "seen": [p for p in (secret, "/etc/shadow", "/home", "/sys") if os.path.exists(p)],
+        "seen": [p for p in (secret, "/etc/shadow", "/sys") if os.path.exists(p)],
         "sockets": [f for f in families if works(socket.socket, f, socket.SOCK_DGRAM)],
-        "networks": networks,
+        "routes": routes,
         "memory": works(bytearray, memory),
         "disk": wrote,
         "initial": works(open, "/proc/1/environ"),
