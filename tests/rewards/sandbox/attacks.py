@@ -388,11 +388,11 @@ _NETWORK = {
     "an abstract unix socket": """
         import socket
         def connect():
-            one = socket.socket(socket.AF_UNIX); one.connect("\\0ABSTRACT"); escaped("connected")
+            one = socket.socket(socket.AF_UNIX); one.connect("\\x00ABSTRACT"); escaped("connected")
         attempt(connect)
         def by_pair():
             a, b = socket.socketpair()
-            c = a.__class__(fileno=a.fileno()); c.connect("\\0ABSTRACT"); escaped("connected")
+            c = a.__class__(fileno=a.fileno()); c.connect("\\x00ABSTRACT"); escaped("connected")
         attempt(by_pair)
     """,
     "a server": """
