@@ -4,6 +4,7 @@ A reward is a plain function `(prompts, completions, **columns) -> list[float | 
 no opinion. See `ptjax.rewards.base`.
 """
 
+from ptjax.rewards.code import code
 from ptjax.rewards.combine import by_row, rubric
 from ptjax.rewards.gym import reasoning_gym
 from ptjax.rewards.ifeval import ifeval
@@ -18,6 +19,7 @@ from ptjax.rewards.text import contains, length, regex, repetition
 
 REWARDS = {
     "by_row": by_row,
+    "code": code,
     "contains": contains,
     "cosine": cosine,
     "format": format,
