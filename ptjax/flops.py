@@ -9,6 +9,7 @@ import numpy as np
 from ptjax.data import HostBatch
 from ptjax.job import Run
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.families import CRITIC
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
@@ -74,6 +75,7 @@ class FlopCounter:
 
 def output_names(rows: Table) -> list[str]:
     """The weights that give the logits: kernels onto the vocabulary, else the embedding's table."""
+    rows = {name: row for name, row in rows.items() if not name.startswith(CRITIC)}
     kernels = [
         name
         for name, row in rows.items()

@@ -102,6 +102,10 @@ def forward(
         found = {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
     if "scores" in fields:
         found["scores"] = jnp.where(valid, rows.scatter(model.scores(params, hidden)), 0)
+    if "values" in fields:
+        read = model.values(params, hidden, tokens, span, compute=options.compute, key=key)
+        # No first token is trained: what stands before another sequence's is never read.
+        found["values"] = jnp.where(batch["mask"] != 0, rows.scatter(_previous(read)), 0)
     if "embedding" in fields:
         if hidden.shape[-1] != model.config.embed:
             raise UserError("embedding: the flax module has no `hidden`, it gives logits alone")

@@ -86,8 +86,8 @@ _ABSENT: Any = None
 class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
-    What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there; `scores`
-    and `embedding` depend on `valid` alone.
+    What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there, and so
+    are `values`; `scores` and `embedding` depend on `valid` alone.
     """
 
     logps: Float[Array, "B N T"] = _ABSENT
@@ -107,6 +107,8 @@ class Outputs(NamedTuple):
 
     A sequence's own score stands at its last valid token: `ptjax.forward.last_scores`.
     """
+    values: Float[Array, "B N T"] = _ABSENT
+    """V(tokens[<t]), float32: the value head on the hidden state at t - 1, which has not seen t."""
     embedding: Float[Array, "B N D"] = _ABSENT
     """Final hidden states pooled over a sequence's valid tokens; 0 where it has none.
 

@@ -214,6 +214,77 @@ def test_scores_and_embeddings_do_not_depend_on_the_layout_or_the_mesh(pooling, 
                 np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.parametrize("critic", toy.VALUERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_have_not_seen_their_token(layout, critic):
+    """Entry t is the head on the hidden state at t - 1, where the mask is 1."""
+    model = toy.VALUERS[critic]
+    params = toy.params(toy.CONFIG, model.head)
+    columns = without(LAYOUTS[layout]())
+    batch = {k: jnp.asarray(v) for k, v in columns.items()}
+    fields = ("logps", "values")
+    got = jax.jit(lambda: forward(model, params, batch, fields=fields, options=OPTIONS))()
+    assert got.values.dtype == jnp.float32 and got.values.shape == columns["mask"].shape
+    assert not np.asarray(got.values)[columns["mask"] == 0].any()
+    body, kernel = (params, params.get("value")) if critic == "shared" else critic_of(params)
+    for row, example in enumerate(EXAMPLES):
+        if row == EMPTY:
+            continue
+        wanted = (hidden_of(example.tokens, body) @ kernel)[:-1, 0] * example.mask[1:]
+        seen = got.values[row, 0][columns["valid"][row, 0]]
+        np.testing.assert_allclose(seen, np.append(0, wanted), atol=1e-5)
+    policy = {name: leaf for name, leaf in params.items() if name in toy.MODEL.table}
+    plain = jax.jit(lambda: forward(toy.MODEL, policy, batch, options=OPTIONS))()
+    np.testing.assert_allclose(got.logps, plain.logps, atol=1e-6)
+
+
+def critic_of(params):
+    own = {k.removeprefix("critic."): v for k, v in params.items() if k.startswith("critic.")}
+    return own, own["score"]
+
+
+@functools.cache
+def valued(mesh, model):
+    """A jitted loss of values and log-probs, with its gradients over all leaves."""
+
+    def loss(params, batch):
+        out = forward(model, params, batch, fields=("logps", "values"), options=OPTIONS)
+        return jnp.sum(jnp.sin(out.values) - out.logps**2), (out.values, out.logps)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
+
+
+@pytest.mark.parametrize(
+    ("critic", "lora"),
+    [("shared", None), ("separate", None), ("separate", Lora(rank=2, alpha=4.0))],
+    ids=["shared", "separate", "separate lora"],
+)
+def test_values_do_not_depend_on_the_layout_or_the_mesh(critic, lora):
+    model = replace(toy.VALUERS[critic], lora=lora)
+    params, rows = toy.params(toy.CONFIG, model.head), model.table
+    if lora is not None:
+        leaves = lora_module.add(params, rows, toy.CONFIG.dims, lora, jax.random.key(0))
+        params = {**params, **{name: leaf + 0.05 for name, leaf in leaves.items()}}
+        rows = {**rows, **lora_module.rows(rows, lora)}
+        assert "critic.layers.q.lora_a" in rows and not any("score.lora" in name for name in rows)
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    plain = {k: jnp.asarray(v) for k, v in toy.batch(EXAMPLES).items()}
+    (loss, wanted), grads = valued(None, model)(params, plain)
+    packed = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    found = [valued(None, model)(params, packed)]
+    with jax.set_mesh(mesh):
+        placed = {
+            name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))
+            for name, leaf in params.items()
+        }
+        batch = sharding.put_batch(toy.packed(EXAMPLES, shards=4), mesh)
+        found.append(valued(mesh, model)(placed, batch))
+    for (one, out), slopes in found:
+        toy.assert_same((one, jax.tree.map(np.asarray, slopes)), (loss, grads), rtol=2e-5)
+        for field, right in zip(out, wanted, strict=True):
+            np.testing.assert_allclose(field, right, atol=2e-5)
+
+
 def test_log_probs_beside_scores():
     """A tied model keeps its projection, so that one pass gives both."""
     config = replace(toy.CONFIG, tied=True)
@@ -230,6 +301,7 @@ def test_log_probs_beside_scores():
     [
         (toy.SCORER, "logps", "a model with a scalar head has no log-probs"),
         (toy.MODEL, "scores", "scores need a model with a scalar head"),
+        (toy.MODEL, "values", "values need a value head"),
     ],
 )
 def test_a_field_that_the_model_has_no_head_for(model, field, message):

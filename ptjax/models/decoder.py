@@ -4,7 +4,7 @@ Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -61,8 +61,12 @@ class Compute:
 DEFAULT = Compute()
 
 
-HEADS = ("lm", "score")
-"""What a decoder ends in: logits over the vocabulary, or one number a token."""
+HEADS = ("lm", "score", "lm_value", "lm_critic")
+"""What a decoder ends in: logits over the vocabulary, one number a token, or both.
+
+Both: `lm_value` reads them from one body, `lm_critic` has a second body for the number: the leaves
+`critic.*` of the same dict.
+"""
 
 
 class Head(NamedTuple):
@@ -117,7 +121,7 @@ class Decoder:
         """
         if self.config.tied:
             return Head(params["embed"], True, self.config.logit_softcap)
-        if self.head != "lm":
+        if self.head == "score":
             raise UserError("a model with a scalar head has no log-probs: load it with head='lm'")
         return Head(params["head"], False, self.config.logit_softcap)
 
@@ -131,9 +135,43 @@ class Decoder:
         """
         if self.head != "score":
             raise UserError("scores need a model with a scalar head: load it with head='score'")
-        # On a mesh every device has the whole kernel: a product and a sum that fuse.
-        kernel = constrain(params["score"].astype(jnp.float32), None, None)
-        return jnp.sum(hidden.astype(jnp.float32) * kernel[:, 0], axis=-1)
+        return _scalar(hidden, params["score"])
+
+    def values(
+        self,
+        params: Mapping[str, Array],
+        hidden: Float[Array, "R L D"],
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = DEFAULT,
+        key: Array | None = None,
+    ) -> Float[Array, "R L"]:
+        """What a value head says of the text up to each token, that token included; float32.
+
+        Args:
+          params: all leaves.
+          hidden: what `hidden` gave; a second body has its own.
+          tokens: token ids.
+          span: positions and segments.
+          compute: of a second body.
+          key: randomness of a second body; None for evaluation.
+
+        Raises:
+          UserError: a model without one.
+        """
+        if self.head == "lm_value":
+            return _scalar(hidden, params["value"])
+        if self.head != "lm_critic":
+            raise UserError("values need a value head: load it with head='lm_value' or 'lm_critic'")
+        critic = replace(self, head="score")
+        own = {
+            name.removeprefix(families.CRITIC): leaf
+            for name, leaf in params.items()
+            if name.startswith(families.CRITIC)
+        }
+        key = None if key is None else jax.random.fold_in(key, 0)
+        return critic.scores(own, critic.hidden(own, tokens, span, compute=compute, key=key))
 
     def logits(
         self, params: Mapping[str, Array], hidden: Float[Array, "... D"]
@@ -315,6 +353,12 @@ class Decoder:
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+
+
+def _scalar(hidden: Float[Array, "R L D"], kernel: Float[Array, "D 1"]) -> Float[Array, "R L"]:
+    # On a mesh every device has the whole kernel: a product and a sum that fuse.
+    kernel = constrain(kernel.astype(jnp.float32), None, None)
+    return jnp.sum(hidden.astype(jnp.float32) * kernel[:, 0], axis=-1)
 
 
 def _pick(stack: Array, index: Array) -> Array:
