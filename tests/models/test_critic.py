@@ -103,7 +103,7 @@ def test_adapters_of_a_folder_stand_beside_new_ones_of_the_critic(lm, tmp_path):
 
 def test_a_run_keeps_what_its_export_leaves_out(tmp_path):
     config = tiny_config(write(tmp_path), steps=2, method="tests.models.test_critic.ACTOR_CRITIC")
-    config.data.validation = []
+    config.data.validation = None
     result = ptjax.train(config, str(tmp_path / "run"), quiet=True)
     trained = np.asarray(result.bundle.params["critic.score"])
     assert np.abs(trained).max() > 0
