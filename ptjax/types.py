@@ -27,6 +27,9 @@ Columns of a batch:
 | `old_logps` | [B,N,T] | float32 | log-probs before the first of several updates | stage |
 | `old_entropy` | [B,N,T] | float32 | entropy of the next token then, in nats | stage |
 | `advantages` | [B,N,T] | float32 | how much better than expected a token is | stage |
+| `old_values` | [B,N,T] | float32 | V before the updates, in units of reward | stage |
+| `returns` | [B,N,T] | float32 | what V is to become | stage |
+| `policy_coef` | [B] | float32 | 0 while the value function learns alone, alike in all | stage |
 | `kl_coef`, `entropy_coef` | [B] | float32 | a controller's coefficient, alike in all | stage |
 
 A stage that samples answers writes `tokens`, `valid`, `mask`, `weights`, `scores` and `margin` in
@@ -69,6 +72,9 @@ COLUMN_DTYPES = {
     "old_logps": "float32",
     "old_entropy": "float32",
     "advantages": "float32",
+    "old_values": "float32",
+    "returns": "float32",
+    "policy_coef": "float32",
     "kl_coef": "float32",
     "entropy_coef": "float32",
 }
