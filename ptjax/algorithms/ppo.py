@@ -59,7 +59,7 @@ def ppo(
     Returns:
       The terms, and the metrics of docs/methods/ppo.md.
     """
-    terms, metrics = policy_gradient(
+    found, metrics = policy_gradient(
         outputs,
         batch,
         denominator=denominator,
@@ -74,7 +74,9 @@ def ppo(
         correction_high=correction_high,
     )
     learns = jnp.max(batch["policy_coef"])
-    terms = {name: (coefficient * learns, mean) for name, (coefficient, mean) in terms.items()}
+    terms: Terms = {
+        name: (learns * coefficient, mean) for name, (coefficient, mean) in found.items()
+    }
     tokens = batch["mask"] * batch["weights"][..., None]
     three = (outputs.values, batch["old_values"], batch["returns"])
     terms["value"] = (value_coef, Mean.of(value_loss(*three, value_clip=value_clip), tokens))

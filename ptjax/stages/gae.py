@@ -41,7 +41,9 @@ def _gae(
     made, figures = actor_critic_columns(
         read, said.logps, said.values, beta=beta, kl=kl, **settings
     )
-    ctx.logged.update(figures)
+    ctx.logged["value/explained"] = figures["explained"]
+    if "kl" in figures:
+        ctx.logged["kl/reward"] = figures["kl"]
     learns = jnp.float32(ctx.step >= value_pretrain)
     made["policy_coef"] = jnp.broadcast_to(learns, batch["weights"].shape[:1])
     return batch | made, carry
@@ -83,11 +85,11 @@ def actor_critic_columns(
         drift = jnp.where(tokens == 0, 0, KLS[kl](old_logps, batch["ref_logps"]))
         coefficient = jnp.max(batch["kl_coef"]) if "kl_coef" in batch else beta
         rewards = token_rewards(batch["rewards"], tokens, drift, coefficient)
-        figures["kl/reward"] = jnp.sum(drift) / jnp.maximum(jnp.sum(tokens), 1)
+        figures["kl"] = jnp.sum(drift) / jnp.maximum(jnp.sum(tokens), 1)
     advantages, returns = estimate(rewards, old_values, tokens, gamma=gamma, lam=lam)
     if value_lam is not None:
         _, returns = estimate(rewards, old_values, tokens, gamma=gamma, lam=value_lam)
-    figures["value/explained"] = explained_variance(old_values, returns, tokens)
+    figures["explained"] = explained_variance(old_values, returns, tokens)
     if whitened:
         advantages = whiten(advantages, tokens)
     columns = {
