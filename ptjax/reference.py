@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import Decoder
 from ptjax.models.load import Bundle
+from ptjax.ops.divergence import Teacher
 from ptjax.types import Params
 from ptjax.workdir import load
 
@@ -35,6 +36,10 @@ class Reference:
     def params(self, frozen: Params) -> Params:
         """All its leaves, given the policy's frozen ones."""
         return {**frozen, **self.own} if self.shares else self.own
+
+    def teacher(self, frozen: Params) -> Teacher:
+        """Its output projection, given the policy's frozen leaves: what it is learnt from by."""
+        return Teacher(*self.model.projection(self.params(frozen)))
 
     @property
     def size(self) -> int:

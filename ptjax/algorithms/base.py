@@ -38,6 +38,8 @@ class Algorithm:
         hyperparameters that says so; its keyword-only arguments are hyperparameters too.
       judge: what is measured on held-out data, an algorithm without stages; None: the loss itself
         and its metrics.
+      forward: of the hyperparameters: fields of `ptjax.forward.ForwardOptions` that they set; its
+        keyword-only arguments are hyperparameters too.
       coupled: whether the loss couples the rows of a batch, for these hyperparameters, so that
         micro-batches would change it.
       advise: `(scores, *, hyperparameters) -> str | None`, of the data's judgements [E, N] before a
@@ -50,12 +52,13 @@ class Algorithm:
     linear: Callable[..., Callable[[Batch], Array] | None] | None = None
     data: str = "sequences"
     head: Callable[..., str] | str = "lm"
+    forward: Callable[..., Mapping[str, Any]] | None = None
     judge: "Algorithm | None" = None
     coupled: Callable[..., bool] | bool = False
     advise: Callable[..., str | None] | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The keyword-only arguments of loss, stages and head, and their defaults."""
+        """The keyword-only arguments of loss, stages, head and forward, and their defaults."""
         found: dict[str, Any] = {}
         for function in self._functions():
             for name, default in keywords(function).items():
@@ -65,8 +68,9 @@ class Algorithm:
 
     def _functions(self) -> tuple[Callable[..., Any], ...]:
         asked = (stage.wanted for stage in self.stages if stage.wanted is not None)
-        head = (self.head,) if callable(self.head) else ()
-        return (*asked, *(stage.run for stage in self.stages), self.loss, *head)
+        others = (self.head, self.forward)
+        stages = (stage.run for stage in self.stages)
+        return (*asked, *stages, self.loss, *(other for other in others if callable(other)))
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.
@@ -91,6 +95,7 @@ class Algorithm:
             needs=self.needs if isinstance(self.needs, tuple) else known_call(self.needs, values),
             linear=known_call(self.linear, values) if self.linear else None,
             head=known_call(self.head, values) if callable(self.head) else self.head,
+            forward=tuple(known_call(self.forward, values).items()) if self.forward else (),
             stages=stages,
             coupled=known_call(self.coupled, values) if callable(self.coupled) else self.coupled,
             judge=None if judge is self else judge.bind(_known(judge.loss, values), where),
@@ -106,6 +111,7 @@ class Bound:
     needs: Fields
     linear: Callable[[Batch], Array] | None
     head: str = "lm"
+    forward: tuple[tuple[str, Any], ...] = ()
     stages: tuple[Stage, ...] = ()
     coupled: bool = False
     judge: "Bound | None" = None

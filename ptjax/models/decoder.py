@@ -19,6 +19,7 @@ from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rota
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import ATTENDED, Span, attention
+from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
 
@@ -196,11 +197,31 @@ class Decoder:
     ) -> dict[str, Float[Array, "S M"]]:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
         kernel, vocab_first, softcap = self.projection(params)
-        axes = ("vocab", None) if vocab_first else (None, "vocab")
         # On a mesh it is gathered once, not once a chunk.
-        kernel = constrain(kernel.astype(hidden.dtype), *axes)
+        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
         return token_stats(
             hidden, kernel, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
+        )
+
+    def divergence(
+        self,
+        params: Mapping[str, Array],
+        hidden: Float[Array, "S M D"],
+        teacher_hidden: Float[Array, "S M E"],
+        scored: Bool[Array, "S M"],
+        teacher: Teacher,
+        **asked: Any,
+    ) -> Float[Array, "S M"]:
+        """How far the head is from a teacher's: `ops.divergence.token_divergence`."""
+        kernel, vocab_first, softcap = self.projection(params)
+        # On a mesh both are gathered once, not once a chunk.
+        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
+        taught = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
+        return token_divergence(
+            *(hidden, kernel, teacher_hidden, teacher.replace(kernel=taught), scored),
+            vocab_first=vocab_first,
+            softcap=softcap,
+            **asked,
         )
 
     def is_random(self, compute: Compute) -> bool:
@@ -353,6 +374,11 @@ class Decoder:
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+
+
+def _whole(kernel: Array, vocab_first: bool) -> Array:
+    """An output projection on the mesh, split over the vocabulary alone."""
+    return constrain(kernel, *(("vocab", None) if vocab_first else (None, "vocab")))
 
 
 def _scalar(hidden: Float[Array, "R L D"], kernel: Float[Array, "D 1"]) -> Float[Array, "R L"]:
