@@ -1,5 +1,6 @@
 """Distillation: a student learns a teacher's next-token distributions, or from its verdicts."""
 
+import dataclasses
 from typing import Any
 
 from ptjax.algorithms.base import Algorithm, Terms
@@ -78,6 +79,10 @@ def on_policy_distillation(
     )
 
 
+def _several_updates(*, epochs: int = 1, minibatches: int = 1) -> bool:
+    return epochs * minibatches > 1
+
+
 def _needs(*, clip_low: float, clip_high: float, correction: str) -> tuple[str, ...]:
     if correction not in CORRECTIONS:
         raise UserError(
@@ -114,5 +119,6 @@ def on_policy_distillation_after(rollout: Stage) -> Algorithm:
     Args:
       rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`, `sampler_logps`.
     """
-    stages = (rollout, old_logps, teacher_advantage)
+    before = dataclasses.replace(old_logps, wanted=_several_updates)
+    stages = (rollout, before, teacher_advantage)
     return Algorithm(on_policy_distillation, stages=stages, needs=_needs, data="prompts")
