@@ -218,7 +218,7 @@ class Decoder:
         kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
         taught = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
         return token_divergence(
-            *(hidden, kernel, teacher_hidden, teacher.replace(kernel=taught), scored),
+            *(hidden, kernel, teacher_hidden, replace(teacher, kernel=taught), scored),
             vocab_first=vocab_first,
             softcap=softcap,
             **asked,

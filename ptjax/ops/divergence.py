@@ -93,7 +93,7 @@ def token_divergence(
         *(divergence, temperature, order.chunk),
         *(vocab_first, softcap, teacher.vocab_first, teacher.softcap),
     )
-    found = _chunked(
+    found: Any = _chunked(
         static,
         *(order.compact(hidden), kernel),
         *(order.compact(teacher_hidden), teacher.kernel, order.trips),
@@ -120,8 +120,8 @@ def logit_divergence(
     some = jnp.any(rest, axis=-1)
     # Where all tie nothing is left over: a sum over everything keeps its gradient finite.
     over = rest | ~some[..., None]
-    left = (jax.nn.logsumexp(jnp.where(over, x, -jnp.inf), axis=-1) for x in (s, t))
-    bucket = jnp.where(some, _parts(*left, divergence.beta), 0)
+    left_s, left_t = (jax.nn.logsumexp(jnp.where(over, x, -jnp.inf), axis=-1) for x in (s, t))
+    bucket = jnp.where(some, _parts(left_s, left_t, divergence.beta), 0)
     return jnp.sum(jnp.where(rest, 0, parts), axis=-1) + bucket
 
 
