@@ -18,6 +18,8 @@ from tests.folders import files, write_model
 from tests.tiny import tiny_config, write
 from tests.tiny import write_model as write_tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def both(outputs, batch):
     """Log-probs and values, each to be 1."""
@@ -101,9 +103,11 @@ def test_adapters_of_a_folder_stand_beside_new_ones_of_the_critic(lm, tmp_path):
     assert files(tmp_path / "out")["adapter_model.safetensors"] == wanted
 
 
-def test_a_run_keeps_what_its_export_leaves_out(tmp_path):
+def test_a_run_keeps_what_its_export_leaves_out(tmp_path, monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: list(first))
     config = tiny_config(write(tmp_path), steps=2, method="tests.models.test_critic.ACTOR_CRITIC")
-    config.data.validation = None
+    config.data.validation, config.mesh.fsdp = None, 1
     result = ptjax.train(config, str(tmp_path / "run"), quiet=True)
     trained = np.asarray(result.bundle.params["critic.score"])
     assert np.abs(trained).max() > 0
