@@ -31,7 +31,7 @@ class FlopCounter:
         self._stages = run.bound.stages
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
-        has_logits = bool(set(run.bound.needs) & set(FIELDS))
+        has_logits = bool(set(run.bound.needs) & {*FIELDS, "divergence"})
         self._head = sum(sizes[name] for name in head) * has_logits
         self._head_trained = any(name in trained for name in head)
         self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
