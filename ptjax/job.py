@@ -15,6 +15,7 @@ from ptjax.data import HostBatch
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Decoder
 from ptjax.models.spec import Param
+from ptjax.ops.divergence import Teacher
 from ptjax.reference import Reference
 from ptjax.stages.base import Context, run_stages
 from ptjax.stages.rollout import Rollout
@@ -60,6 +61,8 @@ class Run:
     def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes of the columns that stages add to a batch of these, or write in their place."""
         sizes = dict(zip("BNT", shapes["tokens"], strict=True))
+        if self.reference is not None:
+            sizes["E"] = self.reference.model.config.embed
         found = {}
         for stage in self.bound.stages:
             if stage.sequences and self.rollout is not None:
@@ -73,6 +76,12 @@ class Run:
         """What stages measure of held-out data, beside the loss."""
         return [name for stage in self.bound.stages for name in stage.measures]
 
+    def teacher(self, state: TrainState) -> Teacher | None:
+        """What the policy learns from by hidden states, where its loss asks for that."""
+        if "divergence" not in self.bound.needs or self.reference is None:
+            return None
+        return self.reference.teacher(state.frozen)
+
     def held_out_names(self) -> list[str]:
         """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
         shapes = self.pipeline.shapes[0]
@@ -81,7 +90,8 @@ class Run:
             for name, shape in (shapes | self.staged(shapes)).items()
         }
         with jax.set_mesh(self.mesh):
-            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
+            taught = self.teacher(self.state)
+            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch, taught)
         return ["eval/loss", *(f"eval/{name}" for name in (*metrics, *self.measures))]
 
     def stage(

@@ -123,7 +123,9 @@ class _Loop:
                         self.state, on_device, step=step, host=batch
                     )
                     self.state = dataclasses.replace(self.state, carry=carry)
-                    self.state, logged = self.job.train_step(self.state, on_device)
+                    self.state, logged = self.job.train_step(
+                        self.state, on_device, self.job.teacher(self.state)
+                    )
                     logged |= said
                     host_seconds = time.perf_counter() - began
                     step += 1
@@ -331,7 +333,7 @@ class _Loop:
         device = jax.devices()[0]
         export = f"python -m ptjax.export {self.workdir} {self.workdir}/export"
         chat = {"chat": f"python -m ptjax.generate {self.workdir}"}
-        talks = self.job.bound.algorithm.head == "lm"
+        talks = self.job.bound.head != "score"
         return {
             "method": self.config.method,
             "model": self.config.model.source,

@@ -34,8 +34,8 @@ from ptjax.workdir import load
 
 _log = logging.getLogger("ptjax")
 
-ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score"
-"""Trained where adapters are: they, and a scalar head."""
+ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score|value|critic\.score"
+"""Trained where adapters are: they, and scalar heads."""
 
 
 def prepare(config: Config, workdir: str | None = None) -> Run:
@@ -53,14 +53,14 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
-    check_reference(config, asked, follows)
+    check_reference(config, asked, follows, taught="divergence" in bound.needs)
     judges = check_rollout(config, bound.stages)
     if bound.coupled and config.accumulate > 1:
         raise UserError(
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
             "hparams couples the rows of a batch, which micro-batches would change"
         )
-    if bound.algorithm.head != "lm" and config.samples.prompts:
+    if bound.head == "score" and config.samples.prompts:
         raise UserError(
             f"config.samples.prompts: {config.method} trains a scorer, which has no text"
         )
@@ -71,8 +71,9 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         mesh=mesh,
         chat_template=config.data.chat_template,
         special_tokens=tuple(config.model.special_tokens),
-        head=bound.algorithm.head,
+        head=bound.head,
         seed=config.seed,
+        critic=config.model.critic,
     )
     pipeline = data.build(
         config.data,
@@ -115,6 +116,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         head_chunk=config.model.head_chunk,
         neftune=config.neftune,
         pooling=config.model.pooling,
+        **dict(bound.forward),
     )
     step = functools.partial(
         train_step,
