@@ -28,7 +28,11 @@ def report(config: Config) -> str:
             name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
             for name, shape in staged.items()
         }
-        memory = run.train_step.lower(run.state, batch).compile().memory_analysis()
+        memory = (
+            run.train_step.lower(run.state, batch, run.teacher(run.state))
+            .compile()
+            .memory_analysis()
+        )
     trained, frozen = run.count(run.state.params), run.count(run.state.frozen)
     found = run.pipeline.report
     slots = math.prod(staged.get("pack", staged["tokens"]))

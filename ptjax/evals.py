@@ -40,7 +40,7 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
         for name in logged.keys() & set(run.measures):
             part = Mean(logged[name] * count, count)
             said[name] = said[name] + part if name in said else part
-        part = run.eval_step(params, columns)
+        part = run.eval_step(params, columns, run.teacher(state))
         total = part if total is None else jax.tree.map(lambda a, b: a + b, total, part)
     terms, metrics = jax.device_get(total) if total is not None else ({}, {})
     loss = sum(float(mean.value()) for mean in terms.values())

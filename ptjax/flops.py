@@ -9,6 +9,7 @@ import numpy as np
 from ptjax.data import HostBatch
 from ptjax.job import Run
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.families import CRITIC
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
@@ -30,7 +31,7 @@ class FlopCounter:
         self._stages = run.bound.stages
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
-        has_logits = bool(set(run.bound.needs) & set(FIELDS))
+        has_logits = bool(set(run.bound.needs) & {*FIELDS, "divergence"})
         self._head = sum(sizes[name] for name in head) * has_logits
         self._head_trained = any(name in trained for name in head)
         self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
@@ -76,6 +77,7 @@ class FlopCounter:
 
 def output_names(rows: Table) -> list[str]:
     """The weights that give the logits: kernels onto the vocabulary, else the embedding's table."""
+    rows = {name: row for name, row in rows.items() if not name.startswith(CRITIC)}
     kernels = [
         name
         for name, row in rows.items()

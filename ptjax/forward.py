@@ -15,11 +15,12 @@ from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.ops.attention import Span
+from ptjax.ops.divergence import Divergence, Teacher
 from ptjax.ops.logprobs import FIELDS
 from ptjax.ops.pooling import POOLINGS, pool
 from ptjax.types import Batch, Outputs
 
-COLUMNS = ("tokens", "valid", "mask", "pack")
+COLUMNS = ("tokens", "valid", "mask", "pack", "teacher_hidden")
 """The columns that a forward pass reads."""
 
 
@@ -35,6 +36,7 @@ class ForwardOptions:
       temperature: logits are divided by it.
       pooling: how `embedding` is made of a sequence's hidden states: `last` valid token, or `mean`
         over the valid ones.
+      divergence: which, where there is a teacher; the temperature divides its logits too.
     """
 
     compute: Compute = field(default_factory=Compute)
@@ -42,6 +44,7 @@ class ForwardOptions:
     neftune: float = 0.0
     temperature: float = 1.0
     pooling: str = "last"
+    divergence: Divergence = Divergence()
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -58,20 +61,23 @@ def forward(
     options: ForwardOptions = ForwardOptions(),
     key: Array | None = None,
     linear: Float[Array, "B N T"] | None = None,
+    teacher: Teacher | None = None,
 ) -> Outputs:
     """One forward pass over a batch, packed or not.
 
     Args:
       model: the decoder.
       params: all leaves, trainable and frozen.
-      batch: columns `tokens`, `valid`, `mask`, and `pack` where rows are packed.
+      batch: columns `tokens`, `valid`, `mask`, `pack` where rows are packed, `teacher_hidden` for
+        `divergence`.
       fields: which fields of `Outputs` to compute; a head that none of them needs is not computed.
       options: dtype, remat, chunk of the head, noise, pooling.
       key: randomness of dropout and noise; None for evaluation.
       linear: token weights in which the loss is linear, see `ops.logprobs.token_stats`.
+      teacher: the output projection of the model whose hidden states the batch holds.
 
     Returns:
-      The fields asked for, float32.
+      The fields asked for, float32 but for `hidden`.
 
     Raises:
       UserError: a field that needs a head, or hidden states, that the model has not.
@@ -100,8 +106,28 @@ def forward(
             linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
         )
         found = {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
+    if "divergence" in fields:
+        if teacher is None or "teacher_hidden" not in batch:
+            raise UserError("divergence: there is no teacher; set config.reference.source")
+        apart = model.divergence(
+            params,
+            rows.by_shard(hidden),
+            rows.by_shard(rows.gather(batch["teacher_hidden"])),
+            rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
+            teacher,
+            divergence=options.divergence,
+            temperature=options.temperature,
+            chunk=options.head_chunk,
+        )
+        found["divergence"] = rows.scatter(_previous(rows.by_row(apart)))
+    if "hidden" in fields:
+        found["hidden"] = jnp.where(valid[..., None], rows.scatter(hidden), 0)
     if "scores" in fields:
         found["scores"] = jnp.where(valid, rows.scatter(model.scores(params, hidden)), 0)
+    if "values" in fields:
+        read = model.values(params, hidden, tokens, span, compute=options.compute, key=key)
+        # No first token is trained: what stands before another sequence's is never read.
+        found["values"] = jnp.where(batch["mask"] != 0, rows.scatter(_previous(read)), 0)
     if "embedding" in fields:
         if hidden.shape[-1] != model.config.embed:
             raise UserError("embedding: the flax module has no `hidden`, it gives logits alone")
@@ -187,13 +213,15 @@ class _Rows:
         return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
     def gather(self, column: Array) -> Array:
-        """[B, N, T] -> [R, L]; padding of packed rows is 0."""
+        """[B, N, T, ...] -> [R, L, ...]; padding of packed rows is 0."""
+        each = column.shape[3:]
         if self.pack is None:
-            return column.reshape(self.rows, self.length)
+            return column.reshape(self.rows, self.length, *each)
         index = self.by_shard(self.pack)
-        flat = column.reshape(self.shards, -1)
+        index = index.reshape(index.shape + (1,) * len(each))
+        flat = column.reshape(self.shards, -1, *each)
         taken = jnp.take_along_axis(flat, jnp.maximum(index, 0), axis=1)
-        return jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length)
+        return jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length, *each)
 
     def segments(self, valid: Bool[Array, "B N T"]) -> Int[Array, "R L"]:
         """Which sequence each entry belongs to, from 1; 0 for padding."""
@@ -212,15 +240,16 @@ class _Rows:
         """The inverse of `by_shard`."""
         return x.reshape(self.rows, self.length)
 
-    def scatter(self, x: Float[Array, "R L"]) -> Float[Array, "B N T"]:
+    def scatter(self, x: Float[Array, "R L *D"]) -> Float[Array, "B N T *D"]:
         """The inverse of `gather`; 0 where no entry of a row stands for the token."""
+        each = x.shape[2:]
         if self.pack is None:
-            return x.reshape(self.shape)
+            return x.reshape(*self.shape, *each)
         index = self.by_shard(self.pack)
         size = self.shape[0] * self.shape[1] * self.shape[2] // self.shards
         index = jnp.where(index < 0, size, index)
 
         def place(index: Array, values: Array) -> Array:
-            return jnp.zeros(size, jnp.float32).at[index].add(values, mode="drop")
+            return jnp.zeros((size, *each), x.dtype).at[index].add(values, mode="drop")
 
-        return jax.vmap(place)(index, self.by_shard(x)).reshape(self.shape)
+        return jax.vmap(place)(index, self.by_shard(x)).reshape(*self.shape, *each)

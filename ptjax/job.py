@@ -15,6 +15,7 @@ from ptjax.data import HostBatch
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Decoder
 from ptjax.models.spec import Param
+from ptjax.ops.divergence import Teacher
 from ptjax.reference import Reference
 from ptjax.stages.base import GROUP, Context, Stage, run_stages
 from ptjax.stages.rollout import Rollout
@@ -79,12 +80,18 @@ class Run:
 
     def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes of the columns that stages add to a batch of these, or write in their place."""
-        return staged(self.bound.stages, self.rollout, shapes)
+        return staged(self.bound.stages, self.rollout, self.reference, shapes)
 
     @property
     def measures(self) -> list[str]:
         """What stages measure of held-out data, beside the loss."""
         return [name for stage in self.bound.stages for name in stage.measures]
+
+    def teacher(self, state: TrainState) -> Teacher | None:
+        """What the policy learns from by hidden states, where its loss asks for that."""
+        if "divergence" not in self.bound.needs or self.reference is None:
+            return None
+        return self.reference.teacher(state.frozen)
 
     def held_out_names(self) -> list[str]:
         """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
@@ -94,7 +101,8 @@ class Run:
             for name, shape in (shapes | self.staged(shapes)).items()
         }
         with jax.set_mesh(self.mesh):
-            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch)
+            taught = self.teacher(self.state)
+            _, metrics = jax.eval_shape(self.eval_step, self.state.merged(), batch, taught)
         return ["eval/loss", *(f"eval/{name}" for name in (*metrics, *self.measures))]
 
     def stage(
@@ -162,10 +170,15 @@ class Run:
 
 
 def staged(
-    stages: Sequence[Stage], rollout: Rollout | None, shapes: Mapping[str, tuple[int, ...]]
+    stages: Sequence[Stage],
+    rollout: Rollout | None,
+    reference: Reference | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the columns that stages add to a batch of these, or write in their place."""
     sizes = dict(zip("BNT", shapes["tokens"], strict=True))
+    if reference is not None:
+        sizes["E"] = reference.model.config.embed
     found = {}
     for stage in stages:
         if stage.sequences and rollout is not None:

@@ -134,7 +134,9 @@ class _Loop:
                     staged = time.perf_counter()
                     self.meet(update.host)
                     self.state = dataclasses.replace(self.state, carry=update.carry)
-                    self.state, logged = self.job.train_step(self.state, update.columns)
+                    self.state, logged = self.job.train_step(
+                        self.state, update.columns, self.job.teacher(self.state)
+                    )
                     dispatched = time.perf_counter()
                     step += 1
                     self.count_compilation(step, update.host, dispatched - staged)
@@ -352,7 +354,7 @@ class _Loop:
         device = jax.devices()[0]
         export = f"python -m ptjax.export {self.workdir} {self.workdir}/export"
         chat = {"chat": f"python -m ptjax.generate {self.workdir}"}
-        talks = self.job.bound.algorithm.head == "lm"
+        talks = self.job.bound.head != "score"
         return {
             "method": self.config.method,
             "model": self.config.model.source,

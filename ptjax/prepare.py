@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
@@ -36,8 +37,8 @@ from ptjax.workdir import load
 
 _log = logging.getLogger("ptjax")
 
-ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score"
-"""Trained where adapters are: they, and a scalar head."""
+ADAPTER = r".*\.(lora_a|lora_b|dora_m)|score|value|critic\.score"
+"""Trained where adapters are: they, and scalar heads."""
 
 
 def prepare(config: Config, workdir: str | None = None) -> Run:
@@ -56,14 +57,14 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     bound = algorithm.bind(hyperparameters(config, algorithm), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
-    check_reference(config, asked, follows)
+    check_reference(config, asked, follows, taught="divergence" in bound.needs)
     judges = check_rollout(config, bound.stages)
     if bound.coupled and config.accumulate > 1:
         raise UserError(
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
             "hparams couples the rows of a batch, which micro-batches would change"
         )
-    if bound.algorithm.head != "lm" and config.samples.prompts:
+    if bound.head == "score" and config.samples.prompts:
         raise UserError(
             f"config.samples.prompts: {config.method} trains a scorer, which has no text"
         )
@@ -74,8 +75,9 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         mesh=mesh,
         chat_template=config.data.chat_template,
         special_tokens=tuple(config.model.special_tokens),
-        head=bound.algorithm.head,
+        head=bound.head,
         seed=config.seed,
+        critic=config.model.critic,
     )
     pipeline = data.build(
         config.data,
@@ -108,20 +110,20 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         spike_window=config.guard.spike_window,
         seed=config.seed,
     )
-    kept = None
-    if rollout is not None and rollout.epochs * rollout.minibatches > 1:
-        kept = staged(bound.stages, rollout, pipeline.shapes[0])
-    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound, kept)
+    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound)
     reference = None
     if asked and not follows:  # one that follows is what its stage remembers
         reference = make_reference(config, bundle, state.params, mesh)
+    if rollout is not None and rollout.epochs * rollout.minibatches > 1:
+        shapes = staged(bound.stages, rollout, reference, pipeline.shapes[0])
+        state = replace(state, carry={**state.carry, BUFFER: buffer(shapes, mesh)})
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward_options = ForwardOptions(
         compute=compute(config),
         head_chunk=config.model.head_chunk,
         neftune=config.neftune,
         pooling=config.model.pooling,
-        temperature=temperature(rollout, bound),
+        **{"temperature": temperature(rollout, bound), **dict(bound.forward)},
     )
     step = functools.partial(
         train_step,
@@ -270,12 +272,8 @@ def initial_state(
     options: StepOptions,
     mesh: Mesh,
     bound: Bound,
-    kept: Mapping[str, tuple[int, ...]] | None,
 ) -> TrainState:
-    """The state before the first step, every leaf on the mesh.
-
-    `kept` are shapes of a rollout's columns, where it is kept for several steps.
-    """
+    """The state before the first step, every leaf on the mesh."""
     names = set(trainable(config, params))
     trained = {name: leaf for name, leaf in params.items() if name in names}
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -286,12 +284,6 @@ def initial_state(
         ema = {name: jnp.array(leaf, jnp.float32, copy=True) for name, leaf in trained.items()}
     step, guard = jax.device_put((jnp.int32(0), new_guard(options)), everywhere)
     carry = {s.name: s.begin(trained) for s in bound.stages if s.begin}
-    if kept is not None:
-        rows_over = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
-        carry[BUFFER] = {
-            name: jax.device_put(jnp.zeros(shape, COLUMN_DTYPES[name]), rows_over)
-            for name, shape in kept.items()
-        }
     return TrainState(
         step=step,
         params=trained,
@@ -301,6 +293,15 @@ def initial_state(
         ema=ema,
         carry=_on_mesh(carry, everywhere),
     )
+
+
+def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Array]:
+    """Room for a rollout's columns, where it is kept for several steps."""
+    over_rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    return {
+        name: jax.device_put(jnp.zeros(shape, COLUMN_DTYPES[name]), over_rows)
+        for name, shape in shapes.items()
+    }
 
 
 def _on_mesh(tree: Any, everywhere: NamedSharding) -> Any:

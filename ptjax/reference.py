@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import Decoder
 from ptjax.models.load import Bundle
+from ptjax.ops.divergence import Teacher
 from ptjax.types import Params
 from ptjax.workdir import load
 
@@ -35,6 +36,10 @@ class Reference:
     def params(self, frozen: Params) -> Params:
         """All its leaves, given the policy's frozen ones."""
         return {**frozen, **self.own} if self.shares else self.own
+
+    def teacher(self, frozen: Params) -> Teacher:
+        """Its output projection, given the policy's frozen leaves: what it is learnt from by."""
+        return Teacher(*self.model.projection(self.params(frozen)))
 
     @property
     def size(self) -> int:
@@ -74,13 +79,14 @@ def make_reference(config: Any, bundle: Bundle, trained: Params, mesh: Mesh) -> 
     return Reference(bundle.model, own, True, "a copy of the leaves that are trained")
 
 
-def check_reference(config: Any, asked: bool, follows: bool) -> None:
+def check_reference(config: Any, asked: bool, follows: bool, *, taught: bool = False) -> None:
     """Refuses settings of `config.reference` that nothing would read, or that exclude each other.
 
     Args:
       config: the whole config.
       asked: whether the method asks a reference anything.
       follows: whether its reference follows the policy.
+      taught: whether its reference is a teacher, whose hidden states are asked for.
 
     Raises:
       UserError: names the setting.
@@ -92,6 +98,13 @@ def check_reference(config: Any, asked: bool, follows: bool) -> None:
     if not asked and (settings.source is not None or settings.mode != "live"):
         raise UserError(
             f"config.reference is set, but {config.method} with these hparams has no reference"
+        )
+    if taught and settings.source is None:
+        raise UserError(f"config.reference.source: {config.method} needs a teacher, another model")
+    if taught and settings.mode == "cached":
+        raise UserError(
+            f"config.reference.mode = 'cached': {config.method} asks for a teacher's hidden "
+            "states, which are computed live"
         )
     if follows and (settings.source is not None or settings.mode == "cached"):
         raise UserError(

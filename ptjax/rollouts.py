@@ -52,14 +52,15 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
             f"config.reference.mode = 'cached': the answers of {method} are new at every step"
         )
     _check_ranges(given)
-    if any(stage.sequences == GROUP for stage in stages):
+    grouped = any(stage.sequences == GROUP for stage in stages)
+    if grouped:
         _check_groups(config, given)
     else:
         _check_once(method, given)
     if not judged:
         if config.rewards:
             raise UserError(f"config.rewards is set, but {method} asks no rewards")
-        if given["n"] not in (None, 1):
+        if not grouped and given["n"] not in (None, 1):
             raise UserError(f"config.rollout.n = {given['n']}: {method} samples one answer")
         return ()
     if not config.rewards:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from ptjax.algorithms.base import Bound
 from ptjax.forward import ForwardOptions, forward, split
 from ptjax.models.decoder import Decoder
+from ptjax.ops.divergence import Teacher
 from ptjax.types import Batch, Mean, Outputs, Params, TrainState
 
 
@@ -65,6 +66,7 @@ def gradients(
     accumulate: int,
     options: ForwardOptions,
     key: Array | None,
+    teacher: Teacher | None = None,
 ) -> tuple[Array, Params, dict[str, Mean]]:
     """The loss over the whole batch, its gradient in float32, and the metrics.
 
@@ -81,6 +83,7 @@ def gradients(
             options=options,
             key=key,
             linear=bound.linear(micro) if bound.linear else None,
+            teacher=teacher,
         )
         terms, metrics = bound.terms(outputs, micro)
         parts = [
@@ -113,6 +116,7 @@ def gradients(
 def train_step(
     state: TrainState,
     batch: Batch,
+    teacher: Teacher | None = None,
     *,
     model: Decoder,
     bound: Bound,
@@ -140,6 +144,7 @@ def train_step(
         accumulate=options.accumulate,
         options=forward_options,
         key=key,
+        teacher=teacher,
     )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -199,6 +204,7 @@ def _remember(guard: dict[str, Array], loss: Array, accept: Array) -> dict[str, 
 def eval_step(
     params: Params,
     batch: Batch,
+    teacher: Teacher | None = None,
     *,
     model: Decoder,
     bound: Bound,
@@ -208,7 +214,9 @@ def eval_step(
     """A loss's terms, with their coefficients, and its metrics on held-out data, as sums."""
 
     def one(micro: Batch) -> tuple[dict[str, Mean], dict[str, Mean]]:
-        outputs = forward(model, params, micro, fields=bound.needs, options=forward_options)
+        outputs = forward(
+            *(model, params, micro), fields=bound.needs, options=forward_options, teacher=teacher
+        )
         terms, metrics = bound.terms(outputs, micro)
         return {n: Mean(c * mean.total, mean.weight) for n, (c, mean) in terms.items()}, metrics
 

@@ -27,6 +27,10 @@ Columns of a batch:
 | `old_logps` | [B,N,T] | float32 | log-probs before the first of several updates | stage |
 | `old_entropy` | [B,N,T] | float32 | entropy of the next token then, in nats | stage |
 | `advantages` | [B,N,T] | float32 | how much better than expected a token is | stage |
+| `old_values` | [B,N,T] | float32 | V before the updates, in units of reward | stage |
+| `returns` | [B,N,T] | float32 | what V is to become | stage |
+| `teacher_hidden` | [B,N,T,E] | | a teacher's final hidden states, as it computes them | stage |
+| `policy_coef` | [B] | float32 | 0 while the value function learns alone, alike in all | stage |
 | `kl_coef`, `entropy_coef` | [B] | float32 | a controller's coefficient, alike in all | stage |
 
 A stage that samples answers writes `tokens`, `valid`, `mask`, `weights` and more in the place of
@@ -69,6 +73,10 @@ COLUMN_DTYPES = {
     "old_logps": "float32",
     "old_entropy": "float32",
     "advantages": "float32",
+    "old_values": "float32",
+    "returns": "float32",
+    "teacher_hidden": "float32",
+    "policy_coef": "float32",
     "kl_coef": "float32",
     "entropy_coef": "float32",
 }
@@ -86,8 +94,8 @@ _ABSENT: Any = None
 class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
-    What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there; `scores`
-    and `embedding` depend on `valid` alone.
+    What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there, and so
+    are `values`; `scores`, `embedding` and `hidden` depend on `valid` alone.
     """
 
     logps: Float[Array, "B N T"] = _ABSENT
@@ -107,11 +115,17 @@ class Outputs(NamedTuple):
 
     A sequence's own score stands at its last valid token: `ptjax.forward.last_scores`.
     """
+    divergence: Float[Array, "B N T"] = _ABSENT
+    """How far the next-token distribution is from a teacher's, in nats."""
+    values: Float[Array, "B N T"] = _ABSENT
+    """V(tokens[<t]), float32: the value head on the hidden state at t - 1, which has not seen t."""
     embedding: Float[Array, "B N D"] = _ABSENT
     """Final hidden states pooled over a sequence's valid tokens; 0 where it has none.
 
     Not normalised. `ForwardOptions.pooling` says how.
     """
+    hidden: Float[Array, "B N T D"] = _ABSENT
+    """Final hidden states: the one at t has read t. In the dtype that the model computes in."""
 
 
 @flax.struct.dataclass

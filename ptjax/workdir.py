@@ -20,6 +20,7 @@ from ptjax.models import lora as lora_module
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.bundle import Bundle, check_head, with_head, with_tokens
 from ptjax.models.decoder import Decoder
+from ptjax.models.families import SCALARS
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param, shape
@@ -63,6 +64,7 @@ def load(
     special_tokens: Sequence[str] = (),
     head: str | None = None,
     seed: int = 0,
+    critic: str | None = None,
 ) -> Bundle:
     """Loads a model from wherever it lies: a pretrained one, or what a run of ours made of it.
 
@@ -78,14 +80,21 @@ def load(
       chat_template: replaces the source's; Jinja text or a path.
       special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
         rows are the mean of those in use.
-      head: `lm` or `score`; by default what the source has, see `ptjax.models.load.load`.
+      head: one of `ptjax.models.decoder.HEADS`; by default what the source has, see
+        `ptjax.models.load.load`. A run's value head or critic is kept where one is asked for.
       seed: of a new head.
+      critic: what a new critic begins as, of the source's shape; None for the source itself. A
+        reward model, or a run that trained one, brings its scalar head along.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
-        asked of a reward model.
+        asked of a reward model, a critic of another shape.
     """
     workdir, step = split_source(source)
+    made = None
+    if critic is not None:
+        asked: dict[str, Any] = {"mesh": mesh, "special_tokens": special_tokens}
+        made = load(critic, param_dtype=param_dtype, **asked)
     if workdir is None:
         return pretrained.load(
             source,
@@ -95,6 +104,7 @@ def load(
             special_tokens=special_tokens,
             head=head,
             seed=seed,
+            critic=made,
         )
     if param_dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
@@ -104,11 +114,11 @@ def load(
     bundle = with_tokens(bundle, special_tokens, mesh)
     if param_dtype is not None:
         cast = {
-            name: leaf if name == "score" else leaf.astype(param_dtype)
+            name: leaf if name in SCALARS else leaf.astype(param_dtype)
             for name, leaf in bundle.params.items()
         }
         bundle = replace(bundle, params=cast)
-    return with_head(bundle, head, seed=seed, mesh=mesh)
+    return with_head(bundle, head, seed=seed, mesh=mesh, critic=made)
 
 
 def source_tokenizer(
@@ -256,6 +266,7 @@ def _frozen(
         special_tokens=tuple(settings["special_tokens"]),
         head=model.head,
         seed=config["seed"],
+        critic=settings.get("critic"),
     )
     params = base.params
     folder = (config.get("lora") or {}).get("adapter")

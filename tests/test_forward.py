@@ -12,9 +12,10 @@ from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward, last_index, last_scores
 from ptjax.models import lora as lora_module
-from ptjax.models.decoder import Decoder
+from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.lora import Lora
 from ptjax.ops.attention import Span
+from ptjax.ops.divergence import Divergence, Teacher, logit_divergence
 from ptjax.ops.logprobs import FIELDS
 from ptjax.types import Outputs
 from tests import toy
@@ -107,8 +108,15 @@ def test_temperature_divides_the_logits():
 
 
 def hidden_of(tokens, params):
-    span = Span(jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32))
-    return toy.MODEL.hidden(params, jnp.asarray(tokens, jnp.int32)[None], span)[0]
+    padded = np.zeros(12, np.int32)
+    padded[: len(tokens)] = tokens
+    return _hidden(padded, params)[: len(tokens)]
+
+
+@functools.partial(jax.jit, compiler_options=toy.QUICK)
+def _hidden(tokens, params):
+    span = Span(jnp.arange(tokens.size)[None], jnp.ones((1, tokens.size), jnp.int32))
+    return toy.MODEL.hidden(params, tokens[None], span)[0]
 
 
 LAYOUTS = {
@@ -214,6 +222,67 @@ def test_scores_and_embeddings_do_not_depend_on_the_layout_or_the_mesh(pooling, 
                 np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("layout", "critic"), [*((layout, "shared") for layout in LAYOUTS), ("packed", "separate")]
+)
+def test_values_have_not_seen_their_token(layout, critic):
+    """Entry t is the head on the hidden state at t - 1, where the mask is 1."""
+    model = toy.VALUERS[critic]
+    params = toy.params(toy.CONFIG, model.head)
+    columns = without(LAYOUTS[layout]())
+    batch = {k: jnp.asarray(v) for k, v in columns.items()}
+    fields = ("logps", "values")
+    run = functools.partial(forward, model, fields=fields, options=OPTIONS)
+    got = jax.jit(run, compiler_options=toy.QUICK)(params, batch)
+    assert got.values.dtype == jnp.float32 and got.values.shape == columns["mask"].shape
+    assert not np.asarray(got.values)[columns["mask"] == 0].any()
+    body, kernel = (params, params.get("value")) if critic == "shared" else critic_of(params)
+    for row, example in enumerate(EXAMPLES):
+        if row == EMPTY:
+            continue
+        wanted = (hidden_of(example.tokens, body) @ kernel)[:-1, 0] * example.mask[1:]
+        seen = got.values[row, 0][columns["valid"][row, 0]]
+        np.testing.assert_allclose(seen, np.append(0, wanted), atol=1e-5)
+    if critic == "shared":  # beside log-probs, which are what they were
+        assert all(jnp.array_equal(params[name], leaf) for name, leaf in toy.params().items())
+        np.testing.assert_allclose(got.logps, outputs(columns).logps, atol=1e-5)
+
+
+def critic_of(params):
+    own = {k.removeprefix("critic."): v for k, v in params.items() if k.startswith("critic.")}
+    return own, own["score"]
+
+
+@functools.cache
+def valued(mesh, model):
+    """A jitted loss of values and log-probs, with its gradients over all leaves."""
+
+    def loss(params, batch):
+        out = forward(model, params, batch, fields=("logps", "values"), options=OPTIONS)
+        return jnp.sum(jnp.sin(out.values) - out.logps**2), (out.values, out.logps)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
+
+
+@pytest.mark.parametrize("critic", toy.VALUERS)
+def test_values_do_not_depend_on_the_layout_or_the_mesh(critic):
+    model = toy.VALUERS[critic]
+    params = toy.params(toy.CONFIG, model.head)
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    plain = {k: jnp.asarray(v) for k, v in toy.batch(EXAMPLES).items()}
+    (loss, wanted), grads = valued(None, model)(params, plain)
+    packed = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    found = [valued(None, model)(params, packed)]
+    with jax.set_mesh(mesh):
+        placed = toy.on_mesh(model, params, mesh)
+        batch = sharding.put_batch(toy.packed(EXAMPLES, shards=4), mesh)
+        found.append(valued(mesh, model)(placed, batch))
+    for (one, out), slopes in found:
+        toy.assert_same((one, jax.tree.map(np.asarray, slopes)), (loss, grads), rtol=2e-5)
+        for field, right in zip(out, wanted, strict=True):
+            np.testing.assert_allclose(field, right, atol=2e-5)
+
+
 def test_log_probs_beside_scores():
     """A tied model keeps its projection, so that one pass gives both."""
     config = replace(toy.CONFIG, tied=True)
@@ -230,6 +299,7 @@ def test_log_probs_beside_scores():
     [
         (toy.SCORER, "logps", "a model with a scalar head has no log-probs"),
         (toy.MODEL, "scores", "scores need a model with a scalar head"),
+        (toy.MODEL, "values", "values need a value head"),
     ],
 )
 def test_a_field_that_the_model_has_no_head_for(model, field, message):
@@ -248,3 +318,62 @@ def test_the_last_valid_token_on_either_side_of_the_padding():
     np.testing.assert_array_equal(last_index(valid), [1, 2, 0])
     scores = jnp.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(last_scores(scores, valid), [2.0, 4.0, 0.0])
+
+
+@functools.cache
+def distilled(mesh, dtype="float32"):
+    """A jitted mean divergence to a teacher of another width, with its gradients."""
+    options = replace(OPTIONS, divergence=Divergence(0.4), compute=Compute(dtype=dtype))
+
+    def loss(params, taught, batch):
+        said = forward(TEACHER, taught, batch, fields=("hidden",), options=options).hidden
+        kernel = Teacher(*TEACHER.projection(taught))
+        given = batch | {"teacher_hidden": said}
+        fields = ("logps", "divergence")
+        out = forward(toy.MODEL, params, given, fields=fields, options=options, teacher=kernel)
+        return jnp.sum(out.divergence * (1 + batch["tokens"])), (out.divergence, said)
+
+    return jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=toy.QUICK
+    )
+
+
+TEACHER = Decoder(replace(toy.CONFIG, embed=20, tied=True, logit_softcap=4.0))
+
+
+def test_divergence_is_that_of_both_models_logits():
+    taught = toy.params(TEACHER.config)
+    columns = {k: jnp.asarray(v) for k, v in toy.batch(EXAMPLES).items()}
+    (_, (found, said)), (_, none) = distilled(None)(toy.params(), taught, columns)
+    assert not any(np.asarray(gradient).any() for gradient in none.values())
+    for row, example in enumerate(EXAMPLES[:1]):
+        tokens = jnp.asarray(example.tokens, jnp.int32)
+        span = Span(jnp.arange(tokens.size)[None], jnp.ones((1, tokens.size), jnp.int32))
+        hidden = TEACHER.hidden(taught, tokens[None], span)
+        np.testing.assert_allclose(said[row, 0, : tokens.size], hidden[0], atol=1e-5)
+        both = logits_of(tokens), TEACHER.logits(taught, hidden)[0]
+        wanted = logit_divergence(*both, Divergence(0.4))[:-1] * example.mask[1:]
+        np.testing.assert_allclose(found[row, 0, 1 : tokens.size], wanted, atol=1e-5)
+        assert found[row, 0, 0] == 0 and not found[row, 0, tokens.size :].any()
+
+
+def test_divergence_does_not_depend_on_the_layout_or_the_mesh():
+    taught = toy.params(TEACHER.config)
+    plain = {k: jnp.asarray(v) for k, v in toy.batch(EXAMPLES).items()}
+    (loss, (wanted, hidden)), (grads, _) = distilled(None)(toy.params(), taught, plain)
+    packed = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    runs = [distilled(None)(toy.params(), taught, packed)]
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        both = toy.on_mesh(toy.MODEL, toy.params(), mesh), toy.on_mesh(TEACHER, taught, mesh)
+        batch = sharding.put_batch(toy.packed(EXAMPLES, shards=4), mesh)
+        runs.append(distilled(mesh)(*both, batch))
+    for (one, (found, said)), (slopes, _) in runs:
+        toy.assert_same((one, jax.tree.map(np.asarray, slopes)), (loss, grads), rtol=2e-5)
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+        np.testing.assert_allclose(said, hidden, atol=2e-5)
+
+
+def test_no_teacher():
+    with pytest.raises(UserError, match="divergence: there is no teacher"):
+        outputs(toy.batch(EXAMPLES), fields=("divergence",))

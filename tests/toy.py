@@ -36,6 +36,10 @@ CONFIG = ModelConfig(
 )
 MODEL = Decoder(CONFIG)
 SCORER = Decoder(CONFIG, head="score")
+VALUERS = {
+    "shared": Decoder(CONFIG, head="lm_value"),
+    "separate": Decoder(CONFIG, head="lm_critic"),
+}
 
 
 class Example(NamedTuple):

@@ -1,10 +1,12 @@
 """Every method by name: the index of what ptjax can do."""
 
+from ptjax.algorithms.distill import GKD, gkd_after, on_policy_distillation_after
 from ptjax.algorithms.dpo import DPO
 from ptjax.algorithms.embed import EMBED
 from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
 from ptjax.algorithms.offline import AWR, DRO
 from ptjax.algorithms.online import online
+from ptjax.algorithms.ppo import ppo_after
 from ptjax.algorithms.reference_free import ALPHAPO, CPO, ORPO, SIMPO
 from ptjax.algorithms.reward import (
     OUTCOME_REWARD,
@@ -15,7 +17,7 @@ from ptjax.algorithms.reward import (
 )
 from ptjax.algorithms.self_made import ONLINE_DPO, SPIN
 from ptjax.algorithms.sft import SFT
-from ptjax.stages.groups import rollout
+from ptjax.stages.groups import answers, rollout
 
 METHODS = {
     "sft": SFT,
@@ -34,6 +36,11 @@ METHODS = {
     "apo_zero_unpaired": APO_ZERO_UNPAIRED,
     # the policy's own answers, by reward
     **online(rollout),
+    "ppo": ppo_after(rollout),
+    # a teacher
+    "gkd": GKD,
+    "gkd_on_policy": gkd_after(answers),
+    "on_policy_distillation": on_policy_distillation_after(answers),
     # single answers with a reward, logged
     "awr": AWR,
     "dro": DRO,

@@ -34,9 +34,12 @@ class Algorithm:
       linear: where the loss is c · Σ w · logps, for these hyperparameters, with token weights w
         that the batch alone gives: the function `(Batch) -> w`, else None.
       data: the kind of examples it reads, a key of `ptjax.data.kinds.KINDS`.
-      head: what the model ends in: `lm`, the vocabulary, or `score`, one number a token.
+      head: what the model ends in, one of `ptjax.models.decoder.HEADS`, or a function of the
+        hyperparameters that says so; its keyword-only arguments are hyperparameters too.
       judge: what is measured on held-out data, an algorithm without stages; None: the loss itself
         and its metrics.
+      forward: of the hyperparameters: fields of `ptjax.forward.ForwardOptions` that they set; its
+        keyword-only arguments are hyperparameters too.
       coupled: whether the loss couples the rows of a batch, for these hyperparameters, so that
         micro-batches would change it.
       advise: `(scores, *, hyperparameters) -> str | None`, of the data's judgements [E, N] before a
@@ -48,13 +51,14 @@ class Algorithm:
     needs: Callable[..., Fields] | Fields = ("logps",)
     linear: Callable[..., Callable[[Batch], Array] | None] | None = None
     data: str = "sequences"
-    head: str = "lm"
+    head: Callable[..., str] | str = "lm"
+    forward: Callable[..., Mapping[str, Any]] | None = None
     judge: "Algorithm | None" = None
     coupled: Callable[..., bool] | bool = False
     advise: Callable[..., str | None] | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The keyword-only arguments of loss and stages, and their defaults."""
+        """The keyword-only arguments of loss, stages, head and forward, and their defaults."""
         found: dict[str, Any] = {}
         for function in self._functions():
             for name, default in keywords(function).items():
@@ -64,7 +68,9 @@ class Algorithm:
 
     def _functions(self) -> tuple[Callable[..., Any], ...]:
         asked = (stage.wanted for stage in self.stages if stage.wanted is not None)
-        return (*asked, *(stage.run for stage in self.stages), self.loss)
+        others = (self.head, self.forward)
+        stages = (stage.run for stage in self.stages)
+        return (*asked, *stages, self.loss, *(other for other in others if callable(other)))
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.
@@ -88,6 +94,8 @@ class Algorithm:
             values=tuple(sorted(values.items())),
             needs=self.needs if isinstance(self.needs, tuple) else known_call(self.needs, values),
             linear=known_call(self.linear, values) if self.linear else None,
+            head=known_call(self.head, values) if callable(self.head) else self.head,
+            forward=tuple(known_call(self.forward, values).items()) if self.forward else (),
             stages=stages,
             coupled=known_call(self.coupled, values) if callable(self.coupled) else self.coupled,
             judge=None if judge is self else judge.bind(_known(judge.loss, values), where),
@@ -102,6 +110,8 @@ class Bound:
     values: tuple[tuple[str, Any], ...]
     needs: Fields
     linear: Callable[[Batch], Array] | None
+    head: str = "lm"
+    forward: tuple[tuple[str, Any], ...] = ()
     stages: tuple[Stage, ...] = ()
     coupled: bool = False
     judge: "Bound | None" = None

@@ -27,6 +27,7 @@ def defaults() -> Any:
                 "dropout": 0.0,
                 "head_chunk": 512,
                 "pooling": "last",
+                "critic": config_dict.placeholder(str),
                 "special_tokens": (),
             },
             "lora": config_dict.placeholder(ConfigDict),

@@ -19,6 +19,7 @@ from ptjax.export import folder as folders
 from ptjax.export.gather import Named, to_host, write_once
 from ptjax.models import lora as lora_module
 from ptjax.models import peft
+from ptjax.models.bundle import policy
 from ptjax.models.config_out import write_configs, write_json
 from ptjax.models.load import Bundle
 from ptjax.models.lora import Lora
@@ -62,7 +63,8 @@ def export(
 ) -> Exported:
     """Writes a folder that transformers, or for an adapter peft, loads.
 
-    Tensors are fetched one at a time from wherever they are sharded. In a run of several processes
+    A value head or critic stays behind: the policy alone is written. Tensors are fetched one at a
+    time from wherever they are sharded. In a run of several processes
     all of them call this; process 0 writes. A model that was imported and not trained comes back
     byte for byte, unless it was loaded in fewer bits than it was stored in.
 
@@ -95,6 +97,7 @@ def export(
             f"{bundle.source}: a flax module of yours has no Hugging Face layout to export to; "
             "its leaves are the params of ptjax.load"
         )
+    bundle = policy(bundle)
     lora = bundle.model.lora
     if kind == "full" and lora is not None:
         raise UserError(f"{bundle.source} has adapters: export it as 'merged' or 'adapter'")
@@ -103,7 +106,8 @@ def export(
         if lora is None:
             raise UserError(f"{bundle.source}: no adapter to export; export the merged model")
         head = [name for name in ("score",) if name in bundle.params]
-        saved = list(dict.fromkeys([*saved, *getattr(bundle, "changed", ()), *head]))
+        changed = [name for name in getattr(bundle, "changed", ()) if name in bundle.params]
+        saved = list(dict.fromkeys([*saved, *changed, *head]))
         base = base or bundle.source
         config = peft.adapter_config(bundle.model.table, lora, base=base, saved=saved)
         tensors, stem = list(_adapter_tensors(bundle, lora, saved, dtype)), peft.STEM

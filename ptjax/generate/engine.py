@@ -145,7 +145,7 @@ def _check(
     tokenizer: Any,
     stop_strings: Sequence[str],
 ) -> None:
-    if model.head != "lm":
+    if model.head == "score":
         raise UserError("sample: a model with a scalar head scores text and writes none")
     room = model.config.max_positions
     for i, prompt in enumerate(prompts):

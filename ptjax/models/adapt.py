@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ptjax import sharding
 from ptjax.errors import check_keys
 from ptjax.models import lora as lora_module
+from ptjax.models.families import CRITIC
 from ptjax.models.load import Bundle
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
@@ -37,18 +38,21 @@ def adapt(
     table = bundle.model.table
     if given is None:
         return bundle, table
-    given = dict(given)
+    given, dims = dict(given), bundle.model.config.dims
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
     folder = given.pop("adapter", None)
     check_keys(given, Lora.__dataclass_fields__, "config.lora")
     if folder is not None:
         from ptjax.models.peft import read_adapter
 
-        lora, leaves = read_adapter(folder, table, bundle.model.config.dims)
+        policy = {name: row for name, row in table.items() if not name.startswith(CRITIC)}
+        lora, leaves = read_adapter(folder, policy, dims)
         lora = replace(lora, dropout=given.get("dropout", 0.0))
+        if critic := {name: row for name, row in table.items() if name not in policy}:
+            leaves |= lora_module.add(bundle.params, critic, dims, lora, key)
     else:
         lora = Lora(**given)
-        key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-        leaves = lora_module.add(bundle.params, table, bundle.model.config.dims, lora, key)
+        leaves = lora_module.add(bundle.params, table, dims, lora, key)
     rows = {**table, **lora_module.rows(table, lora)}
     placed = {
         name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))

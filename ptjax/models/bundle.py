@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import HEADS, Decoder
-from ptjax.models.families import FAMILIES, SCORE
+from ptjax.models.families import CRITIC, FAMILIES, SCORE, VALUE, table
 from ptjax.models.spec import init
 from ptjax.models.tokenizer import add_special_tokens
 from ptjax.types import Params
@@ -77,7 +77,7 @@ def with_tokens(bundle: Bundle, tokens: Sequence[str], mesh: Mesh | None = None)
     new[config.vocab :] = True
     new[added] = True
     params = dict(bundle.params)
-    for name in ("embed", "head"):
+    for name in ("embed", "head", f"{CRITIC}embed"):
         if name not in params:
             continue
         axes = bundle.model.table[name].names
@@ -115,11 +115,11 @@ def check_head(head: str | None, own: str, source: str) -> None:
       source: for messages.
 
     Raises:
-      UserError: no such head, or an LM head of a model that has a scalar one.
+      UserError: no such head, or an LM head of a model that has a scalar one in its place.
     """
     if head is not None and head not in HEADS:
         raise UserError(f"head: unknown {head!r}{did_you_mean(head, HEADS)}")
-    if head == "lm" and own == "score":
+    if head not in (None, "score") and own == "score":
         raise UserError(
             f"{source} is a reward model: it scores text and can neither write nor be trained to; "
             "name the model that it was made from"
@@ -127,32 +127,52 @@ def check_head(head: str | None, own: str, source: str) -> None:
 
 
 def with_head(
-    bundle: Bundle, head: str | None, *, seed: int = 0, mesh: Mesh | None = None
+    bundle: Bundle,
+    head: str | None,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    critic: Bundle | None = None,
 ) -> Bundle:
-    """The same model with the head asked for: `score` gives a language model a new scalar head.
+    """The same model with the head asked for.
 
-    Its weights are normal with standard deviation 1/√D: D numbers of unit size, as the final norm
-    leaves them, then give scores of unit size whatever the width. It is 1/√(D+1) in 2009.01325
-    (B.1); transformers' 0.02 would make scores grow with √D. They are kept in float32: there are
-    but D of them, and in bfloat16 small updates would be lost.
+    `lm` leaves out a value head or critic that it has. `lm_value` and `lm_critic` begin with values
+    of 0, a critic with the body of the policy or of another model; a reward model keeps its scalar
+    head (2203.02155, C.4). `score` gives a language model a new scalar head.
+
+    The weights of that are normal with standard deviation 1/√D: D numbers of unit size, as the
+    final norm leaves them, give scores of unit size whatever the width. It is 1/√(D+1) in
+    2009.01325 (B.1); transformers' 0.02 would make scores grow with √D.
 
     Args:
       bundle: a model without adapters.
       head: one of `HEADS`; None changes nothing.
       seed: of the new weights.
       mesh: where they go; None for the first device.
+      critic: what a critic begins as, of the policy's shape; None for the policy itself.
 
     Raises:
-      UserError: an unknown head, an LM head of a reward model, a scalar head of a flax module.
+      UserError: an unknown head, an LM head of a reward model, a scalar head of a flax module, a
+        critic of another shape.
     """
     check_head(head, bundle.model.head, bundle.source)
+    if critic is not None and head != "lm_critic":
+        raise UserError(f"critic {critic.source}: the model has head {head!r} and no critic")
     if head in (None, bundle.model.head):
         return bundle
     if bundle.hf_config.get("model_type") == "flax":
         raise UserError(f"{bundle.source}: a flax module of yours has no scalar head")
+    bundle = policy(bundle)
+    if head == "lm":
+        return bundle
+    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    if head != "score":
+        new = _value(bundle, mesh) if head == "lm_value" else _critic(bundle, critic, mesh)
+        return replace(
+            bundle, model=replace(bundle.model, head=head), params={**bundle.params, **new}
+        )
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 2)
     score = init({"score": SCORE}, bundle.model.config.dims, key)["score"]
-    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     score = jax.device_put(score, sharding.named(SCORE.names, score.shape, mesh))
     kept = {name: leaf for name, leaf in bundle.params.items() if name != "head"}
     return replace(
@@ -162,6 +182,51 @@ def with_head(
         hf_config=_classifier(bundle),
         dtypes={name: d for name, d in bundle.dtypes.items() if name != "lm_head.weight"},
     )
+
+
+def policy(bundle: Bundle) -> Bundle:
+    """A language model without the value head or critic that it was trained with.
+
+    Adapters of its own stay; any other model is returned as it is.
+    """
+    if bundle.model.head in ("lm", "score"):
+        return bundle
+    params = {
+        name: leaf
+        for name, leaf in bundle.params.items()
+        if name != "value" and not name.startswith(CRITIC)
+    }
+    return replace(bundle, model=replace(bundle.model, head="lm"), params=params)
+
+
+def _value(bundle: Bundle, mesh: Mesh) -> Params:
+    """A value head of zeros."""
+    shape = (bundle.model.config.embed, 1)
+    return {"value": jnp.zeros(shape, device=sharding.named(VALUE.names, shape, mesh))}
+
+
+def _critic(bundle: Bundle, source: Bundle | None, mesh: Mesh) -> Params:
+    """A second body with a scalar head, the leaves `critic.*`; of the policy itself it is a copy.
+
+    Raises:
+      UserError: a source whose layers are not the policy's.
+    """
+    wanted = bundle.model.config
+    made = bundle if source is None else source
+    if replace(made.model.config, tied=wanted.tied) != wanted:
+        raise UserError(
+            f"a critic of {made.source} cannot stand beside {bundle.source}: its layers or its "
+            "vocabulary are others"
+        )
+    head = made.params["score"] if "score" in made.params else _value(bundle, mesh)["value"]
+    body = table(wanted, "score")
+    leaves = {name: head if name == "score" else made.params[name] for name in body}
+    if source is None:  # leaves of one state share no memory: a step donates them
+        leaves = {name: jnp.copy(leaf) for name, leaf in leaves.items()}
+    return {
+        CRITIC + name: jax.device_put(leaf, sharding.named(body[name].names, leaf.shape, mesh))
+        for name, leaf in leaves.items()
+    }
 
 
 def _classifier(bundle: Bundle) -> dict[str, Any]:

@@ -12,14 +12,13 @@ from jaxtyping import Array
 
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
+from ptjax.models.families import SCALARS
 from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
 from ptjax.models.weights import Lazy, TensorSource
 from ptjax.types import Params
 
 # Rows of a tied head that are compared with the embeddings at a time.
 _ROWS = 4096
-# Kept in float32 whatever the parameters' dtype: in bfloat16 its small updates would be lost.
-_WIDE = ("score",)
 # Buffers that old checkpoints hold beside their weights, and that every reader computes instead.
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
@@ -80,7 +79,7 @@ def from_hf(
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
     return {
         name: _leaf(
-            name, param, dims, source, jnp.dtype("float32" if name in _WIDE else dtype), mesh
+            name, param, dims, source, jnp.dtype("float32" if name in SCALARS else dtype), mesh
         )
         for name, param in table.items()
     }

@@ -4,7 +4,7 @@ Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -19,6 +19,7 @@ from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rota
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import ATTENDED, Span, attention
+from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
 
@@ -61,8 +62,12 @@ class Compute:
 DEFAULT = Compute()
 
 
-HEADS = ("lm", "score")
-"""What a decoder ends in: logits over the vocabulary, or one number a token."""
+HEADS = ("lm", "score", "lm_value", "lm_critic")
+"""What a decoder ends in: logits over the vocabulary, one number a token, or both.
+
+Both: `lm_value` reads them from one body, `lm_critic` has a second body for the number: the leaves
+`critic.*` of the same dict.
+"""
 
 
 class Head(NamedTuple):
@@ -122,7 +127,7 @@ class Decoder:
         """
         if self.config.tied:
             return Head(params["embed"], True, self.config.logit_softcap)
-        if self.head != "lm":
+        if self.head == "score":
             raise UserError("a model with a scalar head has no log-probs: load it with head='lm'")
         return Head(params["head"], False, self.config.logit_softcap)
 
@@ -136,9 +141,43 @@ class Decoder:
         """
         if self.head != "score":
             raise UserError("scores need a model with a scalar head: load it with head='score'")
-        # On a mesh every device has the whole kernel: a product and a sum that fuse.
-        kernel = constrain(params["score"].astype(jnp.float32), None, None)
-        return jnp.sum(hidden.astype(jnp.float32) * kernel[:, 0], axis=-1)
+        return _scalar(hidden, params["score"])
+
+    def values(
+        self,
+        params: Mapping[str, Array],
+        hidden: Float[Array, "R L D"],
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = DEFAULT,
+        key: Array | None = None,
+    ) -> Float[Array, "R L"]:
+        """What a value head says of the text up to each token, that token included; float32.
+
+        Args:
+          params: all leaves.
+          hidden: what `hidden` gave; a second body has its own.
+          tokens: token ids.
+          span: positions and segments.
+          compute: of a second body.
+          key: randomness of a second body; None for evaluation.
+
+        Raises:
+          UserError: a model without one.
+        """
+        if self.head == "lm_value":
+            return _scalar(hidden, params["value"])
+        if self.head != "lm_critic":
+            raise UserError("values need a value head: load it with head='lm_value' or 'lm_critic'")
+        critic = replace(self, head="score")
+        own = {
+            name.removeprefix(families.CRITIC): leaf
+            for name, leaf in params.items()
+            if name.startswith(families.CRITIC)
+        }
+        key = None if key is None else jax.random.fold_in(key, 0)
+        return critic.scores(own, critic.hidden(own, tokens, span, compute=compute, key=key))
 
     def logits(
         self, params: Mapping[str, Array], hidden: Float[Array, "... D"]
@@ -163,11 +202,31 @@ class Decoder:
     ) -> dict[str, Float[Array, "S M"]]:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
         kernel, vocab_first, softcap = self.projection(params)
-        axes = ("vocab", None) if vocab_first else (None, "vocab")
         # On a mesh it is gathered once, not once a chunk.
-        kernel = constrain(kernel.astype(hidden.dtype), *axes)
+        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
         return token_stats(
             hidden, kernel, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
+        )
+
+    def divergence(
+        self,
+        params: Mapping[str, Array],
+        hidden: Float[Array, "S M D"],
+        teacher_hidden: Float[Array, "S M E"],
+        scored: Bool[Array, "S M"],
+        teacher: Teacher,
+        **asked: Any,
+    ) -> Float[Array, "S M"]:
+        """How far the head is from a teacher's: `ops.divergence.token_divergence`."""
+        kernel, vocab_first, softcap = self.projection(params)
+        # On a mesh both are gathered once, not once a chunk.
+        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
+        taught = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
+        return token_divergence(
+            *(hidden, kernel, teacher_hidden, replace(teacher, kernel=taught), scored),
+            vocab_first=vocab_first,
+            softcap=softcap,
+            **asked,
         )
 
     def is_random(self, compute: Compute) -> bool:
@@ -320,6 +379,17 @@ class Decoder:
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+
+
+def _whole(kernel: Array, vocab_first: bool) -> Array:
+    """An output projection on the mesh, split over the vocabulary alone."""
+    return constrain(kernel, *(("vocab", None) if vocab_first else (None, "vocab")))
+
+
+def _scalar(hidden: Float[Array, "R L D"], kernel: Float[Array, "D 1"]) -> Float[Array, "R L"]:
+    # On a mesh every device has the whole kernel: a product and a sum that fuse.
+    kernel = constrain(kernel.astype(jnp.float32), None, None)
+    return jnp.sum(hidden.astype(jnp.float32) * kernel[:, 0], axis=-1)
 
 
 def _pick(stack: Array, index: Array) -> Array:

@@ -154,6 +154,12 @@ class FlaxModel(Decoder):
         fields, temperature = asked["fields"], asked.get("temperature", 1.0)
         return logit_stats(hidden, targets, scored, fields=fields, temperature=temperature)
 
+    def divergence(self, params: Mapping[str, Array], *arrays: Any, **asked: Any) -> Array:
+        """How far the head is from a teacher's."""
+        if not self.chunked:
+            raise UserError("divergence: the flax module has no `hidden` and `head`")
+        return super().divergence(params, *arrays, **asked)
+
     def logits(self, params: Mapping[str, Array], hidden: Array) -> Array:
         """Float32 logits of what `hidden` gave."""
         return super().logits(params, hidden) if self.chunked else hidden.astype(jnp.float32)

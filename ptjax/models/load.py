@@ -33,6 +33,7 @@ def load(
     special_tokens: Sequence[str] = (),
     head: str | None = None,
     seed: int = 0,
+    critic: Bundle | None = None,
 ) -> Bundle:
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
@@ -44,13 +45,15 @@ def load(
       chat_template: replaces the source's; Jinja text or a path.
       special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
         rows are the mean of those in use.
-      head: `lm` or `score`; by default what the source has. A language model gets a new scalar
-        head, a `*ForSequenceClassification` of one label brings its own and is no language model.
+      head: one of `ptjax.models.decoder.HEADS`; by default what the source has. A language model
+        gets a new scalar or value head, a `*ForSequenceClassification` of one label brings its own
+        and is no language model.
       seed: of a new head.
+      critic: what the critic of `lm_critic` begins as; None for the source itself.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
-        asked of a reward model.
+        asked of a reward model, a critic of another shape.
     """
     if param_dtype not in ("float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
@@ -62,7 +65,7 @@ def load(
         bundle = load_flax(
             source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
         )
-        return with_head(bundle, head)
+        return with_head(bundle, head, critic=critic)
     path = resolve_source(source)
     raw, generation, tensors = _open(path)
     config = read_config(raw, str(path))
@@ -75,7 +78,8 @@ def load(
     params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh)
     dtypes = {name: spec.dtype for name, spec in tensors.specs().items()}
     bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source)
-    return with_head(with_tokens(bundle, special_tokens, mesh), head, seed=seed, mesh=mesh)
+    bundle = with_tokens(bundle, special_tokens, mesh)
+    return with_head(bundle, head, seed=seed, mesh=mesh, critic=critic)
 
 
 def _own_head(tensors: TensorSource) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ptjax.errors import UserError
+from ptjax.models.families import CRITIC, SCALARS
 from ptjax.models.spec import Dims, Param, Table, init
 from ptjax.types import Params
 
@@ -27,7 +28,7 @@ class Lora:
       rank: inner dimension r.
       alpha: the update is scaled by alpha / r (rsLoRA: alpha / √r).
       dropout: probability of zeroing an input of the adapter in training.
-      targets: regex that a kernel's whole name matches.
+      targets: regex that a kernel's whole name matches, a critic's without `critic.`.
       rslora: scale by 1/√r.
       dora: learn each output's magnitude apart from its direction.
     """
@@ -48,17 +49,17 @@ class Lora:
 def rows(table: Table, lora: Lora) -> dict[str, Param]:
     """The adapter's own rows of the table, for every kernel but the heads that the targets match.
 
-    Log-probs and scores are computed from a head's kernel alone.
+    Log-probs, scores and values are computed from a head's kernel alone.
 
     Raises:
       UserError: the regex matches no kernel.
     """
     added: dict[str, Param] = {}
     kernels = [
-        name for name, param in table.items() if param.is_kernel and name not in ("head", "score")
+        name for name, param in table.items() if param.is_kernel and name not in ("head", *SCALARS)
     ]
     for name in kernels:
-        if not re.fullmatch(lora.targets, name):
+        if not re.fullmatch(lora.targets, name.removeprefix(CRITIC)):
             continue
         param = table[name]
         stack = "layers " if param.stacked else ""

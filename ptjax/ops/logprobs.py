@@ -1,8 +1,7 @@
 """What the vocabulary says of each token, in chunks: the logits of a batch never exist at once.
 
-Tokens that nobody asks about are moved to the end first and their chunks are skipped, so the head
-costs what the trained tokens cost. Shapes: S batch shards, M tokens of a shard, C tokens of a
-chunk, D embed, V vocabulary.
+The head costs what the trained tokens cost: `ptjax.ops.chunks` skips the others. Shapes: S batch
+shards, M tokens of a shard, C tokens of a chunk, D embed, V vocabulary.
 """
 
 import functools
@@ -13,8 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ptjax.ops.chunks import (
+    Order,
+    Reduce,
+    Stats,
+    chunk_of,
+    dense,
+    fields_of_chunks,
+    gradients_of_chunks,
+    is_symbolic,
+    zeros,
+)
+
 FIELDS = ("logps", "logsumexp", "mean_logps", "entropy", "sum_squares", "correct")
-Stats = dict[str, Float[Array, "S M"]]
 
 
 def token_stats(
@@ -48,29 +58,15 @@ def token_stats(
     Returns:
       The fields asked for, [S, M] each.
     """
-    chunk = min(chunk, hidden.shape[1])
-    order = jnp.argsort(~scored, axis=1, stable=True)
-    back = jnp.argsort(order, axis=1)
-
-    def compact(x: Array) -> Array:
-        index = order.reshape(order.shape + (1,) * (x.ndim - 2))
-        x = jnp.take_along_axis(x, index, axis=1)
-        padding = -x.shape[1] % chunk
-        return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-
-    trips = -(-jnp.max(jnp.sum(scored, axis=1)) // chunk)
-    static = _Static(fields, vocab_first, softcap, temperature, chunk)
-    arrays = (compact(hidden), kernel, compact(targets), trips)
+    order = Order(scored, chunk)
+    static = _Static(fields, vocab_first, softcap, temperature, order.chunk)
+    arrays = (order.compact(hidden), kernel, order.compact(targets), order.trips)
     stats: Any
     if linear is None:
         stats = _recompute(static, *arrays)
     else:
-        stats = _eager(static, *arrays, compact(jnp.where(scored, linear, 0)))
-
-    def spread(x: Array) -> Array:
-        return jnp.where(scored, jnp.take_along_axis(x, back, axis=1), 0)
-
-    return {name: spread(value) for name, value in stats.items()}
+        stats = _eager(static, *arrays, order.compact(jnp.where(scored, linear, 0)))
+    return {name: order.spread(value) for name, value in stats.items()}
 
 
 def logit_stats(
@@ -105,13 +101,6 @@ class _Static(NamedTuple):
     chunk: int
 
 
-def _project(static: _Static, hidden: Array, kernel: Array) -> Float[Array, "S C V"]:
-    """Raw float32 logits of one chunk."""
-    contract = (((2,), (1 if static.vocab_first else 0,)), ((), ()))
-    kernel = kernel.astype(hidden.dtype)
-    return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
-
-
 def _reduce(static: _Static, logits: Float[Array, "S C V"], targets: Array) -> Stats:
     """The fields of one chunk, [S, C] each, from its raw logits."""
     fields, _, softcap, temperature, _ = static
@@ -136,30 +125,17 @@ def _reduce(static: _Static, logits: Float[Array, "S C V"], targets: Array) -> S
     return {name: made[name]() for name in fields}
 
 
-def _slice(x: Array, i: Array, chunk: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
-
-
-def _put(x: Array, part: Array, i: Array, chunk: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), i * chunk, axis=1)
-
-
-def _put_all(stats: Stats, parts: Mapping[str, Array], i: Array, chunk: int) -> Stats:
-    return {name: _put(stats[name], parts[name], i, chunk) for name in stats}
-
-
-def _zeros(static: _Static, targets: Array) -> Stats:
-    return {name: jnp.zeros(targets.shape, jnp.float32) for name in static.fields}
+def _by_chunk(static: _Static, targets: Array) -> Reduce:
+    """`_reduce` of a chunk's logits."""
+    return lambda i, logits: _reduce(static, logits, chunk_of(targets, i, static.chunk))
 
 
 def _forward(static: _Static, hidden: Array, kernel: Array, targets: Array, trips: Array) -> Stats:
-    chunk = static.chunk
-
-    def body(i: Array, stats: Stats) -> Stats:
-        h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
-        return _put_all(stats, _reduce(static, _project(static, h, kernel), t), i, chunk)
-
-    return jax.lax.fori_loop(0, trips, body, _zeros(static, targets))
+    return fields_of_chunks(
+        *(_by_chunk(static, targets), static.fields, hidden, kernel, trips),
+        vocab_first=static.vocab_first,
+        chunk=static.chunk,
+    )
 
 
 def _gradients(
@@ -171,34 +147,12 @@ def _gradients(
     cotangents: Mapping[str, Array],
     wants_kernel: bool,
 ) -> tuple[Stats, Array, Array | None]:
-    """The fields and their gradients, chunk by chunk.
-
-    The kernel's gradient is summed in float32 a shard, and over shards only once, at the end.
-    """
-    vocab_first, chunk = static.vocab_first, static.chunk
-    shards = hidden.shape[0]
-    sums = jnp.zeros((shards, *kernel.shape), jnp.float32) if wants_kernel else None
-
-    def body(i: Array, carry: tuple) -> tuple:
-        stats, d_hidden, d_kernel = carry
-        h, t = _slice(hidden, i, chunk), _slice(targets, i, chunk)
-        given = {name: _slice(ct, i, chunk) for name, ct in cotangents.items()}
-        logits = _project(static, h, kernel)
-        parts, vjp = jax.vjp(lambda logits: _reduce(static, logits, t), logits)
-        d_logits = vjp(given)[0].astype(h.dtype)
-        contract = (((2,), (0 if vocab_first else 1,)), ((), ()))
-        d_h = jax.lax.dot_general(d_logits, kernel.astype(h.dtype), contract)
-        if d_kernel is not None:
-            pair = (d_logits, h) if vocab_first else (h, d_logits)
-            over_tokens = (((1,), (1,)), ((0,), (0,)))
-            d_kernel += jax.lax.dot_general(*pair, over_tokens, preferred_element_type=jnp.float32)
-        return _put_all(stats, parts, i, chunk), _put(d_hidden, d_h, i, chunk), d_kernel
-
-    start = (_zeros(static, targets), jnp.zeros_like(hidden), sums)
-    stats, d_hidden, d_kernel = jax.lax.fori_loop(0, trips, body, start)
-    if d_kernel is not None:
-        d_kernel = jnp.sum(d_kernel, axis=0).astype(kernel.dtype)
-    return stats, d_hidden, d_kernel
+    return gradients_of_chunks(
+        *(_by_chunk(static, targets), hidden, kernel, trips, cotangents),
+        wants_kernel=wants_kernel,
+        vocab_first=static.vocab_first,
+        chunk=static.chunk,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -217,20 +171,12 @@ def _recompute_fwd(static: _Static, hidden: Any, kernel: Any, targets: Any, trip
 
 def _recompute_bwd(static: _Static, saved: Any, cotangents: dict[str, Any]):
     values, asked = saved
-    cotangents = jax.tree.map(_dense, cotangents, is_leaf=_is_symbolic)
+    cotangents = jax.tree.map(dense, cotangents, is_leaf=is_symbolic)
     hidden, kernel, targets, trips = values
     _, d_hidden, d_kernel = _gradients(
         static, hidden, kernel, targets, trips, cotangents, "kernel" in asked
     )
     return d_hidden, d_kernel, None, None
-
-
-def _is_symbolic(x: Any) -> bool:
-    return isinstance(x, jax.custom_derivatives.SymbolicZero)
-
-
-def _dense(x: Any) -> Array:
-    return jnp.zeros(x.shape, x.dtype) if _is_symbolic(x) else x
 
 
 _recompute.defvjp(_recompute_fwd, _recompute_bwd, symbolic_zeros=True)
@@ -246,16 +192,16 @@ def _eager(
 
 def _eager_fwd(static: _Static, hidden: Any, kernel: Any, targets: Any, trips: Any, weights: Any):
     values = hidden.value, kernel.value, targets.value, trips.value
-    zeros = _zeros(static, values[2])
+    nothing = zeros(static.fields, values[0])
     stats, d_hidden, d_kernel = _gradients(
-        static, *values, {**zeros, "logps": weights.value}, kernel.perturbed
+        static, *values, {**nothing, "logps": weights.value}, kernel.perturbed
     )
     return stats, (d_hidden, d_kernel, weights.value)
 
 
 def _eager_bwd(_: _Static, saved: Any, cotangents: Stats):
     d_hidden, d_kernel, weights = saved
-    given = _dense(cotangents["logps"])
+    given = dense(cotangents["logps"])
     square = jnp.sum(weights * weights)
     scale = jnp.sum(given * weights) / jnp.where(square == 0, 1, square)
     d_kernel = None if d_kernel is None else (d_kernel * scale).astype(d_kernel.dtype)

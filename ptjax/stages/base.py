@@ -28,7 +28,7 @@ class Stage:
       run: `(Context, Batch, carry, *, hyperparameters) -> (Batch, carry)`, called on the host with
         arrays on the device, before every step and, its carry then forgotten, before every
         held-out batch. What it computes with the model goes through the context's jitted passes.
-      writes: the columns it adds: name -> axes, of `B N T`.
+      writes: the columns it adds: name -> axes, of `B N T`, and `E`, the reference's width.
       reference: whether it asks the reference model anything.
       passes: forward passes that it makes over as many tokens as the batch has: what it costs.
       wanted: of the hyperparameters: whether they need the stage at all; None for always.

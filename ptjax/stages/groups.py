@@ -1,7 +1,9 @@
 """Groups: the policy's own answers to each prompt, and what rewards say of them."""
 
+import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,9 +13,10 @@ from ptjax.data import HostBatch
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
 from ptjax.generate.transcript import Completion
+from ptjax.rewards.score import Scores
 from ptjax.sharding import batch_shards, put_batch
 from ptjax.stages.base import GROUP, Context, Stage
-from ptjax.stages.rollout import Columns, put_answer, told
+from ptjax.stages.rollout import Columns, Rollout, put_answer, told
 from ptjax.types import Batch
 
 _log = logging.getLogger("ptjax")
@@ -91,7 +94,7 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
         temperature=None if ctx.training else rollout.eval_temperature,
     )
     sampled = time.perf_counter()
-    scores = rollout.judge(numbers, answers, training=ctx.training)
+    scores = _scores(rollout, numbers, answers, training=ctx.training)
     spent["rollout"] += sampled - began
     spent["reward"] += time.perf_counter() - sampled
     n = len(answers[0])
@@ -107,6 +110,19 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _scores(
+    rollout: Rollout,
+    numbers: Sequence[int],
+    answers: Sequence[Sequence[Completion]],
+    training: bool,
+) -> Scores:
+    """What the rewards say; where a method asks none, all answers count alike."""
+    if rollout.rewards:
+        return rollout.judge(numbers, answers, training=training)
+    count = sum(map(len, answers))
+    return Scores(np.zeros(count, np.float32), np.zeros((count, 0), np.float32), Counter())
 
 
 def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
@@ -169,22 +185,16 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     there = total[np.isfinite(total)]
     tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
     ctx.logged.update(told([group.answers for group in groups]))
-    ctx.logged.update(
-        {
-            "rollout/missing": 1 - len(there) / len(total),
-            "rollout/no_signal": float(np.mean([not group.told_apart for group in groups])),
-            "rollout/seconds": spent["rollout"],
-            "rollout/tokens_per_second": tokens / max(spent["rollout"], 1e-9),
-            "reward/seconds": spent["reward"],
-        }
-    )
+    ctx.logged["rollout/seconds"] = spent["rollout"]
+    ctx.logged["rollout/tokens_per_second"] = tokens / max(spent["rollout"], 1e-9)
+    if not rollout.rewards:
+        return
+    ctx.logged["reward/seconds"] = spent["reward"]
+    ctx.logged["rollout/missing"] = 1 - len(there) / len(total)
+    ctx.logged["rollout/no_signal"] = float(np.mean([not group.told_apart for group in groups]))
     if len(there):
-        ctx.logged.update(
-            {
-                "rollout/reward": float(there.mean()),
-                "rollout/reward_std": float(there.std()),
-            }
-        )
+        ctx.logged["rollout/reward"] = float(there.mean())
+        ctx.logged["rollout/reward_std"] = float(there.std())
     for name, values in zip(rollout.reward_names, each.T, strict=True):
         if np.isfinite(values).any():
             ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
@@ -214,6 +224,11 @@ rollout = Stage(
     judged=True,
     measures=("rollout/reward", "rollout/tokens", "rollout/truncated"),
 )
+
+answers = dataclasses.replace(
+    rollout, judged=False, measures=("rollout/tokens", "rollout/truncated")
+)
+"""Where a teacher judges them, not rewards."""
 
 
 def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:

@@ -37,6 +37,13 @@ FAMILIES = {
 
 SCORE = Param("embed -> labels", "score.weight", "labels embed")
 """The scalar head, `*ForSequenceClassification` with one label: alike in every family."""
+VALUE = Param("embed -> labels", init="zeros")
+"""A value head beside the LM head; no Hugging Face layout has one, so it is never exported."""
+CRITIC = "critic."
+"""Prefix of a second body's leaves, which ends in a scalar head of its own."""
+SCALARS = ("score", "value", f"{CRITIC}score")
+"""Leaves of scalar heads: in float32 always, for there are but D of them and in bfloat16 their
+small updates would be lost; never under an adapter."""
 
 
 def table(config: ModelConfig, head: str = "lm") -> dict[str, Param]:
@@ -45,7 +52,8 @@ def table(config: ModelConfig, head: str = "lm") -> dict[str, Param]:
     Args:
       config: the model's.
       head: `lm` for the output projection, no row where it is tied; `score` for the scalar head in
-        its place.
+        its place; `lm_value` for both; `lm_critic` for the projection, and all rows of a model with
+        a scalar head once more, as `critic.*`.
     """
     biases = {f"layers.{name}.bias" for name in config.attn_bias}
     if config.mlp_bias:
@@ -53,8 +61,15 @@ def table(config: ModelConfig, head: str = "lm") -> dict[str, Param]:
 
     def present(name: str) -> bool:
         if name == "head":
-            return head == "lm" and not config.tied
+            return head != "score" and not config.tied
         return not name.endswith(".bias") or name in biases
 
     rows = {k: p for k, p in FAMILIES[config.family].table.items() if present(k)}
-    return rows | {"score": SCORE} if head == "score" else rows
+    match head:
+        case "score":
+            rows["score"] = SCORE
+        case "lm_value":
+            rows["value"] = VALUE
+        case "lm_critic":
+            rows |= {CRITIC + name: row for name, row in table(config, "score").items()}
+    return rows

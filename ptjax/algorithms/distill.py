@@ -1,0 +1,124 @@
+"""Distillation: a student learns a teacher's next-token distributions, or from its verdicts."""
+
+import dataclasses
+from typing import Any
+
+from ptjax.algorithms.base import Algorithm, Terms
+from ptjax.algorithms.policy_gradient import policy_gradient
+from ptjax.errors import UserError, did_you_mean
+from ptjax.losses.ratios import CORRECTIONS
+from ptjax.ops.divergence import Divergence
+from ptjax.stages.base import Stage
+from ptjax.stages.old import old_logps
+from ptjax.stages.teacher import teacher_advantage, teacher_hidden
+from ptjax.types import Batch, Mean, Outputs
+
+
+def gkd(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+    """Generalised Jensen-Shannon divergence to the teacher, a mean over the trained tokens.
+
+    GKD (2306.13649, equations 1 and 3): `ptjax.ops.divergence.token_divergence`.
+
+    Args:
+      outputs: `divergence`.
+      batch: `mask`, `weights`.
+    """
+    return Mean.of(outputs.divergence, batch["mask"] * batch["weights"][..., None]), {}
+
+
+def _forward(*, beta: float = 0.5, top_k: int = 0, temperature: float = 1.0) -> dict[str, Any]:
+    """What the forward pass is to compute.
+
+    Args:
+      beta: β: 0 is KL(T ‖ S), 1 is KL(S ‖ T).
+      top_k: tokens of the teacher that stand for themselves; 0: all.
+      temperature: divides both models' logits.
+    """
+    wrong = {
+        "beta": (beta, "in [0, 1]", not 0 <= beta <= 1),
+        "top_k": (top_k, "not negative", top_k < 0),
+        "temperature": (temperature, "above 0", not temperature > 0),
+    }
+    for name, (value, wanted, is_wrong) in wrong.items():
+        if is_wrong:
+            raise UserError(f"hparams.{name} = {value!r}: it must be {wanted}")
+    return {"divergence": Divergence(beta, top_k), "temperature": temperature}
+
+
+def on_policy_distillation(
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    correction: str = "none",
+    correction_low: float = 0.0,
+    correction_high: float = 2.0,
+) -> tuple[Terms, dict[str, Mean]]:
+    """The policy gradient of KL(S ‖ T), sampled: A_t = log p_T - log p_S, a mean over tokens.
+
+    Args:
+      outputs: `logps`, `entropy`.
+      batch: `mask`, `weights`, `advantages`; `old_logps` where several updates follow a rollout;
+        `sampler_logps` where something corrects for the sampler.
+      clip_low: ε_low of the clipped surrogate.
+      clip_high: ε_high.
+      correction: importance weights for another sampler.
+      correction_low: of those weights.
+      correction_high: of those weights.
+    """
+    return policy_gradient(
+        outputs,
+        batch,
+        denominator="tokens",
+        clip_low=clip_low,
+        clip_high=clip_high,
+        correction=correction,
+        correction_low=correction_low,
+        correction_high=correction_high,
+    )
+
+
+def _several_updates(*, epochs: int = 1, minibatches: int = 1) -> bool:
+    return epochs * minibatches > 1
+
+
+def _needs(*, clip_low: float, clip_high: float, correction: str) -> tuple[str, ...]:
+    if correction not in CORRECTIONS:
+        raise UserError(
+            f"hparams.correction = {correction!r}{did_you_mean(correction, CORRECTIONS)}"
+        )
+    for name, value in {"clip_low": clip_low, "clip_high": clip_high}.items():
+        if not value >= 0:
+            raise UserError(f"hparams.{name} = {value!r}: it must be not negative")
+    return ("logps", "entropy")
+
+
+GKD = Algorithm(gkd, stages=(teacher_hidden,), needs=("divergence",), forward=_forward)
+"""On the data's answers: GKD with λ = 0, and with β = 0 word-level distillation."""
+
+
+def gkd_after(rollout: Stage) -> Algorithm:
+    """GKD on the student's own answers: λ = 1.
+
+    Args:
+      rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`.
+    """
+    return Algorithm(
+        gkd,
+        stages=(rollout, teacher_hidden),
+        needs=("divergence",),
+        forward=_forward,
+        data="prompts",
+    )
+
+
+def on_policy_distillation_after(rollout: Stage) -> Algorithm:
+    """Distillation by the policy gradient on the answers of a stage.
+
+    Args:
+      rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`, `sampler_logps`.
+    """
+    before = dataclasses.replace(old_logps, wanted=_several_updates)
+    stages = (rollout, before, teacher_advantage)
+    return Algorithm(on_policy_distillation, stages=stages, needs=_needs, data="prompts")

@@ -1,0 +1,113 @@
+"""What PPO learns from: values of sampled tokens, advantages and returns of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ptjax.losses.kl import KLS
+from ptjax.losses.returns import gae as estimate
+from ptjax.losses.returns import token_rewards, whiten
+from ptjax.losses.value import explained_variance
+from ptjax.stages.base import Context, Stage
+from ptjax.types import Batch
+
+_READ = ("rewards", "weights", "mask", "ref_logps", "kl_coef")
+
+
+def _gae(
+    ctx: Context,
+    batch: Batch,
+    carry: None,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    value_lam: float | None = None,
+    beta: float = 0.05,
+    kl: str = "k1",
+    whitened: bool = True,
+    value_pretrain: int = 0,
+) -> tuple[Batch, None]:
+    """Adds `old_logps` and `old_values` of one pass, `advantages` and `returns` made of them.
+
+    r_t = -β kl_t, and the answer's reward at its last token; A by GAE (1506.02438, equation 16)
+    with γ and λ, R = A + V, of another λ where `value_lam` is set (2503.01491). Advantages are
+    whitened over the batch's tokens. `policy_coef` is 0 for the first `value_pretrain` steps.
+    """
+    said = ctx.policy(batch, ("logps", "values"))
+    read = {name: batch[name] for name in _READ if name in batch}
+    settings = {"gamma": gamma, "lam": lam, "value_lam": value_lam, "whitened": whitened}
+    made, figures = actor_critic_columns(
+        read, said.logps, said.values, beta=beta, kl=kl, **settings
+    )
+    ctx.logged["value/explained"] = figures["explained"]
+    if "kl" in figures:
+        ctx.logged["kl/reward"] = figures["kl"]
+    learns = jnp.float32(ctx.step >= value_pretrain)
+    made["policy_coef"] = jnp.broadcast_to(learns, batch["weights"].shape[:1])
+    return batch | made, carry
+
+
+@functools.partial(jax.jit, static_argnames=("gamma", "lam", "value_lam", "beta", "kl", "whitened"))
+def actor_critic_columns(
+    batch: Batch,
+    old_logps: Array,
+    old_values: Array,
+    *,
+    gamma: float,
+    lam: float,
+    value_lam: float | None,
+    beta: float,
+    kl: str,
+    whitened: bool,
+) -> tuple[Batch, dict[str, Array]]:
+    """The columns of PPO, [B, N, T] each, and figures of the batch.
+
+    Answers of weight 0, fillers and those whose reward is missing, get 0 and count nowhere.
+
+    Args:
+      batch: `rewards`, `weights`, `mask`; `ref_logps` where β > 0; `kl_coef` of a controller.
+      old_logps: of the policy that sampled, in nats.
+      old_values: of its value function, in units of reward.
+      gamma: γ.
+      lam: λ of the advantages.
+      value_lam: λ of the returns; None: the same.
+      beta: β, in reward a nat, where no controller has written `kl_coef`.
+      kl: estimator, a row of `ptjax.losses.kl.KLS`.
+      whitened: whether advantages get mean 0 and variance 1.
+    """
+    tokens = batch["mask"] * (batch["weights"] > 0)[..., None]
+    old_values = jnp.where(tokens == 0, 0, old_values)
+    rewards = token_rewards(batch["rewards"], tokens)
+    figures = {}
+    if "ref_logps" in batch:
+        drift = jnp.where(tokens == 0, 0, KLS[kl](old_logps, batch["ref_logps"]))
+        coefficient = jnp.max(batch["kl_coef"]) if "kl_coef" in batch else beta
+        rewards = token_rewards(batch["rewards"], tokens, drift, coefficient)
+        figures["kl"] = jnp.sum(drift) / jnp.maximum(jnp.sum(tokens), 1)
+    advantages, returns = estimate(rewards, old_values, tokens, gamma=gamma, lam=lam)
+    if value_lam is not None:
+        _, returns = estimate(rewards, old_values, tokens, gamma=gamma, lam=value_lam)
+    figures["explained"] = explained_variance(old_values, returns, tokens)
+    if whitened:
+        advantages = whiten(advantages, tokens)
+    columns = {
+        "old_logps": old_logps,
+        "old_values": old_values,
+        "advantages": advantages,
+        "returns": returns,
+    }
+    return columns, figures
+
+
+gae = Stage(
+    "gae",
+    _gae,
+    writes={
+        **dict.fromkeys(("old_logps", "old_values", "advantages", "returns"), "B N T"),
+        "policy_coef": "B",
+    },
+    passes=1,
+)
+"""After everything that writes what it reads."""
