@@ -9,8 +9,11 @@ import jax.numpy as jnp
 
 from ptjax.algorithms.base import Bound
 from ptjax.data.kinds import KINDS
+from ptjax.stages.base import GROUP
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs
 
+GROUPED = 4
+"""Answers to a prompt, where a run's config would say how many."""
 WORDS = "sea ship wind star rope sail tide gull".split()
 
 
@@ -96,14 +99,16 @@ def abstract(bound: Bound) -> tuple[Outputs, Batch]:
     sizes = {"B": 4, "N": {"pairs": 2, "ranked": 3, "contrastive": 3}.get(kind.name, 1), "T": 8}
     shapes = dict.fromkeys(("tokens", "valid", "mask", *kind.columns), "B N T")
     shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
+    sizes |= {"F": 2, "E": 16}
     for stage in bound.stages:
         shapes |= stage.writes
-        sizes["N"] = stage.sequences or sizes["N"]
+        if stage.sequences:
+            sizes["N"] = GROUPED if stage.sequences == GROUP else stage.sequences
     batch = {
         name: jax.ShapeDtypeStruct(
             tuple(sizes[axis] for axis in axes.split()), jnp.dtype(COLUMN_DTYPES[name])
         )
         for name, axes in shapes.items()
     }
-    field = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    field = jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in "BNT"), jnp.float32)
     return Outputs(**dict.fromkeys(bound.needs, field)), batch

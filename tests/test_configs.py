@@ -11,6 +11,7 @@ import pytest
 from ptjax import prepare, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import named
+from ptjax.algorithms.online import PRESETS
 from ptjax.config import defaults, from_json, leaves, load, to_json
 from ptjax.data.config import data_config
 from ptjax.errors import UserError
@@ -45,11 +46,18 @@ def get(variant, **overrides):
 
 JUDGED = [variant for variant in VARIANTS if METHODS[get(variant).method].data != "sequences"]
 READY = [variant for variant in JUDGED if ":" not in variant]
-READY += ["kto.py:bco", "reward.py:ranked,lora", "embed.py:simcse"]
+READY += ["kto.py:bco", "reward.py:ranked,lora", "embed.py:simcse", "grpo.py:rloo,lora"]
+READY += ["ppo.py:separate,lora", "raft.py:all"]
+READY += ["distill.py:on_policy", "distill.py:gkd_on_policy"]
+
+
+PROMPTED = {"rewards": ["tests.judged.lower"], "data.batch_size": 64, "accumulate": 1}
+"""What a recipe of prompts is given besides, where eight devices share a batch."""
 
 
 def test_every_recipe_is_here():
     assert {"quickstart.py", "sft.py", "sft_colab_tpu.py", "sft_v5e_8.py"} <= set(FILES)
+    assert {f"grpo.py:{preset}" for preset in PRESETS} <= set(VARIANTS)
     assert len(VARIANTS) > len(FILES)
 
 
@@ -75,7 +83,7 @@ def test_has_the_fields_of_the_defaults_and_no_others(variant):
 def test_its_parts_are_valid(variant):
     """Optimizer, schedule, trained leaves and data of a recipe, on a small model in its place."""
     config = get(variant)
-    named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
+    bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     assert config.model.dtype in ("float32", "bfloat16")
     assert config.model.param_dtype in ("float32", "bfloat16")
     assert config.model.remat in REMAT
@@ -83,7 +91,7 @@ def test_its_parts_are_valid(variant):
     for source in config.data.sources:
         source["path"] = source["path"] or "chats.jsonl"
     data_config(config.data)
-    rows = Decoder(CONFIG, head=METHODS[config.method].head).table
+    rows = Decoder(CONFIG, head=bound.head).table
     dims = dict(CONFIG.dims)
     if config.lora is not None:
         given = {k: v for k, v in config.lora.to_dict().items() if k != "adapter"}
@@ -92,13 +100,15 @@ def test_its_parts_are_valid(variant):
     params = {name: jnp.zeros([dims[axis] for axis in row.names]) for name, row in rows.items()}
     trained = prepare.trainable(config, params)
     if config.lora is not None:
-        assert all("lora" in name or name == "score" for name in trained)
+        heads = ("score", "value", "critic.score")
+        assert all("lora" in name or name in heads for name in trained)
     else:
         assert set(trained) == set(rows)
     schedule, tx = prepare.optimizer(config, rows, params, 100)
     rates = [float(schedule(step)) for step in range(101)]
     assert max(rates) == pytest.approx(config.optim.learning_rate, rel=1e-6)
-    assert min(rates) >= 0 and rates[-1] < max(rates)
+    falls = config.optim.schedule != "constant"
+    assert min(rates) >= 0 and (rates[-1] < max(rates)) == falls
     jax.eval_shape(tx.init, {name: params[name] for name in trained})
 
 
@@ -127,7 +137,7 @@ def small(tmp_path_factory):
             "data.sources[0].path": str(path),
             "data.validation": 0.2,
             "data.max_length": 64,
-            **({"rewards": ["tests.judged.lower"]} if kind == "prompts" else {}),
+            **(PROMPTED if kind == "prompts" else {}),
         }
 
     return overrides

@@ -7,6 +7,7 @@ from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
 from ptjax.algorithms.offline import AWR, DRO
 from ptjax.algorithms.online import online
 from ptjax.algorithms.ppo import ppo_after
+from ptjax.algorithms.raft import raft_after
 from ptjax.algorithms.reference_free import ALPHAPO, CPO, ORPO, SIMPO
 from ptjax.algorithms.reward import (
     OUTCOME_REWARD,
@@ -37,6 +38,7 @@ METHODS = {
     # the policy's own answers, by reward
     **online(rollout),
     "ppo": ppo_after(rollout),
+    "raft": raft_after(rollout),
     # a teacher
     "gkd": GKD,
     "gkd_on_policy": gkd_after(answers),

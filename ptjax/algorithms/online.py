@@ -87,6 +87,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a paper sets otherwise than `policy_gradient` and the stages do by default."""
 
 
+def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+    """What held-out prompts are judged by: the mean reward of their answers, its sign turned."""
+    return Mean.of(-batch["rewards"], batch["weights"]), {}
+
+
+BY_REWARD = Algorithm(_missed_reward, needs=())
+
+
 def online(rollout: Stage, names: tuple[str, ...] = tuple(PRESETS)) -> dict[str, Algorithm]:
     """The presets, with answers from a stage.
 
@@ -108,13 +116,8 @@ def _preset(rollout: Stage, settings: dict[str, Any]) -> Algorithm:
         stages=stages,
         needs=needs,
         data="prompts",
-        judge=Algorithm(_missed_reward, needs=()),
+        judge=BY_REWARD,
     )
-
-
-def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-    """What held-out prompts are judged by: the mean reward of their answers, its sign turned."""
-    return Mean.of(-batch["rewards"], batch["weights"]), {}
 
 
 def _with(function: Any, settings: dict[str, Any]) -> Any:

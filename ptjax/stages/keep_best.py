@@ -1,0 +1,85 @@
+"""Which answers of a group are imitated: the best by reward; the others leave the batch."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ptjax.data.pack_groups import pack_groups
+from ptjax.data.plan import Blocks
+from ptjax.sharding import batch_shards, put_batch
+from ptjax.stages.base import Context, Stage
+from ptjax.types import Batch
+
+
+def _keep_best(
+    ctx: Context,
+    batch: Batch,
+    carry: None,
+    *,
+    keep: int = 1,
+    least: float | None = None,
+    drop_no_signal: bool = False,
+) -> tuple[Batch, None]:
+    """Keeps the best `keep` answers of each prompt; held-out answers stay as they are.
+
+    The best of n: RAFT (2304.06767, algorithm 1). With `keep` = n and a `least` reward all answers
+    that are good enough: rejection-sampling fine-tuning (2308.01825). The others get weight 0 and
+    no place in a row, so that no pass reads them.
+    """
+    if not ctx.training:
+        return batch, carry
+    host, rollout = ctx.host, ctx.rollout
+    assert host is not None and rollout is not None
+    given = host.columns
+    rewards, there = given["rewards"], given["weights"] > 0
+    kept = best(rewards, there, keep=keep, least=least, drop_no_signal=drop_no_signal)
+    ctx.logged["keep/answers"] = _share(kept, there)
+    ctx.logged["keep/prompts"] = _share(kept.any(1), there.any(1))
+    if kept.any():
+        ctx.logged["keep/reward"] = float(rewards[kept].mean())
+        ctx.logged["keep/margin"] = float(rewards[kept].mean() - rewards[there].mean())
+        ctx.logged["keep/tokens"] = float(given["mask"].sum(-1)[kept].mean())
+    made = {
+        "valid": given["valid"] & kept[..., None],
+        "mask": np.where(kept[..., None], given["mask"], 0),
+        "weights": np.where(kept, given["weights"], 0),
+    }
+    blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
+    made["pack"] = pack_groups(made["valid"], blocks)
+    given.update(made)
+    return batch | put_batch(made, ctx.mesh), carry
+
+
+def best(
+    rewards: Float[np.ndarray, "B N"],
+    there: Bool[np.ndarray, "B N"],
+    *,
+    keep: int,
+    least: float | None = None,
+    drop_no_signal: bool = False,
+) -> Bool[np.ndarray, "B N"]:
+    """Which answers are among the best of their group.
+
+    Args:
+      rewards: of the answers.
+      there: False for fillers and answers whose reward is missing: never kept, whatever it says.
+      keep: answers of a group that stay, at most. Of equal ones those drawn first stay.
+      least: reward that an answer needs; None: any.
+      drop_no_signal: whether a group whose rewards are all equal stays out.
+    """
+    ranked = np.where(there, rewards, -np.inf)
+    place = np.argsort(np.argsort(-ranked, axis=1, kind="stable"), axis=1)
+    kept = there & (place < keep)
+    if least is not None:
+        kept &= rewards >= least
+    if drop_no_signal:
+        lowest = np.where(there, rewards, np.inf).min(1, keepdims=True)
+        kept &= ranked.max(1, keepdims=True) > lowest
+    return kept
+
+
+def _share(some: np.ndarray, of: np.ndarray) -> float:
+    return float(some.sum() / max(of.sum(), 1))
+
+
+keep_best = Stage("keep_best", _keep_best)
+"""Behind `rollout`; it adds no column."""
