@@ -149,11 +149,15 @@ def test_hyperparameters_are_the_methods_affair():
     cfg.override(made, "hparams.beta", "0.2")
     cfg.override(made, "hparams.length_normalized", "False")
     cfg.override(made, "hparams", "{'tau': 1}")
+    cfg.override(made, "hparams.scale", "none")
+    cfg.override(made, "hparams.kl_target", "None")
     assert made.hparams.to_dict() == {
         "loss": "ipo",
         "beta": 0.2,
         "length_normalized": False,
         "tau": 1,
+        "scale": "none",
+        "kl_target": None,
     }
 
 

@@ -51,8 +51,8 @@ READY += ["ppo.py:separate,lora", "raft.py:all"]
 READY += ["distill.py:on_policy", "distill.py:gkd_on_policy"]
 
 
-PROMPTED = {"rewards": ["tests.judged.lower"], "data.batch_size": 64, "accumulate": 1}
-"""What a recipe of prompts is given besides, where eight devices share a batch."""
+TAUGHT = ("gkd_on_policy", "on_policy_distillation")
+"""Methods that learn from another model."""
 
 
 def test_every_recipe_is_here():
@@ -118,27 +118,35 @@ def test_its_loss_reads_what_data_and_stages_write(variant):
     bound = named(config.method, METHODS).bind(config.hparams.to_dict(), "config.hparams")
     assert not bound.coupled or config.accumulate == 1
     terms, metrics = jax.eval_shape(bound.terms, *abstract(bound))
-    assert terms and metrics
+    assert terms and (metrics or "divergence" in bound.needs)
     assert all(mean.total.shape == () for _, mean in terms.values())
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """What a recipe is given, by the kind of its data: a tiny model and forty rows."""
+    """What a recipe is given: a tiny model, a teacher if it needs one, forty rows of its kind."""
     folder = tmp_path_factory.mktemp("small")
     tiny.write_model(folder / "model")
 
-    def overrides(kind):
+    def overrides(config):
+        kind, stages = METHODS[config.method].data, METHODS[config.method].stages
         path = folder / f"{kind}.jsonl"
         if not path.exists():
             write_judged(path, kind, 40)
-        return {
+        held_out = config.data.validation
+        given = {
             "model.source": str(folder / "model"),
             "data.sources[0].path": str(path),
-            "data.validation": 0.2,
+            "data.validation": 0.2 if isinstance(held_out, float) else [{"path": str(path)}],
             "data.max_length": 64,
-            **(PROMPTED if kind == "prompts" else {}),
         }
+        if kind == "prompts":
+            given |= {"data.batch_size": 64, "accumulate": 1}  # over eight devices
+        if any(stage.judged for stage in stages):
+            given["rewards"] = ["tests.judged.lower"]
+        if config.method in TAUGHT:
+            given["reference.source"] = str(folder / "model")
+        return given
 
     return overrides
 
@@ -146,7 +154,7 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("variant", READY)
 def test_a_judging_recipe_is_ready_for_its_first_step(variant, small):
     """All that `--dry_run` does, the step traced in place of compiled."""
-    config = get(variant, **small(METHODS[get(variant).method].data))
+    config = get(variant, **small(get(variant)))
     run = prepare.prepare(config)
     shapes = run.pipeline.shapes[0]
     batch = {
@@ -154,7 +162,8 @@ def test_a_judging_recipe_is_ready_for_its_first_step(variant, small):
         for name, shape in (shapes | run.staged(shapes)).items()
     }
     with jax.set_mesh(run.mesh):
-        _, logged = jax.eval_shape(run.train_step, run.state, batch)
+        taught = run.teacher(run.state)
+        _, logged = jax.eval_shape(run.train_step, run.state, batch, taught)
     assert "loss" in logged
     stages = run.bound.stages
     asks = any(stage.reference for stage in stages) and config.reference.mode == "live"

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's loss of a user's own, in a file outside the package: its text, followed."""
+"""Losses and rewards of a user's own, in a file outside the package: the texts, followed."""
 
 import re
 import shlex
@@ -21,46 +21,67 @@ SMALL = (
     "--config.steps=2",
     "--config.epochs=None",
     "--config.data.max_length=64",
-    "--config.data.validation=None",
     "--config.data.batch_size=8",
     "--config.data.packing=False",
-    "--config.data.buckets=[64]",
     "--config.accumulate=1",
     "--config.log.tensorboard=False",
 )
 """What makes a recipe's run one of seconds."""
 
 
-def blocks():
-    """The loss and the command as the text has them."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.split("## Adding a loss in one file")[1].split("\n## ")[0]
+def blocks(page, title):
+    """The code and the command of a section as its text has them."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
     (code,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     (command,) = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     return code, command
 
 
-def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
-    code, command = blocks()
-    assert len([line for line in code.splitlines() if line]) <= 20
+def follow(folder, monkeypatch, module, code, command, *more):
+    """Does what a section says, in a folder of its own, with a tiny model; the run's rows."""
     assert MODEL in command
-    command = command.replace(MODEL, str(tiny.write_model(tmp_path / "model")))
-    write_judged(tmp_path / "pairs.jsonl", "pairs", 40)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (tmp_path / "my_losses.py").write_text(code, encoding="utf-8")
+    command = command.replace(MODEL, str(tiny.write_model(folder / "model")))
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / f"{module}.py").write_text(code, encoding="utf-8")
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:3] == ["python", "-m", "ptjax.train"]
 
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: list(first))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", [*words[2:], *SMALL])
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "argv", [*words[2:], *SMALL, *more])
     main()
-    sys.modules.pop("my_losses")
+    sys.modules.pop(module)
+    assert tiny.saved(folder / "runs" / "mine")[0] == 2
+    return [row for row in tiny.rows(folder / "runs" / "mine") if "loss" in row]
 
-    first, second = (row for row in tiny.rows(tmp_path / "runs" / "mine") if "loss" in row)
+
+def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
+    code, command = blocks("CONTRIBUTING.md", "Adding a loss in one file")
+    assert len([line for line in code.splitlines() if line]) <= 20
+    write_judged(tmp_path / "pairs.jsonl", "pairs", 40)
+    first, second = follow(
+        tmp_path,
+        monkeypatch,
+        "my_losses",
+        code,
+        command,
+        "--config.data.buckets=[64]",
+        "--config.data.validation=None",
+    )
     assert first["loss"] == pytest.approx(2.0**2)  # the margin squared, where policy is reference
     assert np.isfinite(second["loss"]) and second["accepted"] == 1
     assert {"accuracy", "grad_norm"} <= second.keys()
-    assert tiny.saved(tmp_path / "runs" / "mine")[0] == 2
+
+
+def test_a_reward_and_a_policy_gradient_of_a_users_own(tmp_path, monkeypatch):
+    code, command = blocks("docs/rollouts.md", "Your own reward and your own loss")
+    write_judged(tmp_path / "prompts.jsonl", "prompts", 40)
+    rows = follow(tmp_path, monkeypatch, "my_rl", code, command, "--config.rollout.max_tokens=8")
+    for row in rows:
+        assert row["reward/short"] == row["rollout/reward"] < 1  # at most 4 tokens earn all of it
+        assert row["signal"] > 0 and row["accepted"] == 1
+        assert row["advantage/std"] < 1  # rewards are below 1, and not scaled
+    assert list((tmp_path / "runs" / "mine" / "completions").glob("*.parquet"))

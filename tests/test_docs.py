@@ -17,6 +17,7 @@ from ptjax.algorithms.online import PRESETS
 from ptjax.data.config import DataConfig, SourceConfig
 from ptjax.rewards import REWARDS
 from ptjax.rewards.base import reward, settings_of
+from ptjax.stages.base import GROUP
 from tests.judged import abstract
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +161,8 @@ def test_every_method_has_a_page_in_the_navigation(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_page_explains_its_settings_and_metrics(method):
     text = "".join(page_of(one).read_text() for one in (method, *BESIDE.get(method, ())))
+    if any(stage.sequences == GROUP for stage in METHODS[method].stages):
+        text += (ROOT / "docs" / "rollouts.md").read_text()
     settings = METHODS[method].hyperparameters()
     assert [name for name in settings if f"`hparams.{name}" not in text] == []
     bound = METHODS[method].bind({}, "hparams")

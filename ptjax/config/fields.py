@@ -21,8 +21,8 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
     """Sets `config.<path>` in place; a string is read as the type of the field's default.
 
     An empty group, `hparams` and a dict inside a list take any key (their readers check it),
-    everything else must exist. `None` (or `none`, where the field is not a string) unsets a field
-    or a whole group.
+    everything else must exist. `None` (or `none`, where the field is neither a string nor a new key
+    of `hparams`, of which several have a choice of that name) unsets a field or a whole group.
 
     Args:
       config: what `get_config` returned.
@@ -51,7 +51,8 @@ def override(config: ConfigDict, path: str, value: Any) -> None:
     elif last not in holder:
         if isinstance(holder, ConfigDict) and len(holder) and keys[:-1] != (_OPEN,):
             raise UserError(_unknown(config, holder, keys))
-        holder[last] = read(value, type(None), None, where)
+        is_choice = value == "none" and keys[:-1] == (_OPEN,)
+        holder[last] = value if is_choice else read(value, type(None), None, where)
     elif isinstance(holder, ConfigDict):
         kind, default = _field(holder, str(last))
         new = read(value, kind, default, where)
