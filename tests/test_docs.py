@@ -167,7 +167,8 @@ def test_a_methods_page_explains_its_settings_and_metrics(method):
     assert [name for name in settings if f"`hparams.{name}" not in text] == []
     bound = METHODS[method].bind({}, "hparams")
     for one in (bound, bound.judged):
-        _, metrics = jax.eval_shape(one.terms, *abstract(one))
+        outputs, columns = abstract(one)
+        _, metrics = jax.eval_shape(one.terms, outputs, columns | abstract(bound)[1])
         prefix = "" if one is bound else "eval/"
         assert [name for name in metrics if f"`{prefix}{name}`" not in text] == []
     stages = "".join(inspect.getsource(sys.modules[s.run.__module__]) for s in bound.stages)
