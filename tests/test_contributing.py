@@ -79,9 +79,10 @@ def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
 def test_a_reward_and_a_policy_gradient_of_a_users_own(tmp_path, monkeypatch):
     code, command = blocks("docs/rollouts.md", "Your own reward and your own loss")
     write_judged(tmp_path / "prompts.jsonl", "prompts", 40)
-    rows = follow(tmp_path, monkeypatch, "my_rl", code, command, "--config.rollout.max_tokens=8")
+    small = ("--config.rollout.max_tokens=8", "--config.rollout.n=4", "--config.eval.every=0")
+    rows = follow(tmp_path, monkeypatch, "my_rl", code, command, *small)
     for row in rows:
-        assert row["reward/short"] == row["rollout/reward"] < 1  # at most 4 tokens earn all of it
-        assert row["signal"] > 0 and row["accepted"] == 1
-        assert row["advantage/std"] < 1  # rewards are below 1, and not scaled
+        assert row["reward/short"] == row["rollout/reward"] <= 1
+        assert 0 < row["signal"] < row["advantage/std"] < 0.5  # of rewards in [0, 1], not scaled
+        assert row["accepted"] == 1
     assert list((tmp_path / "runs" / "mine" / "completions").glob("*.parquet"))

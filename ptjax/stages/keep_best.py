@@ -32,8 +32,8 @@ def _keep_best(
     given = host.columns
     rewards, there = given["rewards"], given["weights"] > 0
     kept = best(rewards, there, keep=keep, least=least, drop_no_signal=drop_no_signal)
-    ctx.logged["keep/answers"] = _share(kept, there)
-    ctx.logged["keep/prompts"] = _share(kept.any(1), there.any(1))
+    ctx.logged["keep/answers"] = kept.sum() / max(there.sum(), 1)
+    ctx.logged["keep/prompts"] = kept.any(1).sum() / max(there.any(1).sum(), 1)
     if kept.any():
         ctx.logged["keep/reward"] = float(rewards[kept].mean())
         ctx.logged["keep/margin"] = float(rewards[kept].mean() - rewards[there].mean())
@@ -75,10 +75,6 @@ def best(
         lowest = np.where(there, rewards, np.inf).min(1, keepdims=True)
         kept &= ranked.max(1, keepdims=True) > lowest
     return kept
-
-
-def _share(some: np.ndarray, of: np.ndarray) -> float:
-    return float(some.sum() / max(of.sum(), 1))
 
 
 keep_best = Stage("keep_best", _keep_best)
