@@ -18,6 +18,7 @@ from ptjax.errors import UserError
 from ptjax.models import lora
 from ptjax.models.decoder import REMAT, Decoder
 from ptjax.models.lora import Lora
+from ptjax.rewards.base import rewards
 from ptjax.types import COLUMN_DTYPES
 from tests import tiny
 from tests.judged import abstract, write_judged
@@ -110,6 +111,16 @@ def test_its_parts_are_valid(variant):
     falls = config.optim.schedule != "constant"
     assert min(rates) >= 0 and (rates[-1] < max(rates)) == falls
     jax.eval_shape(tx.init, {name: params[name] for name in trained})
+
+
+@pytest.mark.parametrize("variant", [name for name in FILES if get(name).rewards])
+def test_its_rewards_are_read_as_a_run_does(variant):
+    config = get(variant)
+    given = [dict(one) for one in config.to_dict()["rewards"]]
+    found = rewards(given, "config.rewards")
+    assert [one.name for one in found] == [one["name"] for one in given]
+    rooms = [one["max_tokens"] for one in given if "max_tokens" in one]
+    assert rooms == [config.rollout.max_tokens] * len(rooms)
 
 
 @pytest.mark.parametrize("variant", JUDGED)

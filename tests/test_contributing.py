@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-135m-instruct"
 SMALL = (
     "--config.steps=2",
+    "--config.data.validation=None",
     "--config.epochs=None",
     "--config.data.max_length=64",
     "--config.data.batch_size=8",
@@ -69,7 +70,6 @@ def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
         code,
         command,
         "--config.data.buckets=[64]",
-        "--config.data.validation=None",
     )
     assert first["loss"] == pytest.approx(2.0**2)  # the margin squared, where policy is reference
     assert np.isfinite(second["loss"]) and second["accepted"] == 1
@@ -79,7 +79,11 @@ def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
 def test_a_reward_and_a_policy_gradient_of_a_users_own(tmp_path, monkeypatch):
     code, command = blocks("docs/rollouts.md", "Your own reward and your own loss")
     write_judged(tmp_path / "prompts.jsonl", "prompts", 40)
-    small = ("--config.rollout.max_tokens=8", "--config.rollout.n=4", "--config.eval.every=0")
+    small = (
+        "--config.rollout.max_tokens=8",
+        "--config.rollout.n=4",
+        "--config.checkpoint.best=None",
+    )
     rows = follow(tmp_path, monkeypatch, "my_rl", code, command, *small)
     for row in rows:
         assert row["reward/short"] == row["rollout/reward"] <= 1
