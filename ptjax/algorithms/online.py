@@ -87,6 +87,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a paper sets otherwise than `policy_gradient` and the stages do by default."""
 
 
+def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+    """The mean reward of answers, its sign turned."""
+    return Mean.of(-batch["rewards"], batch["weights"]), {}
+
+
+MEAN_REWARD = Algorithm(_missed_reward, needs=())
+"""What held-out prompts are judged by, whatever the loss."""
+
+
 def online(rollout: Stage, names: tuple[str, ...] = tuple(PRESETS)) -> dict[str, Algorithm]:
     """The presets, with answers from a stage.
 
@@ -108,13 +117,8 @@ def _preset(rollout: Stage, settings: dict[str, Any]) -> Algorithm:
         stages=stages,
         needs=needs,
         data="prompts",
-        judge=Algorithm(_missed_reward, needs=()),
+        judge=MEAN_REWARD,
     )
-
-
-def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-    """What held-out prompts are judged by: the mean reward of their answers, its sign turned."""
-    return Mean.of(-batch["rewards"], batch["weights"]), {}
 
 
 def _with(function: Any, settings: dict[str, Any]) -> Any:
