@@ -4,8 +4,7 @@ r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with L
         --suffix='' --settings='{"max_terms": 2, "min_digits": 1, "max_digits": 2}'
     python -m ptjax.train --config=configs/grpo_sums.py --workdir=runs/sums
 
-Sums of two numbers of one or two digits, of reasoning-gym; the reward is its own. docs/methods/grpo.md
-has the curve.
+Sums of two numbers of one or two digits, of reasoning-gym; the reward is its own.
 """
 
 from ptjax.config import ConfigDict, defaults, lora
