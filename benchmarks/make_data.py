@@ -1,6 +1,7 @@
 """Makes the files that the drivers train on, from public data that you downloaded yourself.
 
     python benchmarks/make_data.py chats dolly_hhrlhf_train_small.jsonl chats.jsonl
+    python benchmarks/make_data.py prompts dolly_hhrlhf_train_small.jsonl prompts.jsonl
     python benchmarks/make_data.py pairs dpo_en_demo.json pairs.jsonl
 
 `chats` reads JSONL rows of `prompt` and `response` and writes `messages`, texts as they are. The
@@ -22,12 +23,12 @@ ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 def main() -> None:
     """Reads one file, writes the other, and says how many rows it has."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=("chats", "pairs"))
+    parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("source", type=Path)
     parser.add_argument("made", type=Path)
     args = parser.parse_args()
-    convert = chat if args.kind == "chats" else pair
-    lines = [json.dumps(convert(row)) for row in rows(args.source)]
+    convert = KINDS[args.kind]
+    lines = [json.dumps(made) for made in map(convert, rows(args.source)) if made is not None]
     args.made.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{args.made}: {len(lines):,} rows, {args.made.stat().st_size / 1000:,.0f} kB")
 
@@ -62,6 +63,15 @@ def pair(row: dict) -> dict:
         "chosen": [message(row["chosen"])],
         "rejected": [message(row["rejected"])],
     }
+
+
+def prompt(row: dict) -> dict | None:
+    """A prompt alone, where it has at most 400 characters."""
+    text = row["prompt"]
+    return {"prompt": text} if len(text) <= 400 else None
+
+
+KINDS = {"chats": chat, "prompts": prompt, "pairs": pair}
 
 
 if __name__ == "__main__":

@@ -180,14 +180,16 @@ def keep(path: str | None, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def spread(values: list[float]) -> str:
+    """The median, with the least and the greatest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def row(train: str, kind: str, pairs: list[tuple[dict, dict]]) -> str:
     """One line of the table: medians, and the ratios with their range."""
 
     def speed(run: dict) -> float:
         return run["tokens"] / run["seconds"]
-
-    def spread(values: list[float]) -> str:
-        return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
     cpu = [(b["cpu_seconds"] / b["tokens"]) / (a["cpu_seconds"] / a["tokens"]) for a, b in pairs]
     cells = [

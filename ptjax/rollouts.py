@@ -8,6 +8,8 @@ import numpy as np
 
 from ptjax.config import defaults
 from ptjax.data import Pipeline
+from ptjax.data.template import Template
+from ptjax.environments.base import environment
 from ptjax.errors import UserError
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
@@ -120,8 +122,14 @@ def make_rollout(
             )
         most = min(prompts + given["max_tokens"], room)
         longest = max(longest, most, int(part.longest.max()))
+    given["stop_strings"] = tuple(given["stop_strings"])
+    template = None
+    if given["environment"] is not None:
+        given["environment"] = environment(_plain(given["environment"]))
+        template = Template(bundle.tokenizer, config.data.chat_template)
     rollout = Rollout(
-        **given | {"stop_strings": tuple(given["stop_strings"])},
+        **given,
+        template=template,
         accumulate=config.accumulate,
         rewards=judges,
         length=-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH,
@@ -134,6 +142,8 @@ def make_rollout(
     )
     if judges:
         columns = rollout.prompt(0, training=True).facts() | {"completion_tokens": 0}
+        if rollout.environment is not None:
+            columns |= {"turns": [], "environment_reward": 0.0}
         for one in judges:
             accepted(one.function, columns, f"config.rewards: {one.name}")
     return rollout
@@ -144,6 +154,8 @@ def _check_groups(config: Any, given: dict[str, Any]) -> None:
 
     Rows of a batch go to shards and micro-batches, and so must those of each minibatch.
     """
+    if given["environment"] is not None:
+        environment(_plain(given["environment"]))
     for name in ("top_k", "top_p"):
         if given[name] is not None:
             raise UserError(
@@ -161,7 +173,7 @@ def _check_groups(config: Any, given: dict[str, Any]) -> None:
 def _check_once(method: str, given: dict[str, Any]) -> None:
     """Of methods whose answers serve one step."""
     fixed = defaults().rollout
-    for name in ("epochs", "minibatches", "eval_temperature"):
+    for name in ("epochs", "minibatches", "eval_temperature", "environment", "turns"):
         if given[name] != fixed[name]:
             raise UserError(f"config.rollout.{name} is set, but {method} does not read it")
 
@@ -174,6 +186,7 @@ def _check_ranges(given: dict[str, Any]) -> None:
         "temperature": ("not negative", not given["temperature"] >= 0),
         "eval_temperature": ("not negative", not given["eval_temperature"] >= 0),
         "rows": ("at least 1", given["rows"] < 1),
+        "turns": ("at least 1", given["turns"] < 1),
         "epochs": ("at least 1", given["epochs"] < 1),
         "minibatches": ("at least 1", given["minibatches"] < 1),
         "top_k": ("at least 1", top_k is not None and top_k < 1),

@@ -18,6 +18,7 @@ ORDER = (
     "workdir",
     "forward data",
     "generate rewards",
+    "environments",
     "stages",
     "algorithms",
     "step optim metrics progress config",

@@ -88,11 +88,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-    """What held-out prompts are judged by: the mean reward of their answers, its sign turned."""
+    """The mean reward of answers, its sign turned."""
     return Mean.of(-batch["rewards"], batch["weights"]), {}
 
 
-BY_REWARD = Algorithm(_missed_reward, needs=())
+MEAN_REWARD = Algorithm(_missed_reward, needs=())
+"""What held-out prompts are judged by, whatever the loss."""
 
 
 def online(rollout: Stage, names: tuple[str, ...] = tuple(PRESETS)) -> dict[str, Algorithm]:
@@ -116,7 +117,7 @@ def _preset(rollout: Stage, settings: dict[str, Any]) -> Algorithm:
         stages=stages,
         needs=needs,
         data="prompts",
-        judge=BY_REWARD,
+        judge=MEAN_REWARD,
     )
 
 

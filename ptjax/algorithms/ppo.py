@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ptjax.algorithms.base import Algorithm, Terms
+from ptjax.algorithms.online import MEAN_REWARD
 from ptjax.algorithms.policy_gradient import DENOMINATORS, policy_gradient
 from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.kl import KLS
@@ -140,4 +141,5 @@ def ppo_after(rollout: Stage) -> Algorithm:
         needs=_needs,
         data="prompts",
         head=_head,
+        judge=MEAN_REWARD,
     )

@@ -1,7 +1,7 @@
 """Imitation of the policy's own best answers: RAFT, best of n, rejection-sampling fine-tuning."""
 
 from ptjax.algorithms.base import Algorithm
-from ptjax.algorithms.online import BY_REWARD
+from ptjax.algorithms.online import MEAN_REWARD
 from ptjax.algorithms.sft import token_weights
 from ptjax.errors import UserError
 from ptjax.losses.nll import nll
@@ -45,5 +45,5 @@ def raft_after(rollout: Stage) -> Algorithm:
         needs=_needs,
         forward=_forward,
         data="prompts",
-        judge=BY_REWARD,
+        judge=MEAN_REWARD,
     )

@@ -14,8 +14,8 @@ from ptjax.errors import UserError, check_keys, did_you_mean
 _DTYPES = ("float32", "bfloat16")
 _UNSET = ("optim.clip_norm",)
 """Fields with a default that may be None: nothing of the kind is done then."""
-_TEXTS = ("model.special_tokens", "samples.prompts")
-_OPEN = ("data", "hparams", "lora", "log.wandb")
+_TEXTS = ("model.special_tokens", "samples.prompts", "rollout.stop_strings")
+_OPEN = ("data", "hparams", "lora", "rollout.environment", "log.wandb")
 """Groups whose keys their own readers know."""
 
 
@@ -61,6 +61,7 @@ _RULES: dict[str, _Rule] = {
     "samples.max_tokens": _COUNT,
     "samples.temperature": _NOT_NEGATIVE,
     "log.every": _NOT_NEGATIVE,
+    "log.completions": _NOT_NEGATIVE,
 }
 
 

@@ -40,6 +40,8 @@ def defaults() -> Any:
                 "top_k": config_dict.placeholder(int),
                 "top_p": config_dict.placeholder(float),
                 "stop_strings": (),
+                "environment": None,
+                "turns": 4,
                 "rows": 64,
                 "epochs": 1,
                 "minibatches": 1,

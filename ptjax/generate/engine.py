@@ -21,7 +21,7 @@ def sample(
     params: Mapping[str, Array],
     prompts: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
+    max_tokens: int | Sequence[int],
     n: int = 1,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -45,7 +45,8 @@ def sample(
       model: the decoder.
       params: all its leaves.
       prompts: token ids.
-      max_tokens: of a completion; fewer where the model's positions end.
+      max_tokens: of a completion, one number for all or one a completion; fewer where the model's
+        positions end.
       n: completions of each prompt.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: keep the k likeliest tokens.
@@ -66,7 +67,8 @@ def sample(
       UserError: a reward model, an empty prompt, one as long as the model's positions, or a setting
         out of range.
     """
-    _check(model, prompts, max_tokens, n, temperature, top_k, top_p, min_p, tokenizer, stop_strings)
+    limits = [max_tokens] * (len(prompts) * n) if isinstance(max_tokens, int) else list(max_tokens)
+    _check(model, prompts, limits, n, temperature, top_k, top_p, min_p, tokenizer, stop_strings)
     sampling = Sampling()
     if temperature > 0:
         sampling = Sampling(temperature, top_k, top_p, min_p)
@@ -77,9 +79,8 @@ def sample(
     mesh = _mesh(params)
     room = model.config.max_positions
     transcripts = [
-        Transcript(min(max_tokens, room - len(prompt)), stops.ids, stops.strings, tokenizer)
-        for prompt in prompts
-        for _ in range(n)
+        Transcript(min(limit, room - len(prompts[i // n])), stops.ids, stops.strings, tokenizer)
+        for i, limit in enumerate(limits)
     ]
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         Writer(
@@ -136,7 +137,7 @@ def _mesh(params: Mapping[str, Array]) -> Mesh | None:
 def _check(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
+    limits: Sequence[int],
     n: int,
     temperature: float,
     top_k: int | None,
@@ -157,7 +158,8 @@ def _check(
                 f"{room} positions; shorten it"
             )
     wrong = {
-        "max_tokens must be 1 or more": max_tokens < 1,
+        "max_tokens must be 1 or more": any(limit < 1 for limit in limits),
+        "max_tokens must be one number or one a completion": len(limits) != len(prompts) * n,
         "n must be 1 or more": n < 1,
         "temperature must be 0 or more": not temperature >= 0,
         "top_k must be 1 or more": top_k is not None and top_k < 1,

@@ -16,13 +16,20 @@ class Completion:
       logps: log-probability of each token under softmax(logits / temperature), unfiltered;
         of temperature 1 where decoding is greedy.
       finished: `stop`, or `length` where it ran out of room.
-      text: without what ended it and without special tokens; empty where no tokenizer is given.
+      text: without what ended it and without special tokens; empty where no tokenizer is given. Of
+        several turns, the last.
+      own: of several turns: which tokens the model wrote, the others are an environment's.
+      turns: of several turns: the messages behind the prompt.
+      reward: of several turns: what the environment gave.
     """
 
     tokens: tuple[int, ...]
     logps: tuple[float, ...]
     finished: Literal["stop", "length"]
     text: str = ""
+    own: tuple[bool, ...] | None = None
+    turns: tuple[dict[str, str], ...] = ()
+    reward: float | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ no opinion. See `ptjax.rewards.base`.
 
 from ptjax.rewards.code import code
 from ptjax.rewards.combine import by_row, rubric
+from ptjax.rewards.environment import environment
 from ptjax.rewards.gym import reasoning_gym
 from ptjax.rewards.ifeval import ifeval
 from ptjax.rewards.isolated import isolated
@@ -22,6 +23,7 @@ REWARDS = {
     "code": code,
     "contains": contains,
     "cosine": cosine,
+    "environment": environment,
     "format": format,
     "ifeval": ifeval,
     "isolated": isolated,

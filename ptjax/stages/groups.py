@@ -86,11 +86,11 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
         return []
     numbers = [host.examples[row] for row in rows]
     prompts = [given["tokens"][row, 0, given["valid"][row, 0]] for row in rows]
-    answers = rollout.draw(
-        *ctx.model(),
+    answers = _answers(
+        ctx,
+        numbers,
         [prompt.tolist() for prompt in prompts],
-        [rollout.key(ctx.step, number, training=ctx.training) for number in numbers],
-        n=None if ctx.training else 1,
+        n=rollout.n if ctx.training else 1,
         temperature=None if ctx.training else rollout.eval_temperature,
     )
     sampled = time.perf_counter()
@@ -110,6 +110,25 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
         )
         for i, row in enumerate(rows)
     ]
+
+
+def _answers(
+    ctx: Context,
+    numbers: Sequence[int],
+    prompts: list[list[int]],
+    *,
+    n: int,
+    temperature: float | None,
+) -> list[list[Completion]]:
+    """Answers to some prompts, of one turn or, in an environment, of several."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
+    policy = ctx.model()
+    if rollout.environment is None:
+        return rollout.draw(*policy, prompts, keys, n=n, temperature=temperature)
+    rows = [rollout.prompt(number, training=ctx.training).facts() for number in numbers]
+    return rollout.converse(*policy, prompts, keys, rows, n=n, temperature=temperature)
 
 
 def _scores(
@@ -238,13 +257,8 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     asked = {entry["row"]: entry["example"] for entry in ctx.table}
     column = np.full(len(batch["weights"]), np.nan, np.float32)
     prompts = {row: _prompt_of(host, row) for row in asked}
-    answers = rollout.draw(
-        *ctx.model(),
-        [prompts[row].tolist() for row in asked],
-        [[0]] * len(asked),
-        n=1,
-        temperature=0.0,
-    )
+    said = [prompts[row].tolist() for row in asked]
+    answers = _answers(ctx, list(asked.values()), said, n=1, temperature=0.0)
     scores = rollout.judge(list(asked.values()), answers, training=ctx.training).total
     column[list(asked)] = scores
     if np.isfinite(scores).any():

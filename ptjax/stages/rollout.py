@@ -15,12 +15,15 @@ from ptjax.data.formats import recognise
 from ptjax.data.kinds import KINDS
 from ptjax.data.messages import BadForm
 from ptjax.data.prompts import Prompt, read_prompt
+from ptjax.data.template import Template
+from ptjax.environments.base import Make
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
 from ptjax.rewards.score import Scores, score
+from ptjax.stages.conversation import converse
 
 Columns = dict[str, np.ndarray]
 
@@ -37,6 +40,9 @@ class Rollout:
       top_k: of sampling, None for all tokens.
       top_p: of sampling, None for all tokens.
       stop_strings: text that ends an answer.
+      environment: what makes the environments that answer the policy; None: an answer is one turn.
+      turns: of the policy in an answer, at most.
+      template: how an environment's turns are written.
       rows: answers that are written together.
       epochs: how often a group is trained on.
       minibatches: optimizer steps an epoch of a rollout.
@@ -58,6 +64,9 @@ class Rollout:
     top_k: int | None
     top_p: float | None
     stop_strings: tuple[str, ...]
+    environment: Make | None
+    turns: int
+    template: Template | None
     rows: int
     epochs: int
     minibatches: int
@@ -93,11 +102,56 @@ class Rollout:
         """
         n = self.n if n is None else n
         states = [np.random.SeedSequence(key).generate_state(n).tolist() for key in keys]
-        said = sample(
+        seeds = [seed for state in states for seed in state]
+        said = self._sample(model, params, prompts, seeds, self.max_tokens, n, temperature)
+        return [said[i : i + n] for i in range(0, len(said), n)]
+
+    def converse(
+        self,
+        model: Decoder,
+        params: Mapping[str, Array],
+        prompts: Sequence[list[int]],
+        keys: Sequence[Sequence[int]],
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        n: int,
+        temperature: float | None = None,
+    ) -> list[list[Completion]]:
+        """As `draw`, of several turns each; `rows` are what the environments begin with."""
+        assert self.environment is not None and self.template is not None
+        states = [np.random.SeedSequence(key).generate_state(n).tolist() for key in keys]
+
+        def turn(tokens: list[list[int]], seeds: list[int], room: list[int]) -> list[Completion]:
+            return self._sample(model, params, tokens, seeds, room, 1, temperature)
+
+        said = converse(
+            turn,
+            self.template,
+            self.environment,
+            [row for row in rows for _ in range(n)],
+            [prompt for prompt in prompts for _ in range(n)],
+            [seed for state in states for seed in state],
+            room=min(self.max_tokens, self.length - max(map(len, prompts))),
+            turns=self.turns,
+            stop_ids=self.stop_ids,
+        )
+        return [said[i : i + n] for i in range(0, len(said), n)]
+
+    def _sample(
+        self,
+        model: Decoder,
+        params: Mapping[str, Array],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_tokens: int | Sequence[int],
+        n: int,
+        temperature: float | None,
+    ) -> list[Completion]:
+        return sample(
             model,
             params,
             prompts,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
             n=n,
             temperature=self.temperature if temperature is None else temperature,
             top_k=self.top_k,
@@ -106,10 +160,9 @@ class Rollout:
             stop_strings=self.stop_strings,
             rows=self.rows,
             tokenizer=self.tokenizer,
-            seed=[seed for state in states for seed in state],
+            seed=seeds,
             compute=self.compute,
         )
-        return [said[i : i + n] for i in range(0, len(said), n)]
 
     @property
     def reward_names(self) -> list[str]:
@@ -144,6 +197,9 @@ class Rollout:
         names = sorted({name for row in rows for name in row})
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["completion_tokens"] = [len(one.tokens) for one in said]
+        if self.environment is not None:
+            columns["turns"] = [list(one.turns) for one in said]
+            columns["environment_reward"] = [one.reward for one in said]
         return score(
             self.rewards,
             [prompt.text for prompt in asked],
@@ -181,11 +237,11 @@ class Rollout:
 
 
 def put_answer(columns: Columns, row: int, n: int, prompt: Int[np.ndarray, " P"], said: Completion):
-    """Writes a sampled answer behind its prompt, every token of it trained, its end too."""
+    """Writes a sampled answer behind its prompt; what the model wrote is trained, its ends too."""
     both = np.append(prompt, np.array(said.tokens, np.int32))
     columns["tokens"][row, n, : len(both)] = both
     columns["valid"][row, n, : len(both)] = True
-    columns["mask"][row, n, len(prompt) : len(both)] = 1
+    columns["mask"][row, n, len(prompt) : len(both)] = 1 if said.own is None else said.own
 
 
 def told(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:

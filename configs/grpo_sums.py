@@ -1,0 +1,33 @@
+r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with LoRA, two CPU cores.
+
+    python -m ptjax.rewards.tasks --task=chain_sum --count=2000 --held_out=200 --out=sums.jsonl \
+        --suffix='' --settings='{"max_terms": 2, "min_digits": 1, "max_digits": 2}'
+    python -m ptjax.train --config=configs/grpo_sums.py --workdir=runs/sums
+
+Sums of two numbers of one or two digits, of reasoning-gym; the reward is its own.
+"""
+
+from ptjax.config import ConfigDict, defaults, lora
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.method = "grpo"
+    config.steps = 80
+    config.model.source = "smollm2-135m-instruct"
+    config.lora = lora(rank=16, alpha=32.0)
+    config.rollout.n = 8
+    config.rollout.max_tokens = 6
+    config.rollout.stop_strings = ("\n",)
+    config.rewards = [{"name": "reasoning_gym", "tag": None}]
+    config.data.sources = [{"path": "sums.jsonl"}]
+    config.data.validation = [{"path": "sums.held_out.jsonl"}]
+    config.data.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    config.data.packing = False
+    config.data.batch_size = 16
+    config.optim.learning_rate = 2e-4
+    config.optim.schedule = "constant"
+    config.optim.warmup = 0.05
+    config.eval.every = 20
+    config.checkpoint.every = 40
+    return config

@@ -1,0 +1,28 @@
+"""A Python interpreter in the sandbox, as a tool."""
+
+
+def python(code: str) -> str:
+    """What a program prints, in a sandbox without network: docs/code_sandbox.md.
+
+    Args:
+      code: the program; nothing of it outlives the call.
+
+    Returns:
+      Its standard output, or the last line of its error.
+
+    Raises:
+      UserError: the sandbox is not there, or does not hold.
+      RuntimeError: the program passed a limit.
+    """
+    from ptjax.rewards.sandbox.limits import Limits
+    from ptjax.rewards.sandbox.proof import prove
+    from ptjax.rewards.sandbox.session import Session
+
+    prove()
+    with Session(Limits(wall_seconds=5.0)) as session:
+        ended = session.run(code, "")
+    if ended.over != "exit":
+        raise RuntimeError(f"the program was stopped: {ended.over}")
+    if ended.status:
+        raise RuntimeError(ended.err.strip().rpartition("\n")[2] or f"exit status {ended.status}")
+    return ended.out.rstrip("\n")
