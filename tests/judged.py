@@ -9,8 +9,12 @@ import jax.numpy as jnp
 
 from ptjax.algorithms.base import Bound
 from ptjax.data.kinds import KINDS
+from ptjax.rewards.base import Failed
+from ptjax.stages.base import GROUP
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs
 
+GROUPED = 4
+"""Answers to a prompt, where a run's config would say how many."""
 WORDS = "sea ship wind star rope sail tide gull".split()
 
 
@@ -69,6 +73,23 @@ def lower(prompts, completions, **columns):
     return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
 
+def alike(prompts, completions, **columns):
+    """A reward that tells nothing apart, of a value that float32 has not."""
+    return [0.1] * len(completions)
+
+
+def split(prompts, completions, letter, **columns):
+    """A reward that tells answers apart where the letter is one of three."""
+    own = letters(prompts, completions, letter)
+    return [x if one in "aei" else 1.0 for x, one in zip(own, letter, strict=True)]
+
+
+def shy(prompts, completions, **columns):
+    """A reward of 1 that is silent about a third of all texts, and fails for another sixth."""
+    said = [sum(map(ord, text)) % 6 for text in completions]
+    return [None if k < 2 else Failed("no") if k == 2 else 1.0 for k in said]
+
+
 ROWS = {
     "prompts": _prompt,
     "answers": _answer,
@@ -96,14 +117,16 @@ def abstract(bound: Bound) -> tuple[Outputs, Batch]:
     sizes = {"B": 4, "N": {"pairs": 2, "ranked": 3, "contrastive": 3}.get(kind.name, 1), "T": 8}
     shapes = dict.fromkeys(("tokens", "valid", "mask", *kind.columns), "B N T")
     shapes |= {"weights": "B N", "scores": "B N", "margin": "B"}
+    sizes |= {"F": 2, "E": 16}
     for stage in bound.stages:
         shapes |= stage.writes
-        sizes["N"] = stage.sequences or sizes["N"]
+        if stage.sequences:
+            sizes["N"] = GROUPED if stage.sequences == GROUP else stage.sequences
     batch = {
         name: jax.ShapeDtypeStruct(
             tuple(sizes[axis] for axis in axes.split()), jnp.dtype(COLUMN_DTYPES[name])
         )
         for name, axes in shapes.items()
     }
-    field = jax.ShapeDtypeStruct(tuple(sizes.values()), jnp.float32)
+    field = jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in "BNT"), jnp.float32)
     return Outputs(**dict.fromkeys(bound.needs, field)), batch
