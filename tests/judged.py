@@ -111,6 +111,13 @@ def write_judged(path: Path, kind: str, count: int, *, seed: int = 0) -> Path:
     return path
 
 
+def write_prompts(path: Path, count: int) -> Path:
+    """Writes prompts that are all as long, so that rollouts compile few programs."""
+    lines = [json.dumps({"prompt": "ship", "letter": "aeiou"[i % 5]}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def abstract(bound: Bound) -> tuple[Outputs, Batch]:
     """Shapes of what a method's loss is given: the model's outputs, and every column of a batch."""
     kind = KINDS[bound.algorithm.data]

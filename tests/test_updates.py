@@ -8,11 +8,12 @@ import pyarrow.parquet
 import pytest
 
 from ptjax import loop
+from ptjax.errors import UserError
 from ptjax.job import BUFFER
 from ptjax.prepare import prepare
 from ptjax.updates import Updates
 from tests import tiny
-from tests.judged import write_judged
+from tests.judged import write_prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PULL = Updates.pull
@@ -31,7 +32,7 @@ class PowerCut(Exception):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("updates"))
-    write_judged(folder / "prompts.jsonl", "prompts", 64)
+    write_prompts(folder / "prompts.jsonl", 64)
     return folder
 
 
@@ -189,6 +190,22 @@ def test_a_run_killed_at_every_step_ends_as_one_that_was_not(train, folder, devi
     assert ["rollout/reward" in row for row in found if "loss" in row] == [True, *[False] * 3] * 2
     if method == "dapo":
         assert max(row.get("rollout/rounds", 0) for row in found) == 2
+
+
+def test_data_that_end_before_the_run_are_said(train, folder, devices):
+    """Dynamic sampling takes two batches a rollout, and there are three."""
+    devices(1)
+    ends = {
+        "data.sources": [{"path": str(folder / "prompts.jsonl"), "epochs": 0.375}],
+        "rewards": ["tests.judged.alike"],
+        "rollout.epochs": 1,
+        "rollout.minibatches": 1,
+        "steps": 3,
+    }
+    with pytest.raises(UserError, match="their epochs ended before step 3, since dynamic sampling"):
+        train("ends", "dapo", **ends)
+    rounds = [row["rollout/rounds"] for row in rows(folder / "ends") if "loss" in row]
+    assert rounds == [2, 1]
 
 
 def test_what_is_written_of_answers_has_their_advantages(train, folder, devices):

@@ -7,7 +7,7 @@ from ptjax import loop
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.online import PRESETS
 from tests import tiny
-from tests.judged import write_judged
+from tests.judged import write_judged, write_prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ONLINE = ("grpo", "dapo", "gspo", "rloo", "remax", "ppo")
@@ -35,7 +35,9 @@ AT_REFERENCE |= {"spin": np.log(2), "online_dpo": np.log(2)}
 def folder(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("runs"))
     tiny.write_model(folder / "teacher", seed=1, intermediate_size=48)
-    for kind in {METHODS[name].data for name in RUN} - {"sequences"}:
+    write_prompts(folder / "prompts.jsonl", 40)
+    write_prompts(folder / "prompts_held_out.jsonl", 8)
+    for kind in {METHODS[name].data for name in RUN} - {"sequences", "prompts"}:
         write_judged(folder / f"{kind}.jsonl", kind, 40)
         write_judged(folder / f"{kind}_held_out.jsonl", kind, 8, seed=1)
     return folder
