@@ -151,7 +151,7 @@ def split(batch: Batch, accumulate: int) -> Batch:
     """Columns [B, ...] -> [accumulate, B/accumulate, ...], without moving rows between devices."""
 
     def one(x: Array) -> Array:
-        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     return {name: one(column) for name, column in batch.items()}
 

@@ -113,7 +113,7 @@ class Run:
         training: bool = True,
         step: int = 0,
         host: HostBatch | None = None,
-        more: Callable[[], HostBatch] | None = None,
+        more: Callable[[], HostBatch | None] | None = None,
     ) -> Staged:
         """Runs the algorithm's stages over a batch.
 

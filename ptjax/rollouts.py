@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptjax.config import defaults
+from ptjax.config import changed_keys, defaults
 from ptjax.data import Pipeline
 from ptjax.data.template import Template
 from ptjax.environments.base import environment
@@ -34,7 +34,7 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
     given, method = config.rollout.to_dict(), config.method
     judged = any(stage.judged for stage in stages)
     if not any(stage.sequences for stage in stages):
-        if given != defaults().rollout.to_dict():
+        if changed_keys(defaults().rollout, config.rollout):
             raise UserError(f"config.rollout is set, but {method} samples no answers")
         if config.rewards:
             raise UserError(f"config.rewards is set, but {method} asks no rewards")

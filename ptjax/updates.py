@@ -15,6 +15,7 @@ from ptjax.data.iterate import TrainIterator
 from ptjax.data.order import generator
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
+from ptjax.errors import UserError
 from ptjax.job import BUFFER, Run
 from ptjax.metrics.completions import with_advantages
 from ptjax.sharding import batch_shards, put_batch
@@ -62,8 +63,19 @@ class Updates:
         return self._run.rollout is not None and step % self._run.updates == 0
 
     def pull(self, step: int) -> HostBatch | None:
-        """The next batch of the data, where the step begins with one."""
-        return next(self._batches) if step % self._run.updates == 0 else None
+        """The next batch of the data, where the step begins with one.
+
+        Raises:
+          UserError: there is none, since rollouts took more prompts than a batch each.
+        """
+        if step % self._run.updates:
+            return None
+        if (host := next(self._batches, None)) is None:
+            raise UserError(
+                f"config.data.sources: their epochs ended before step {step + 1}, since dynamic "
+                "sampling takes further prompts; set more epochs, or fewer config.steps"
+            )
+        return host
 
     def make(self, state: TrainState, step: int, host: HostBatch | None) -> Update:
         """The step's batch.
@@ -77,7 +89,9 @@ class Updates:
             return self._part(state, step)
         run = self._run
         columns = put_batch(host.columns, run.mesh)
-        found = run.stage(state, columns, step=step, host=host, more=lambda: next(self._batches))
+        found = run.stage(
+            state, columns, step=step, host=host, more=lambda: next(self._batches, None)
+        )
         table = with_advantages(found.table, found.batch)
         if run.updates == 1:
             return Update(host, found.batch, found.carry, found.logged, table)

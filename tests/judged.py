@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ptjax.algorithms.base import Bound
 from ptjax.data.kinds import KINDS
+from ptjax.rewards.base import Failed
 from ptjax.stages.base import GROUP
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs
 
@@ -72,6 +73,23 @@ def lower(prompts, completions, **columns):
     return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
 
+def alike(prompts, completions, **columns):
+    """A reward that tells nothing apart, of a value that float32 has not."""
+    return [0.1] * len(completions)
+
+
+def split(prompts, completions, letter, **columns):
+    """A reward that tells answers apart where the letter is one of three."""
+    own = letters(prompts, completions, letter)
+    return [x if one in "aei" else 1.0 for x, one in zip(own, letter, strict=True)]
+
+
+def shy(prompts, completions, **columns):
+    """A reward of 1 that is silent about a third of all texts, and fails for another sixth."""
+    said = [sum(map(ord, text)) % 6 for text in completions]
+    return [None if k < 2 else Failed("no") if k == 2 else 1.0 for k in said]
+
+
 ROWS = {
     "prompts": _prompt,
     "answers": _answer,
@@ -89,6 +107,13 @@ def write_judged(path: Path, kind: str, count: int, *, seed: int = 0) -> Path:
     """Writes so many rows of a kind as JSONL."""
     draw = random.Random(seed)
     lines = [json.dumps(ROWS[kind](draw)) for _ in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    """Writes prompts that are all as long, so that rollouts compile few programs."""
+    lines = [json.dumps({"prompt": "ship", "letter": "aeiou"[i % 5]}) for i in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
 

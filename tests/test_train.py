@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from ptjax import loop
+from ptjax import loop, updates
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.evals import evaluate
@@ -209,8 +209,8 @@ def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets
         shapes.add(columns["tokens"].shape)
         return put_batch(columns, mesh)
 
-    put_batch = loop.sharding.put_batch
-    monkeypatch.setattr(loop.sharding, "put_batch", put)
+    put_batch = updates.put_batch
+    monkeypatch.setattr(updates, "put_batch", put)
     monkeypatch.setattr(loop, "prepare", watched)
     config = tiny.tiny_config(
         folder,

@@ -73,7 +73,8 @@ class Context:
       rollout: how answers are sampled and judged, where a stage writes sequences.
       carry: by stage name, what stages remember; those that ran before have brought theirs up to
         date.
-      more: the next prompts of the data, for a stage that needs more than a batch holds.
+      more: the next prompts of the data, for a stage that needs more than a batch holds; gives
+        None where the data are at their end.
       logged: scalars to log with the step; a stage adds to them.
       table: what was sampled, a row an answer; a stage adds to it.
     """
@@ -87,7 +88,7 @@ class Context:
     mesh: Mesh
     host: HostBatch | None = None
     rollout: Rollout | None = None
-    more: Callable[[], HostBatch] | None = None
+    more: Callable[[], HostBatch | None] | None = None
     carry: dict[str, Carry] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
     table: list[dict[str, Any]] = field(default_factory=list)

@@ -63,7 +63,9 @@ def _rollout(
     if dynamic_sampling and ctx.training:
         groups = [group for group in sampled if group.told_apart]
         while len(groups) < places and rounds < max_rounds and ctx.more is not None:
-            further = _groups(ctx, ctx.more(), spent)
+            if (others := ctx.more()) is None:
+                break
+            further = _groups(ctx, others, spent)
             sampled, rounds = [*sampled, *further], rounds + 1
             groups += [group for group in further if group.told_apart]
         ctx.logged["rollout/rounds"] = rounds

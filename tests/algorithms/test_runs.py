@@ -5,14 +5,25 @@ import pytest
 
 from ptjax import loop
 from ptjax.algorithms import METHODS
+from ptjax.algorithms.online import PRESETS
 from tests import tiny
-from tests.judged import write_judged
+from tests.judged import write_judged, write_prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-JUDGED = {name: method for name, method in METHODS.items() if method.data != "sequences"}
+ONLINE = ("grpo", "dapo", "gspo", "rloo", "remax", "ppo")
+SAME = PRESETS.keys() - {*ONLINE}
+"""Other rows of the settings that are run here."""
+RUN = [name for name in METHODS if name != "sft" and name not in SAME]
+SAMPLED = {"rollout.max_tokens": 8, "data.batch_size": 4}
+BY_REWARD = {**SAMPLED, "rewards": [{"name": "tests.judged.letters"}]}
+TAUGHT = {"reference.source": "teacher"}
 OWN = {
-    "spin": {"rollout.max_tokens": 8},
-    "online_dpo": {"rollout.max_tokens": 8, "rewards": [{"name": "tests.judged.letters"}]},
+    "spin": SAMPLED,
+    "online_dpo": BY_REWARD,
+    **dict.fromkeys(ONLINE, {**BY_REWARD, "rollout.n": 2}),
+    "gkd": TAUGHT,
+    "gkd_on_policy": SAMPLED | TAUGHT,
+    "on_policy_distillation": SAMPLED | TAUGHT,
 }
 """What a method cannot do without."""
 AT_REFERENCE = {"dpo": np.log(2), "bco": np.log(2), "kto": 0.5, "apo_zero_unpaired": 0.5}
@@ -23,7 +34,10 @@ AT_REFERENCE |= {"spin": np.log(2), "online_dpo": np.log(2)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("runs"))
-    for kind in {method.data for method in JUDGED.values()}:
+    tiny.write_model(folder / "teacher", seed=1, intermediate_size=48)
+    write_prompts(folder / "prompts.jsonl", 40)
+    write_prompts(folder / "prompts_held_out.jsonl", 8)
+    for kind in {METHODS[name].data for name in RUN} - {"sequences", "prompts"}:
         write_judged(folder / f"{kind}.jsonl", kind, 40)
         write_judged(folder / f"{kind}_held_out.jsonl", kind, 8, seed=1)
     return folder
@@ -31,12 +45,18 @@ def folder(tmp_path_factory):
 
 def config(folder, method, **changes):
     kind = METHODS[method].data
+    own = dict(OWN.get(method, {}))
+    if "reference.source" in own:
+        own["reference.source"] = str(folder / own["reference.source"])
+    files = {
+        "data.sources[0].path": str(folder / f"{kind}.jsonl"),
+        "data.validation": [{"path": str(folder / f"{kind}_held_out.jsonl")}],
+    }
     return tiny.tiny_config(
         folder,
         method=method,
         **{
-            "data.sources[0].path": str(folder / f"{kind}.jsonl"),
-            "data.validation": [{"path": str(folder / f"{kind}_held_out.jsonl")}],
+            **(files if kind != "sequences" else {}),
             "data.max_length": 64,
             "data.batch_size": 8,
             "data.packing": False,
@@ -46,7 +66,7 @@ def config(folder, method, **changes):
             "steps": 4,
             "checkpoint.every": 2,
             "eval.every": 0,
-            **OWN.get(method, {}),
+            **own,
             **changes,
         },
     )
@@ -60,11 +80,11 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: list(first))
 
 
-@pytest.mark.parametrize("method", JUDGED)
+@pytest.mark.parametrize("method", RUN)
 def test_a_whole_run(method, folder, tmp_path):
     result = loop.train(config(folder, method), str(tmp_path / "run"), quiet=True)
     assert result.finished
-    assert ("ptjax.generate" in result.summary) == (METHODS[method].head == "lm")
+    assert ("ptjax.generate" in result.summary) == (METHODS[method].head != "score")
     rows = tiny.rows(tmp_path / "run")
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -75,3 +95,17 @@ def test_a_whole_run(method, folder, tmp_path):
     held_out = [row for row in rows if "eval/loss" in row]
     assert [row["step"] for row in held_out] == [0, 4]
     assert np.isfinite(held_out[-1]["eval/loss"])
+    if METHODS[method].data == "prompts":
+        assert all(0 < row["rollout/tokens"] <= 8 for row in steps)
+        assert 0 < held_out[-1]["eval/rollout/tokens"] <= 8
+    if method in ONLINE:
+        assert all(row["grad_norm"] > 0 and row["rollout/reward"] > 0 for row in steps)
+        assert held_out[-1]["eval/rollout/reward"] > 0
+        assert abs(steps[0]["sampler/difference"]) < 1e-4
+
+
+def test_a_method_that_is_not_run_differs_by_its_settings_alone():
+    for name in SAME:
+        one, other = METHODS[name], METHODS["grpo"]
+        assert [s.name for s in one.stages] == [s.name for s in other.stages]
+        assert one.loss.func is getattr(other.loss, "func", other.loss)

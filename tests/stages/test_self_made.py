@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ptjax import dry_run, sharding
+from ptjax.config import from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
@@ -280,6 +281,12 @@ def test_what_nothing_would_read_is_refused(folder):
     ):
         with pytest.raises(UserError, match=message):
             prepare(tiny.tiny_config(folder, **changes))
+
+
+def test_what_is_read_again_from_json_is_not_set(folder):
+    plain = tiny.tiny_config(folder)
+    assert plain.rollout.stop_strings == ()
+    assert prepare(from_json(to_json(plain))).rollout is None
 
 
 def test_several_processes_are_refused(folder, monkeypatch):

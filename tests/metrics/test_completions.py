@@ -1,0 +1,62 @@
+"""Tables of what a policy answered: whole files, the right advantages, the extremes shown."""
+
+import math
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from ptjax.metrics import Metrics
+from ptjax.metrics.completions import as_markdown, extremes, with_advantages, write_completions
+
+
+def rows(*rewards):
+    return [
+        {"prompt": f"p{i}", "completion": f"a|{i}\nb", "reward": r, "reward/x": r, "row": i // 2}
+        | {"answer": i % 2}
+        for i, r in enumerate(rewards)
+    ]
+
+
+def test_an_answer_s_advantage_is_the_mean_over_its_trained_tokens():
+    mask = np.array([[[0, 1, 1, 0], [0, 0, 1, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]], np.float32)
+    advantages = np.array([[[9, 1, 3, 9], [9, 9, -2, 9]], [[9, 9, 9, 9], [1, 2, 3, 4]]], np.float32)
+    given = rows(1.0, 0.0, 0.0, 1.0)
+    found = with_advantages(given, {"mask": mask, "advantages": advantages})
+    assert [row["advantage"] for row in found] == [2, -2, 0, 2.5]
+    assert not any("advantage" in row for row in [*given, *with_advantages(given, {"mask": mask})])
+
+
+def test_a_rollout_is_one_file_that_is_written_whole(tmp_path, monkeypatch):
+    path = write_completions(tmp_path, 12, rows(1.0, math.nan))
+    assert path == tmp_path / "completions" / "step_000012.parquet"
+    table = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["completion"] for row in table] == ["a|0\nb", "a|1\nb"]
+    assert table[0]["reward"] == 1 and math.isnan(table[1]["reward"])
+    assert write_completions(tmp_path, 12, rows(2.0)) == path
+    assert pyarrow.parquet.read_table(path).num_rows == 1
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyarrow.parquet, "write_table", cut)
+    with pytest.raises(KeyboardInterrupt):
+        write_completions(tmp_path, 12, rows(3.0))
+    assert pyarrow.parquet.read_table(path).to_pylist()[0]["reward"] == 2
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_best_and_the_worst_are_shown():
+    found = extremes(rows(0.5, 3.0, math.nan, -1.0, 2.0, 0.0))
+    assert [row["prompt"] for row in found] == ["p1", "p4", "p3", "p2"]
+    assert [row["prompt"] for row in extremes(rows(0.0, 1.0))] == ["p1", "p0"]
+    text = as_markdown(rows(0.0, 1.0)).splitlines()
+    assert text[2] == r"| p1 | a\|1 b | 1.00 | nan |" and len(text) == 4
+
+
+def test_a_run_s_metrics_keep_the_table_and_nothing_of_none(tmp_path):
+    with Metrics(tmp_path, tensorboard=False) as metrics:
+        metrics.completions(3, [])
+        assert not (tmp_path / "completions").exists()
+        metrics.completions(3, rows(1.0))
+    assert [p.name for p in (tmp_path / "completions").iterdir()] == ["step_000003.parquet"]

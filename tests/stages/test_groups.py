@@ -1,0 +1,338 @@
+"""What a rollout is of: who answers, what rewards say, where it stands in the batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ptjax import sharding
+from ptjax.algorithms import METHODS
+from ptjax.data import HostBatch
+from ptjax.errors import UserError
+from ptjax.generate.engine import sample
+from ptjax.prepare import prepare
+from ptjax.rewards.base import rewards
+from tests import judged, tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+LONGEST, N, B = 6, 3, 8
+TEMPERATURE = 0.7
+LETTERS, LOWER = {"name": "tests.judged.letters", "weight": 0.5}, "tests.judged.lower"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny.write(tmp_path_factory.mktemp("groups"))
+    judged.write_judged(folder / "prompts.jsonl", "prompts", 40)
+    judged.write_judged(folder / "held_out.jsonl", "prompts", 3, seed=1)
+    return folder
+
+
+def config(folder, method="grpo", **changes):
+    return tiny.tiny_config(
+        folder,
+        method=method,
+        **{
+            "data.sources[0].path": str(folder / "prompts.jsonl"),
+            "data.validation": [{"path": str(folder / "held_out.jsonl")}],
+            "data.batch_size": B,
+            "data.packing": False,
+            "mesh.fsdp": 1,
+            "rollout.n": N,
+            "rollout.max_tokens": LONGEST,
+            "rollout.temperature": TEMPERATURE,
+            "rewards": [LETTERS, LOWER],
+            **changes,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: list(first))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(folder, one_device):
+    """A run whose policy is not where it began."""
+    made = prepare(config(folder))
+    params = jax.tree.map(
+        lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), made.state.params
+    )
+    return dataclasses.replace(made, state=dataclasses.replace(made.state, params=params))
+
+
+@pytest.fixture(scope="module")
+def host(run):
+    return next(run.pipeline.train())
+
+
+@pytest.fixture(scope="module")
+def batch(run, host):
+    """Of step 3."""
+    return staged(run, host, step=3)
+
+
+def changed(run, *names, **hparams):
+    """The same run with other rewards or hyperparameters."""
+    values = tuple(sorted((dict(run.bound.values) | hparams).items()))
+    bound = dataclasses.replace(run.bound, values=values)
+    judges = rewards(names) if names else run.rollout.rewards
+    rollout = dataclasses.replace(run.rollout, rewards=judges)
+    return dataclasses.replace(run, bound=bound, rollout=rollout)
+
+
+def staged(run, host, **how):
+    """(columns as the loss sees them, as numpy; what is logged; the table of answers)."""
+    host = HostBatch(dict(host.columns), host.examples)
+    with jax.set_mesh(run.mesh):
+        columns = sharding.put_batch(host.columns, run.mesh)
+        batch, _, logged, table = run.stage(run.state, columns, host=host, **how)
+    for name, column in host.columns.items():
+        np.testing.assert_array_equal(column, batch[name], err_msg=name)
+    return {name: np.asarray(column) for name, column in batch.items()}, logged, table
+
+
+def prompts(host):
+    """Token ids, by row; fillers left out."""
+    columns = host.columns
+    return [
+        columns["tokens"][row, 0, columns["valid"][row, 0]].tolist()
+        for row, example in enumerate(host.examples)
+        if example >= 0
+    ]
+
+
+def by_hand(run, prompt, number, n=N, temperature=TEMPERATURE, step=3, training=True):
+    seeds = np.random.SeedSequence(run.rollout.key(step, number, training=training))
+    return sample(
+        run.bundle.model,
+        run.state.merged(),
+        [prompt] * n,
+        max_tokens=LONGEST,
+        temperature=temperature,
+        stop_ids=run.bundle.stop_ids,
+        tokenizer=run.bundle.tokenizer,
+        seed=seeds.generate_state(n).tolist(),
+    )
+
+
+def test_answers_and_rewards_are_those_of_sampling_by_hand(run, host, batch):
+    batch, logged, table = batch
+    totals, every = [], []
+    for row, (prompt, number) in enumerate(zip(prompts(host), host.examples, strict=True)):
+        said = by_hand(run, prompt, number)
+        every += said
+        letter = run.pipeline.examples.content(number)["letter"]
+        texts = [one.text for one in said]
+        parts = np.array(
+            [judged.letters([], texts, [letter] * N), judged.lower([], texts)], np.float32
+        ).T * [0.5, 1.0]
+        totals.append(parts.sum(1))
+        np.testing.assert_allclose(batch["reward_parts"][row], parts, rtol=1e-6)
+        np.testing.assert_allclose(batch["rewards"][row], parts.sum(1), rtol=1e-6)
+        for n, one in enumerate(said):
+            begin, end = len(prompt), len(prompt) + len(one.tokens)
+            assert batch["tokens"][row, n, :end].tolist() == [*prompt, *one.tokens]
+            assert batch["valid"][row, n].nonzero()[0].tolist() == [*range(end)]
+            assert batch["mask"][row, n].nonzero()[0].tolist() == [*range(begin, end)]
+            logps = batch["sampler_logps"][row, n, begin:end]
+            np.testing.assert_allclose(logps, one.logps, atol=1e-5)
+            assert batch["truncated"][row, n] == (one.finished == "length")
+            entry = table[row * N + n]
+            assert (entry["row"], entry["answer"], entry["completion"]) == (row, n, one.text)
+            assert entry["reward/letters"] == pytest.approx(parts[n, 0])
+            assert entry["reward"] == pytest.approx(parts[n].sum())
+    assert (batch["weights"] == 1).all() and len(table) == B * N
+    assert not batch["sampler_logps"][batch["mask"] == 0].any()
+    assert logged["rollout/reward"] == pytest.approx(np.mean(totals))
+    assert logged["rollout/reward_std"] == pytest.approx(np.std(totals))
+    assert logged["reward/lower"] == pytest.approx(np.nanmean(batch["reward_parts"][..., 1]))
+    assert logged["rollout/tokens"] == pytest.approx(np.mean([len(one.tokens) for one in every]))
+    assert logged["rollout/truncated"] == pytest.approx(batch["truncated"].mean())
+    assert logged["rollout/missing"] == logged["rollout/no_signal"] == 0
+
+
+def test_the_trainer_scores_what_the_sampler_sampled_from(run, batch):
+    columns, _, _ = batch
+    with jax.set_mesh(run.mesh):
+        packed = run.policy_pass(
+            run.state.merged(), sharding.put_batch(columns, run.mesh), fields=("logps",)
+        )
+    assert columns["pack"].shape[0] < B * N
+    np.testing.assert_allclose(packed.logps, columns["sampler_logps"], atol=1e-4)
+    assert columns["sampler_logps"][columns["mask"] > 0].std() > 0.1
+
+
+def test_the_batch_is_of_the_shapes_that_were_announced(run, batch):
+    announced = run.staged(run.pipeline.shapes[0])
+    found = {name: column.shape for name, column in batch[0].items()}
+    assert {name: found[name] for name in announced} == announced
+    assert found["tokens"] == (B, N, run.rollout.length)
+    assert found["reward_parts"] == (B, N, 2)
+
+
+def test_an_answer_depends_on_seed_step_and_example_alone(run, host, batch):
+    turned = HostBatch({k: v[::-1] for k, v in host.columns.items()}, host.examples[::-1])
+    here, there = batch[0], staged(run, turned, step=3)[0]
+    for name in ("tokens", "mask", "weights", "rewards", "reward_parts", "truncated"):
+        np.testing.assert_array_equal(here[name], there[name][::-1], err_msg=name)
+    for name in ("sampler_logps", "advantages"):
+        np.testing.assert_allclose(here[name], there[name][::-1], atol=1e-5, err_msg=name)
+    few = HostBatch({k: v[:2] for k, v in host.columns.items()}, host.examples[:2])
+    np.testing.assert_array_equal(here["tokens"][:2], staged(run, few, step=3)[0]["tokens"])
+    other = staged(run, host, step=4)[0]
+    assert (other["tokens"] != here["tokens"]).any((1, 2)).all()
+
+
+def test_a_missing_reward_has_no_weight(run, host):
+    batch, logged, table = staged(changed(run, "tests.judged.shy", "tests.judged.lower"), host)
+    kinds = [sum(map(ord, entry["completion"])) % 6 for entry in table]
+    failed = np.array([kind == 2 for kind in kinds]).reshape(B, N)
+    silent = np.array([kind < 2 for kind in kinds]).reshape(B, N)
+    assert failed.any() and silent.any() and not failed.all()
+    np.testing.assert_array_equal(batch["weights"], ~failed)
+    np.testing.assert_array_equal(batch["rewards"][failed], 0)
+    np.testing.assert_array_equal(np.isnan(batch["reward_parts"][..., 0]), failed | silent)
+    lower = batch["reward_parts"][..., 1]
+    np.testing.assert_array_equal(batch["rewards"][silent], lower[silent])
+    assert logged["rollout/missing"] == pytest.approx(failed.mean())
+    assert logged["rollout/reward"] == pytest.approx(batch["rewards"][~failed].mean())
+    assert not batch["advantages"][failed].any()
+
+
+def test_held_out_prompts_get_one_greedy_answer(run):
+    (held_out,) = run.pipeline.validation()
+    batch, logged, _ = staged(run, held_out, training=False, step=3)
+    again, _, _ = staged(run, held_out, training=False, step=9)
+    np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+    assert batch["tokens"].shape[:2] == (B, 1)
+    for row, (prompt, number) in enumerate(zip(prompts(held_out), held_out.examples, strict=False)):
+        (one,) = by_hand(run, prompt, number, n=1, temperature=0.0, training=False)
+        end = len(prompt) + len(one.tokens)
+        assert batch["tokens"][row, 0, :end].tolist() == [*prompt, *one.tokens]
+    filler = [row for row, example in enumerate(held_out.examples) if example < 0]
+    assert len(filler) == B - 3 and not batch["weights"][filler].any()
+    assert not batch["valid"][filler].any()
+    assert logged["rollout/reward"] == pytest.approx(batch["rewards"][:3].mean())
+    measured = {f"eval/{name}" for name in logged} & {*run.held_out_names()}
+    assert "eval/rollout/reward" in measured
+
+
+def test_dynamic_sampling_drops_equal_rewards_and_takes_more_prompts(run):
+    own = changed(run, "tests.judged.split", dynamic_sampling=True)
+    batches = own.pipeline.train()
+    hosts = [next(batches) for _ in range(4)]
+    more = iter(hosts[1:])
+    batch, logged, table = staged(own, hosts[0], step=3, more=lambda: next(more))
+    letters = [own.pipeline.examples.content(n)["letter"] for h in hosts for n in h.examples]
+    rounds = logged["rollout/rounds"]
+    useful = [letter in "aei" for letter in letters]
+    assert 1 < rounds and sum(useful[: B * (rounds - 1)]) < B <= sum(useful[: B * rounds])
+    taken = [n for h in hosts for n in h.examples]
+    taken = [n for n, good in zip(taken, useful, strict=True) if good][:B]
+    assert [entry["example"] for entry in table[::N]] == taken
+    assert logged["rollout/filled"] == 1 and (batch["weights"] == 1).all()
+    assert all(len({*row.tolist()}) > 1 for row in batch["rewards"])
+    assert logged["rollout/no_signal"] == pytest.approx(1 - np.mean(useful[: B * rounds]))
+    alone = staged(changed(run, "tests.judged.split"), hosts[0], step=3)[0]
+    first = [row for row in range(B) if useful[row]]
+    np.testing.assert_array_equal(batch["tokens"][: len(first)], alone["tokens"][first])
+
+
+def test_what_dynamic_sampling_does_not_find_has_no_weight(run, host):
+    own = changed(run, "tests.judged.split", dynamic_sampling=True, max_rounds=1)
+
+    def never():
+        raise AssertionError("one round too many")
+
+    batch, logged, _ = staged(own, host, step=3, more=never)
+    useful = sum(
+        own.pipeline.examples.content(number)["letter"] in "aei" for number in host.examples
+    )
+    assert 0 < useful < B and logged["rollout/filled"] == useful / B
+    assert (batch["weights"][:useful] == 1).all() and not batch["weights"][useful:].any()
+    assert not batch["valid"][useful:].any() and not batch["advantages"][useful:].any()
+
+
+def test_rewards_that_are_all_equal_are_said_and_teach_nothing(run, host, caplog):
+    own = changed(run, "tests.judged.alike", dynamic_sampling=True, max_rounds=2)
+    batch, logged, _ = staged(changed(run, "tests.judged.alike"), host, step=3)
+    assert "step 4: no prompt has answers of different rewards (all 0.1)" in caplog.text
+    assert not batch["advantages"].any() and (batch["weights"] == 1).all()
+    assert logged["rollout/no_signal"] == 1 and logged["rollout/reward_std"] < 1e-6
+    batch, logged, table = staged(own, host, step=3, more=lambda: host)
+    assert logged["rollout/rounds"] == 2 and logged["rollout/filled"] == 0
+    assert not batch["weights"].any() and not batch["valid"].any() and table == []
+
+
+def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
+    remax = dataclasses.replace(run, bound=METHODS["remax"].bind({}, "hparams"))
+    batch, logged, _ = staged(remax, host, step=3)
+    wanted = []
+    for prompt, number in zip(prompts(host), host.examples, strict=True):
+        (one,) = by_hand(run, prompt, number, n=1, temperature=0.0)
+        letter = run.pipeline.examples.content(number)["letter"]
+        own = 0.5 * judged.letters([], [one.text], [letter])[0]
+        wanted.append(own + judged.lower([], [one.text])[0])
+    np.testing.assert_allclose(batch["greedy_rewards"], wanted, rtol=1e-6)
+    assert logged["reward/greedy"] == pytest.approx(np.mean(wanted))
+    first = batch["mask"].argmax(-1)[..., None]
+    given = np.take_along_axis(batch["advantages"], first, -1)[..., 0]
+    np.testing.assert_allclose(given, batch["rewards"] - np.array(wanted)[:, None], atol=1e-6)
+
+
+WRONG = {
+    "top_k": ("grpo", {"rollout.top_k": 5}, r"config.rollout.top_k: a policy gradient scores"),
+    "top_p": ("ppo", {"rollout.top_p": 0.9}, r"config.rollout.top_p: a policy gradient scores"),
+    "parts": ("grpo", {"rollout.minibatches": 3}, "8 prompts do not divide into 3 x accumulate 1"),
+    "micro": (
+        "grpo",
+        {"rollout.minibatches": 4, "accumulate": 4},
+        "do not divide into 4 x accumulate 4",
+    ),
+    "epochs": ("online_dpo", {"rollout.epochs": 2}, "rollout.epochs is set, but online_dpo does"),
+    "minibatches": ("online_dpo", {"rollout.minibatches": 2}, "rollout.minibatches is set, but"),
+    "L_max": ("dr_grpo", {"hparams.max_tokens": 9}, "set config.rollout.max_tokens"),
+    "hparams": ("grpo", {"hparams.epochs": 2}, "config.hparams.epochs: set config.rollout.epochs"),
+    "one": ("grpo", {"rollout.n": 1}, "compares at least 2 answers"),
+    "greedy": ("grpo", {"rollout.temperature": 0.0}, "nothing to compare"),
+    "none": ("grpo", {"rewards": []}, "grpo needs a judge of answers"),
+    "judged": (
+        "on_policy_distillation",
+        {"reference.source": "smollm2"},
+        "on_policy_distillation asks no rewards",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_is_said_before_a_model_is_loaded(folder, case, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("ptjax.prepare.load", never)
+    method, changes, message = WRONG[case]
+    with pytest.raises(UserError, match=message):
+        prepare(config(folder, method, **changes))
+
+
+def test_the_greedy_answer_is_sampled_where_it_is_compared_with():
+    def sampled(method, **hparams):
+        return [stage.name for stage in METHODS[method].bind(hparams, "hparams").stages]
+
+    assert "greedy_rewards" in sampled("remax") and "greedy_rewards" in sampled(
+        "grpo", baseline="greedy"
+    )
+    assert "greedy_rewards" not in sampled("remax", baseline="group")
+
+
+def test_several_processes_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="one process, and there are 2"):
+        prepare(config(folder))
