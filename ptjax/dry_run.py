@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ptjax.buckets import bucket
 from ptjax.config import Config
+from ptjax.job import Run
 from ptjax.prepare import prepare
-from ptjax.sharding import BATCH
+from ptjax.sharding import BATCH, batch_shards
 from ptjax.types import COLUMN_DTYPES, tree_bytes
 
 _GIB = 2**30
@@ -23,7 +25,7 @@ def report(config: Config) -> str:
     with jax.set_mesh(run.mesh):
         shapes = max(run.pipeline.shapes, key=lambda s: s.get("pack", s["tokens"]))
         sharding = NamedSharding(run.mesh, PartitionSpec(BATCH))
-        staged = shapes | run.staged(shapes)
+        staged = largest_step(run, shapes | run.staged(shapes))
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
             for name, shape in staged.items()
@@ -38,9 +40,11 @@ def report(config: Config) -> str:
     slots = math.prod(staged.get("pack", staged["tokens"]))
     used = f"{len(run.pipeline.shapes)} shape(s), {found.efficiency:.1%} of their places used"
     places = f"{round(found.efficiency * slots):,} tokens a step, of {slots:,} places"
+    sampling = []
     if run.rollout is not None:
-        used = "one shape"
-        places = f"{slots:,} places a step, answers of up to {run.rollout.max_tokens:,} tokens"
+        used = "the largest step, where every answer is as long as it can be"
+        places = f"up to {slots:,} places a step"
+        sampling = [_sampling(run)]
     lines = [
         f"model      {config.model.source}: {trained + frozen:,} parameters, {trained:,} trained, "
         f"{frozen:,} frozen",
@@ -52,6 +56,7 @@ def report(config: Config) -> str:
         f"batches    {', '.join(f'{k} {v}' for k, v in staged.items())}; {used}",
         f"steps      {run.steps:,} ({run.pipeline.steps_per_epoch:,} an epoch), "
         f"{config.accumulate} micro-batch(es) and {places}",
+        *sampling,
         f"memory     a device, by XLA: {memory.argument_size_in_bytes / _GIB:.2f} GiB arguments, "
         f"{memory.temp_size_in_bytes / _GIB:.2f} GiB temporaries, "
         f"{memory.alias_size_in_bytes / _GIB:.2f} GiB donated",
@@ -60,6 +65,31 @@ def report(config: Config) -> str:
         *examples(next(run.pipeline.train()).columns, run.bundle.tokenizer),
     ]
     return "\n".join(lines)
+
+
+def largest_step(run: Run, staged: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a step whose answers are as long as they can be: a minibatch, a row an answer."""
+    if run.rollout is None or "sampler_logps" not in staged:
+        return dict(staged)
+    parts = run.rollout.minibatches
+    shapes = {name: (shape[0] // parts, *shape[1:]) for name, shape in staged.items()}
+    prompts, n, length = shapes["tokens"]
+    blocks = batch_shards(run.mesh) * run.config.accumulate
+    return shapes | {"pack": (bucket(prompts * n // blocks) * blocks, length)}
+
+
+def _sampling(run: Run) -> str:
+    """What a rollout takes beside the training state: its rows' keys and values."""
+    rollout, model = run.rollout, run.bundle.model.config
+    assert rollout is not None
+    places = bucket(rollout.length, least=32)
+    numbers = 2 * model.layers * model.kv_heads * model.head_dim * rollout.rows * places
+    size = numbers * jnp.dtype(run.config.model.dtype).itemsize / _GIB
+    return (
+        f"rollout    {rollout.n} answer(s) a prompt of up to {rollout.max_tokens:,} tokens; "
+        f"{rollout.rows} rows of {places:,} places: {size:.2f} GiB of keys and values over all "
+        "devices, and at most as much again while prompts are read"
+    )
 
 
 def examples(columns: Mapping[str, np.ndarray], tokenizer: Any, count: int = 2) -> list[str]:

@@ -56,7 +56,7 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
     _check_ranges(given)
     grouped = any(stage.sequences == GROUP for stage in stages)
     if grouped:
-        _check_groups(config, given)
+        _check_groups(config, given, any("advantages" in stage.writes for stage in stages))
     else:
         _check_once(method, given)
     if not judged:
@@ -149,15 +149,15 @@ def make_rollout(
     return rollout
 
 
-def _check_groups(config: Any, given: dict[str, Any]) -> None:
-    """Of a policy gradient: what it scores must be what was sampled from, and parts come out even.
+def _check_groups(config: Any, given: dict[str, Any], gradient: bool) -> None:
+    """Of groups: their parts come out even; a policy gradient scores what was sampled from.
 
     Rows of a batch go to shards and micro-batches, and so must those of each minibatch.
     """
     if given["environment"] is not None:
         environment(_plain(given["environment"]))
     for name in ("top_k", "top_p"):
-        if given[name] is not None:
+        if gradient and given[name] is not None:
             raise UserError(
                 f"config.rollout.{name}: a policy gradient scores the distribution that was "
                 "sampled from, all tokens at the temperature; leave it out"
