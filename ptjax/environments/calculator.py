@@ -38,8 +38,10 @@ def calculator(expression: str) -> str:
 
 
 def _value(node: ast.expr) -> int | float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return _bounded(node.value)
+    if isinstance(node, ast.Constant):
+        number = node.value
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return _bounded(number)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         value = _value(node.operand)
         return -value if isinstance(node.op, ast.USub) else value
