@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.algorithms.online import PRESETS, online
+from ptjax.algorithms import METHODS
+from ptjax.algorithms.online import PRESETS
 from ptjax.algorithms.policy_gradient import DENOMINATORS, averaged, policy_gradient
 from ptjax.errors import UserError
 from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
-from ptjax.stages.base import Stage
 from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
@@ -25,8 +25,6 @@ CASES = {
     for name, case in GOLDEN["cases"].items()
 }
 COARSE = {"sapo": 2e-7}  # TRL's temperatures are float32
-ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=4)
-METHODS = online(ROLLOUT)
 
 
 def columns(dtype, **more):
@@ -165,8 +163,9 @@ def test_presets_set_what_exists_and_bind(name):
     assert {key: known[key] for key in PRESETS[name]} == PRESETS[name]
     bound = METHODS[name].bind({}, "hparams")
     stages = [stage.name for stage in bound.stages]
+    greedy = ["greedy_rewards"] if name == "remax" else []
     reference = ["ref_logps"] if known["beta"] else []
-    assert stages == ["rollout", *reference, "advantage"]
+    assert stages == ["rollout", *greedy, *reference, "advantage"]
 
 
 def wanted_stages(**given):
