@@ -145,6 +145,10 @@ def make_rollout(
         if rollout.environment is not None:
             columns |= {"turns": [], "environment_reward": 0.0}
         for one in judges:
+            if one.name == "code":  # a sandbox that does not hold is said now
+                from ptjax.rewards.sandbox.proof import prove
+
+                prove(one.settings.get("python", ""))
             accepted(one.function, columns, f"config.rewards: {one.name}")
     return rollout
 
