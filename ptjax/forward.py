@@ -34,6 +34,8 @@ class ForwardOptions:
       neftune: α of NEFTune (2310.05914): noise U(-1, 1) · α / √(T·D) on the embeddings in training,
         T the sample's own length; 0 for none.
       temperature: logits are divided by it.
+      everywhere: what the head says is computed for every token but a sequence's first, not for
+        those alone where `mask` is not 0.
       pooling: how `embedding` is made of a sequence's hidden states: `last` valid token, or `mean`
         over the valid ones.
       divergence: which, where there is a teacher; the temperature divides its logits too.
@@ -43,6 +45,7 @@ class ForwardOptions:
     head_chunk: int = 512
     neftune: float = 0.0
     temperature: float = 1.0
+    everywhere: bool = False
     pooling: str = "last"
     divergence: Divergence = Divergence()
 
@@ -94,12 +97,13 @@ def forward(
         noise = rows.gather(jnp.where(valid, width, 0.0))
     hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
     found: dict[str, Array] = {}
+    scored = behind_first(valid) if options.everywhere else batch["mask"] != 0
     if said := tuple(name for name in fields if name in FIELDS):
         stats = model.stats(
             params,
             rows.by_shard(hidden),
             rows.by_shard(_next(tokens)),
-            rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
+            rows.by_shard(_next(rows.gather(scored)) != 0),
             fields=said,
             temperature=options.temperature,
             chunk=options.head_chunk,
@@ -134,6 +138,11 @@ def forward(
         pooled = pool(rows.by_shard(hidden), rows.owners(valid), rows.owned, options.pooling)
         found["embedding"] = pooled.reshape(*valid.shape[:2], -1)
     return Outputs(**found)
+
+
+def behind_first(valid: Bool[Array, "*B T"]) -> Bool[Array, "*B T"]:
+    """The real tokens that have one before them: all but each sequence's first."""
+    return valid & (jnp.cumsum(valid, axis=-1, dtype=jnp.int32) > 1)
 
 
 def last_index(valid: Bool[Array, "*B T"]) -> Int[Array, "*B"]:

@@ -77,6 +77,17 @@ def test_nothing_stands_where_the_mask_is_zero(packed):
         assert not np.asarray(value)[hidden].any()
 
 
+@pytest.mark.parametrize("layout", [toy.batch, toy.packed])
+def test_everywhere_is_all_but_first_tokens(layout):
+    columns = layout(EXAMPLES)
+    behind = columns["valid"].copy()
+    behind[:, :, 0] = False
+    wanted = outputs({**columns, "mask": behind.astype(np.float32)}, fields=("logps",))
+    found = outputs(columns, fields=("logps",), options=replace(OPTIONS, everywhere=True))
+    np.testing.assert_array_equal(found.logps, wanted.logps)
+    assert ((np.asarray(found.logps) != 0) == behind).all()
+
+
 def test_packed_outputs_are_unpacked_ones(packed):
     plain = outputs(toy.batch(EXAMPLES))
     for name in FIELDS:

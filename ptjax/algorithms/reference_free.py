@@ -5,6 +5,7 @@ from jaxtyping import Array
 from ptjax.algorithms.base import Algorithm, Terms
 from ptjax.algorithms.pairs import a_token, chosen_nll, pair_metrics
 from ptjax.errors import UserError
+from ptjax.forward import behind_first
 from ptjax.losses import reference_free as losses
 from ptjax.losses.pair import Pair
 from ptjax.types import Batch, Mean, Outputs
@@ -93,22 +94,33 @@ def alphapo(
 
 
 def orpo(
-    outputs: Outputs, batch: Batch, *, beta: float = 0.1, cpo_alpha: float = 1.0
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    cpo_alpha: float = 1.0,
+    nll_prompt: bool = False,
 ) -> tuple[Terms, dict[str, Mean]]:
     """ORPO (2403.07691, equation 6): NLL(chosen) - β · ls(log odds_c - log odds_r).
 
-    The likelihood is that of the answers; TRL adds their prompts to it.
-
     Args:
       outputs: `logps`.
-      batch: `mask`, `weights`; two sequences each, chosen first.
+      batch: `mask`, `weights`, with `nll_prompt` also `valid`; two sequences each, chosen first.
       beta: λ in the paper.
       cpo_alpha: weight of the chosen answers' likelihood, 1 in the paper.
+      nll_prompt: whether the likelihood is that of the prompt too, as TRL's is.
     """
-    pair = _pair(outputs, batch)
+    said = outputs._replace(logps=outputs.logps * batch["mask"])
+    pair = _pair(said, batch)
     values = losses.orpo(pair, beta=beta)
-    terms = _terms(values, pair, outputs, batch, cpo_alpha)
+    read = {**batch, "mask": behind_first(batch["valid"])} if nll_prompt else batch
+    terms = _terms(values, pair, outputs, read, cpo_alpha)
     return terms, pair_metrics(a_token(pair), beta)
+
+
+def _orpo_forward(*, nll_prompt: bool = False) -> dict[str, bool]:
+    """The prompt's log-probs are computed where they are read."""
+    return {"everywhere": nll_prompt}
 
 
 def _pair(outputs: Outputs, batch: Batch) -> Pair:
@@ -139,4 +151,4 @@ def _needs(
 CPO = Algorithm(cpo, needs=_needs, data="pairs")
 SIMPO = Algorithm(simpo, needs=_needs, data="pairs")
 ALPHAPO = Algorithm(alphapo, needs=_needs, data="pairs")
-ORPO = Algorithm(orpo, needs=_needs, data="pairs")
+ORPO = Algorithm(orpo, needs=_needs, data="pairs", forward=_orpo_forward)

@@ -51,3 +51,22 @@ def test_rewards_are_per_token_where_the_loss_is(hparams, by_length):
     assert found["rewards/rejected"] == pytest.approx(rejected)
     assert found["accuracy"] == (0 if by_length else 1)
     assert found["both_fall"] == 0.5
+
+
+def test_orpo_takes_the_prompts_likelihood_where_it_is_asked():
+    """Chosen sequences of 5 and 3 tokens, answers of 4 and 1; the first token of each has none."""
+    valid = jnp.array([[5 * [True], 5 * [True]], [[True] * 3 + [False] * 2, 5 * [True]]])
+    batch = BATCH | {"valid": valid, "mask": MASK}
+    logps = jnp.where(valid, -1.0, 0.0).at[:, :, 0].set(0) * jnp.array([[[1.0]], [[3.0]]])
+    said = Outputs(logps=logps)
+    likelihoods = {}
+    for nll_prompt in (False, True):
+        bound = METHODS["orpo"].bind({"nll_prompt": nll_prompt}, "hparams")
+        assert dict(bound.forward) == {"everywhere": nll_prompt}
+        terms, _ = bound.terms(said, batch)
+        likelihoods[nll_prompt] = float(terms["sft"][1].value())
+        preference = float(terms["preference"][1].value())
+    assert likelihoods[False] == pytest.approx((4 * 1 + 1 * 3) / 5)
+    assert likelihoods[True] == pytest.approx((4 * 1 + 2 * 3) / 6)
+    answers = METHODS["orpo"].bind({}, "hparams").terms(Outputs(logps=logps * MASK), batch)[0]
+    assert preference == float(answers["preference"][1].value())
