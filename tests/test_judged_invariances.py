@@ -109,8 +109,8 @@ def parameters(model):
 
 
 @functools.cache
-def compiled(model, bound, accumulate, mesh):
-    options = ForwardOptions(Compute(), head_chunk=16, pooling="mean")
+def compiled(model, bound, accumulate, mesh, dtype):
+    options = ForwardOptions(Compute(dtype), head_chunk=16, pooling="mean")
 
     def run(params, batch):
         state = TrainState(jnp.int32(0), params, {}, {}, {})
@@ -121,11 +121,11 @@ def compiled(model, bound, accumulate, mesh):
     return jax.jit(run, compiler_options=toy.QUICK)
 
 
-def loss_and_gradients(case, batch, *, accumulate=1, mesh=None):
+def loss_and_gradients(case, batch, *, accumulate=1, mesh=None, dtype="float32"):
     method, hparams = case
     model = SCORER if METHODS[method].head == "score" else LM
     bound = METHODS[method].bind(hparams, "hparams")
-    run, values = compiled(model, bound, accumulate, mesh), parameters(model)
+    run, values = compiled(model, bound, accumulate, mesh, dtype), parameters(model)
     if mesh is None:
         loss, grads, _ = run(values, {name: jnp.asarray(x) for name, x in batch.items()})
     else:
@@ -171,6 +171,16 @@ def test_filler_of_weight_zero(case, wanted):
     filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
     more = columns([*groups, filler * len(groups[0])])
     assert_same(loss_and_gradients(case, more), wanted)
+
+
+def test_bfloat16_is_within_its_rounding(case, wanted):
+    loss, grads = loss_and_gradients(case, columns(answers(case[0])), dtype="bfloat16")
+    assert loss != wanted[0] and abs(loss - wanted[0]) < 0.02 * max(abs(wanted[0]), 1)
+    flat, exact = (
+        np.concatenate([one[name].ravel() for name in sorted(wanted[1])])
+        for one in (grads, wanted[1])
+    )
+    assert np.linalg.norm(flat - exact) < 0.1 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
