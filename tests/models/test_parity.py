@@ -1,5 +1,7 @@
 """Every family's logits and gradients against transformers, on small random models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,13 @@ from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
 from ptjax.models.weights import TensorSpec
 from ptjax.ops.attention import Span
+from tests import toy
 from tests.golden import weights
 
 FAMILIES = sorted(path.stem for path in (weights.FOLDER / "models").glob("*.npz"))
+
+
+quick_jit = functools.partial(jax.jit, compiler_options=toy.QUICK)
 
 
 class Memory:
@@ -30,6 +36,7 @@ class Memory:
         return self.tensors[name][index or ()]
 
 
+@functools.cache
 def load(name):
     golden = weights.load(f"models/{name}")
     tensors = weights.state_dict(golden["shapes"], golden["config"])
@@ -53,7 +60,7 @@ def test_both_styles_of_config_mean_the_same(name):
 def test_logits(name):
     golden, _, model, params = load(name)
 
-    @jax.jit
+    @quick_jit
     def logits(params):
         hidden = model.hidden(params, jnp.asarray(golden["ids"]), span(golden))
         return model.logits(params, hidden)
@@ -75,7 +82,7 @@ def test_gradients(name, remat):
         weight = valid[:, 1:] & valid[:, :-1]
         return -jnp.sum(picked * weight) / weight.sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    value, gradients = quick_jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, golden["nll"], rtol=1e-5)
     tensors = to_hf(model.table, model.config.dims, gradients, np.dtype("float32"))
     got = {key: weights.summary(key, tensor.get()) for key, tensor in tensors}
@@ -99,7 +106,7 @@ def test_cached_decoding_equals_the_full_forward(name):
     ids, valid = jnp.asarray(golden["ids"])[:2], jnp.asarray(golden["valid"])[:2]
     full = model.hidden(params, ids, Span(*(a[:2] for a in span(golden))))
 
-    @jax.jit
+    @quick_jit
     def step(params, ids, counts, cache):
         return model.extend(params, ids, counts, cache)
 
