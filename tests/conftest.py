@@ -4,6 +4,7 @@ Compiled programs are kept for the length of the session: whole runs compile the
 again, in this process and in those it starts.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ _programs = tempfile.TemporaryDirectory(prefix="ptjax-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+gc.set_threshold(50_000, 20, 20)  # traced programs are millions of objects: looked over less often
 
 
 @pytest.fixture(scope="module")
