@@ -10,7 +10,7 @@ quickstart: $(VENV)/.weights          ## train SmolLM2-135M-Instruct with LoRA o
 	$(PY) -m ptjax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test $(VENV)/.weights  ## run the tests
-	$(PY) -m pytest -n 2 --dist loadscope
+	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.dev                   ## format, lint and types
 	$(PY) -m ruff format --check .

@@ -25,6 +25,28 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 gc.set_threshold(50_000, 20, 20)  # traced programs are millions of objects: looked over less often
 
 
+LONG = (
+    "test_judged_invariances",
+    "test_resume",
+    "test_runs",
+    "test_notebook",
+    "test_updates",
+    "test_parity",
+    "test_reference",
+    "test_configs",
+    "test_train",
+    "test_processes",
+    "test_mesh",
+    "test_make",
+)
+"""Files that take long: they begin first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts them in front; the order is otherwise that of the files."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """Programs that run for milliseconds, compiled in half the time."""

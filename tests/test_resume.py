@@ -183,7 +183,8 @@ class Compiling:
 
 
 def test_the_speed_is_that_of_the_steps_and_compilation_stands_apart(run, folder, prepared):
-    run("adapters warm")
+    plain = told(run("adapters warm").summary)
+    usual = int(plain["time in steps"].removeprefix("0:"))
     key = to_json(tiny.tiny_config(folder, **CONFIGS["adapters"]))
     known = prepared.known[key]
     prepared.known[key] = dataclasses.replace(known, train_step=Compiling(known.train_step, 2.0))
@@ -193,9 +194,9 @@ def test_the_speed_is_that_of_the_steps_and_compilation_stands_apart(run, folder
         prepared.known[key] = known
     assert re.fullmatch(r"0:0[56], not in the time in steps", summary["compilation"])
     seconds = int(summary["time in steps"].removeprefix("0:"))
-    assert seconds <= 3
+    assert seconds <= usual + 3  # of the four that were slept
     rate = float(summary["speed"].removesuffix(" tokens/s").replace(",", ""))
-    assert rate > int(summary["tokens"].replace(",", "")) / 3
+    assert rate > int(summary["tokens"].replace(",", "")) / (usual + 4)
     row = next(row for row in read_rows(folder / "compiling") if "tokens_per_second" in row)
     assert row["tokens_per_second"] > row["tokens"] / 1.5
 

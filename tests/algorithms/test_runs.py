@@ -20,7 +20,7 @@ TAUGHT = {"reference.source": "teacher"}
 OWN = {
     "spin": SAMPLED,
     "online_dpo": BY_REWARD,
-    **dict.fromkeys(ONLINE, {**BY_REWARD, "rollout.n": 2}),
+    **dict.fromkeys((*ONLINE, "raft"), {**BY_REWARD, "rollout.n": 2}),
     "gkd": TAUGHT,
     "gkd_on_policy": SAMPLED | TAUGHT,
     "on_policy_distillation": SAMPLED | TAUGHT,

@@ -153,6 +153,10 @@ def test_a_suite_may_import_the_program_as_it_likes():
 
 
 def test_programs_have_the_packages_of_the_python_that_is_named():
+    if sys.executable.startswith("/tmp/"):
+        with pytest.raises(UserError, match="/tmp is the programs' own in the sandbox"):
+            grade("", [Prints("", "")], Limits(), python=sys.executable)
+        return
     program = "import numpy; print(numpy.arange(4).sum())"
     tests = [Prints("", "6")]
     assert grade(program, tests, Limits(), python=sys.executable)[0].passed

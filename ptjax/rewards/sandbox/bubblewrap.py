@@ -54,7 +54,7 @@ def interpreter(python: str = "") -> Interpreter:
     """A Python by its path; without one, ptjax's own, without the packages beside it.
 
     Raises:
-      UserError: it does not run.
+      UserError: it does not run, or lies below /tmp.
     """
     path = python or os.path.realpath(sys.executable)
     asked = "import json, os, sys; print(json.dumps([os.path.realpath(sys.executable), "
@@ -71,6 +71,11 @@ def interpreter(python: str = "") -> Interpreter:
     for folder in (prefix, os.path.dirname(real), *packages):
         if not any(Path(folder).is_relative_to(other) for other in needed):
             needed.append(folder)
+    if hidden := [folder for folder in needed if Path(folder).is_relative_to("/tmp")]:
+        raise UserError(
+            f"code: python = {path!r} needs {hidden[0]}, and /tmp is the programs' own in the "
+            "sandbox; use a Python that lies elsewhere"
+        )
     return Interpreter(real, tuple(needed[2:]), packages)
 
 
