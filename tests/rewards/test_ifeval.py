@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from ptjax.rewards.base import Failed
 from ptjax.rewards.ifeval import ifeval
 from ptjax.rewards.instructions import INSTRUCTIONS, follows, sentences
 
-DATA = Path("/work/shared/data")
+DATA = Path(os.environ.get("PTJAX_SHARED_DATA") or "nowhere")
 
 # (instruction, arguments, a text that follows, one that does not)
 EXAMPLES = [
@@ -120,7 +121,9 @@ def test_a_row_that_is_not_understood_is_missing():
     assert "did you mean 'punctuation:no_comma'" in str(found[0])
 
 
-@pytest.mark.skipif(not (DATA / "ifeval").exists(), reason="needs the official verdicts")
+@pytest.mark.skipif(
+    not (DATA / "ifeval").exists(), reason="needs the official verdicts: PTJAX_SHARED_DATA"
+)
 def test_verdicts_are_the_official_ones():
     rows = (DATA / "ifeval" / "input_data.jsonl").read_text().splitlines()
     asked = {row["prompt"]: row for row in map(json.loads, rows)}

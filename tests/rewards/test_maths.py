@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
 from ptjax.rewards.maths import math
 
-CASES = Path("/work/shared/data/golden_math_verify/cases.jsonl")
+CASES = Path(os.environ.get("PTJAX_SHARED_DATA") or "nowhere") / "golden_math_verify/cases.jsonl"
 
 
 def test_what_is_plainly_equal_needs_no_parser():
@@ -41,7 +42,7 @@ def test_math_verify_reads_the_rest_and_only_what_hangs_is_missing():
     assert math([], [r"\boxed{2}"], answer=["?!"], seconds=1.5) == [None]
 
 
-@pytest.mark.skipif(not CASES.exists(), reason="needs math-verify's own cases")
+@pytest.mark.skipif(not CASES.exists(), reason="needs math-verify's own cases: PTJAX_SHARED_DATA")
 def test_verdicts_are_those_of_math_verify():
     plain = {"file", "test", "gold", "pred", "expected", "passes_with_math_verify_0.9.0"}
     rows = [json.loads(line) for line in CASES.read_text().splitlines()]
