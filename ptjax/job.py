@@ -69,10 +69,7 @@ class Run:
     @property
     def updates(self) -> int:
         """Optimizer steps that one batch of the data leads to."""
-        grouped = any(stage.sequences == GROUP for stage in self.bound.stages)
-        if not grouped or self.rollout is None:
-            return 1
-        return self.rollout.epochs * self.rollout.minibatches
+        return 1 if self.rollout is None else self.rollout.updates
 
     def count(self, params: Params) -> int:
         """Parameters of some leaves."""

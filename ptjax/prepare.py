@@ -93,7 +93,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     if advice := bound.advice(pipeline.examples.scores):
         _log.warning("%s: %s", config.method, advice)
     rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
-    steps = _steps(config, pipeline, rollout.epochs * rollout.minibatches if rollout else 1)
+    steps = _steps(config, pipeline, rollout.updates if rollout else 1)
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
     bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
@@ -114,7 +114,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     reference = None
     if asked and not follows:  # one that follows is what its stage remembers
         reference = make_reference(config, bundle, state.params, mesh)
-    if rollout is not None and rollout.epochs * rollout.minibatches > 1:
+    if rollout is not None and rollout.updates > 1:
         shapes = staged(bound.stages, rollout, reference, pipeline.shapes[0])
         state = replace(state, carry={**state.carry, BUFFER: buffer(shapes, mesh)})
     shardings = jax.tree.map(lambda x: x.sharding, state)

@@ -22,16 +22,10 @@ def chat_ids(
       UserError: the template refuses the conversation.
     """
     try:
-        prepared = template.prepare(list(messages), tools)
-        text, _, genuine = template.render(prepared, tools, prompt=True)
-        if genuine is None:
-            ids, _ = template.tokens.encode([text])[0]
-        else:
-            ids, _ = template.tokens.encode_around(text, genuine)
+        return template.prompt_ids(list(messages), tools).tolist()
     except BadForm as error:
         detail = f" ({error.detail})" if error.detail else ""
         raise UserError(f"{error.reason}{detail}") from error
-    return ids.tolist()
 
 
 @dataclass

@@ -22,7 +22,7 @@ def with_advantages(table: Sequence[Mapping[str, Any]], columns: Mapping[str, An
       columns: `mask`, and `advantages` where the method has them.
     """
     rows = [dict(entry) for entry in table]
-    if "advantages" not in columns:
+    if not rows or "advantages" not in columns:
         return rows
     mask, advantages = np.asarray(columns["mask"]), np.asarray(columns["advantages"])
     means = (advantages * mask).sum(-1) / np.maximum(mask.sum(-1), 1)

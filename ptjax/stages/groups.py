@@ -12,6 +12,7 @@ import numpy as np
 from ptjax.data import HostBatch
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
+from ptjax.data.prompts import Prompt
 from ptjax.generate.transcript import Completion
 from ptjax.rewards.score import Scores
 from ptjax.sharding import batch_shards, put_batch
@@ -163,6 +164,7 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
         "truncated": np.zeros(shape[:2], np.float32),
     }
     for row, group in enumerate(groups):
+        prompt = rollout.prompt(group.example, training=ctx.training)
         there = np.isfinite(group.total)
         made["weights"][row] = np.where(there, group.weight, 0)
         made["rewards"][row] = np.where(there, group.total, 0)
@@ -172,16 +174,13 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             begin = len(group.prompt)
             made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
             made["truncated"][row, i] = answer.finished == "length"
-            ctx.table.append(_entry(ctx, group, i, row))
+            ctx.table.append(_entry(rollout, prompt, group, i, row))
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
     return made | {"pack": pack_groups(made["valid"], blocks)}
 
 
-def _entry(ctx: Context, group: Group, i: int, row: int) -> dict[str, object]:
+def _entry(rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int) -> dict[str, object]:
     """What the completion table says of an answer."""
-    rollout = ctx.rollout
-    assert rollout is not None
-    prompt = rollout.prompt(group.example, training=ctx.training)
     found: dict[str, object] = {
         "example": group.example,
         "where": prompt.where,

@@ -165,6 +165,11 @@ class Rollout:
         )
 
     @property
+    def updates(self) -> int:
+        """Optimizer steps that a rollout serves."""
+        return self.epochs * self.minibatches
+
+    @property
     def reward_names(self) -> list[str]:
         """A name for each reward, numbered where one is there twice."""
         names = [reward.name.rpartition(".")[2] for reward in self.rewards]
