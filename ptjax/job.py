@@ -82,7 +82,10 @@ class Run:
     @property
     def measures(self) -> list[str]:
         """What stages measure of held-out data, beside the loss."""
-        return [name for stage in self.bound.stages for name in stage.measures]
+        names = [name for stage in self.bound.stages for name in stage.measures]
+        if self.rollout is not None and any(s.sequences == GROUP for s in self.bound.stages):
+            names += [f"reward/{name}" for name in self.rollout.reward_names]
+        return names
 
     def teacher(self, state: TrainState) -> Teacher | None:
         """What the policy learns from by hidden states, where its loss asks for that."""

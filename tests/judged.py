@@ -98,6 +98,7 @@ ROWS = {
     "mismatched": _unpaired,
     "ranked": _ranked,
     "rated": _rated,
+    "verdicts": _rated,
     "stepwise": _stepwise,
     "contrastive": _contrastive,
 }

@@ -13,6 +13,7 @@ import pytest
 
 from ptjax.prepare import prepare
 from tests import beside_trl
+from tests.full import only_in_full
 from tests.golden import weights
 
 GOLDEN = beside_trl.golden("dpo")
@@ -35,9 +36,7 @@ def config(name):
     return made
 
 
-@pytest.mark.parametrize(
-    "name", ["full", "lora", pytest.param("accumulated", marks=beside_trl.only_in_full)]
-)
+@pytest.mark.parametrize("name", ["full", "lora", pytest.param("accumulated", marks=only_in_full)])
 def test_as_trl(name, monkeypatch):
     beside_trl.on_one_device(monkeypatch)
     job = prepare(config(name))

@@ -22,6 +22,7 @@ from ptjax.stages.base import Stage
 from ptjax.step import gradients
 from ptjax.types import TrainState
 from tests import toy
+from tests.full import only_in_full
 from tests.toy import assert_same
 
 COUNT, LENGTH, ROW = 8, 12, 36
@@ -146,16 +147,21 @@ def wanted(case):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_side_and_amount(case, wanted, side):
-    assert_same(loss_and_gradients(case, columns(answers(case[0]), 17, side)), wanted)
+def test_padding_side_and_amount_and_filler_of_weight_zero(case, wanted, side):
+    groups = answers(case[0])
+    filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
+    more = columns([*groups, filler * len(groups[0])], 17, side)
+    assert_same(loss_and_gradients(case, more), wanted)
 
 
+@only_in_full
 def test_packed_is_unpacked(case, wanted):
     batch = packed(answers(case[0]))
     assert len(batch["pack"]) < COUNT
     assert_same(loss_and_gradients(case, batch), wanted)
 
 
+@only_in_full
 def test_eight_micro_batches_of_one(case, wanted):
     assert_same(loss_and_gradients(case, columns(answers(case[0])), accumulate=8), wanted)
 
@@ -164,13 +170,6 @@ def test_a_permutation_of_the_batch(case, wanted):
     groups = answers(case[0])
     shuffled = [groups[i] for i in np.random.RandomState(3).permutation(COUNT)]
     assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
-
-
-def test_filler_of_weight_zero(case, wanted):
-    groups = answers(case[0])
-    filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
-    more = columns([*groups, filler * len(groups[0])])
-    assert_same(loss_and_gradients(case, more), wanted)
 
 
 def test_bfloat16_is_within_its_rounding(case, wanted):
@@ -184,6 +183,7 @@ def test_bfloat16_is_within_its_rounding(case, wanted):
 
 
 def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted):
+    """Where it fails, PTJAX_FULL=1 tells packing from micro-batches."""
     mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulate = COUNT // shards

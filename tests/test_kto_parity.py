@@ -15,6 +15,7 @@ import pytest
 
 from ptjax.prepare import prepare
 from tests import beside_trl
+from tests.full import only_in_full
 from tests.golden import weights
 
 GOLDEN = beside_trl.golden("kto")
@@ -47,9 +48,7 @@ def config(path, name):
     return made
 
 
-@pytest.mark.parametrize(
-    "name", ["desirable", pytest.param("equal", marks=beside_trl.only_in_full)]
-)
+@pytest.mark.parametrize("name", ["desirable", pytest.param("equal", marks=only_in_full)])
 def test_as_trl(name, examples, monkeypatch):
     beside_trl.on_one_device(monkeypatch)
     job = prepare(config(examples, name))

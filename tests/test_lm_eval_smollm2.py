@@ -8,7 +8,6 @@ The golden file is in the folder PTJAX_SHARED_DATA; its SOURCE.md says how it wa
 
 import json
 import math
-import os
 from typing import NamedTuple
 
 import jax
@@ -21,8 +20,8 @@ from ptjax.errors import UserError
 from ptjax.forward import forward
 from ptjax.models.load import load
 from tests.data.shared import shared
+from tests.full import FULL, only_in_full
 
-FULL = os.environ.get("PTJAX_FULL", "") not in ("", "0")
 ROW, ROWS, SEQUENCES, LENGTH = 512, 4, 128, 256
 
 
@@ -111,7 +110,7 @@ def test_log_likelihoods_are_those_of_lm_eval(scored):
     assert [greedy for *_, greedy in requests] == [request.greedy for request, *_ in requests]
 
 
-@pytest.mark.skipif(not FULL, reason="PTJAX_FULL=1 runs it")
+@only_in_full
 def test_the_tasks_results_follow(scored):
     golden, requests = scored
     for task, told in golden["tasks"].items():

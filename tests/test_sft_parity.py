@@ -14,6 +14,7 @@ import pytest
 
 from ptjax.prepare import prepare
 from tests import beside_trl
+from tests.full import only_in_full
 from tests.golden import weights
 
 GOLDEN = beside_trl.golden("sft")
@@ -50,10 +51,7 @@ def as_trl(columns, rows):
     "name",
     [
         "end_of_turn",
-        *(
-            pytest.param(name, marks=beside_trl.only_in_full)
-            for name in ("lora", "trl", "accumulated")
-        ),
+        *(pytest.param(name, marks=only_in_full) for name in ("lora", "trl", "accumulated")),
     ],
 )
 def test_as_trl(name, monkeypatch):

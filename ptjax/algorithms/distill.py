@@ -10,6 +10,7 @@ from ptjax.losses.ratios import CORRECTIONS
 from ptjax.ops.divergence import Divergence
 from ptjax.stages.base import Stage
 from ptjax.stages.old import old_logps
+from ptjax.stages.sampler import sampler
 from ptjax.stages.teacher import teacher_advantage, teacher_hidden
 from ptjax.types import Batch, Mean, Outputs
 
@@ -120,5 +121,5 @@ def on_policy_distillation_after(rollout: Stage) -> Algorithm:
       rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`, `sampler_logps`.
     """
     before = dataclasses.replace(old_logps, wanted=_several_updates)
-    stages = (rollout, before, teacher_advantage)
+    stages = (sampler, rollout, before, teacher_advantage)
     return Algorithm(on_policy_distillation, stages=stages, needs=_needs, data="prompts")

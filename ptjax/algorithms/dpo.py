@@ -1,13 +1,15 @@
 """Direct preference optimisation and its relatives: pairs against a reference."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ptjax.algorithms.base import Algorithm, Terms, known_call
+from ptjax.algorithms.hparams import keywords
 from ptjax.algorithms.pairs import a_token, chosen_nll, drift_metrics, pair_metrics
 from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.pair import F_DIVERGENCES, Pair, with_f_divergence, wpo_weight
 from ptjax.losses.preference import COUPLED, F_DIVERGENCE_LOSSES, PAIR_LOSSES, options
-from ptjax.stages.reference import ref_logps, synced_reference
+from ptjax.stages.reference import iterated_reference, ref_logps, synced_reference
 from ptjax.types import Batch, Mean, Outputs
 
 SFT_TERM = "sft"
@@ -73,8 +75,12 @@ def dpo(
         else:
             values = known_call(PAIR_LOSSES[name], {**settings, "beta": beta}, seen)
             terms[name] = (coefficient, Mean.of(scale * values, pair.weights))
+    whole = pair if ld_alpha == 1 else Pair.of(*columns)
     measured = a_token(pair) if _by_length(names, length_normalized) else pair
-    return terms, pair_metrics(measured, beta) | drift_metrics(outputs, batch, pair)
+    measured = measured._replace(
+        chosen_logps=whole.chosen_logps, rejected_logps=whole.rejected_logps
+    )
+    return terms, pair_metrics(measured, beta) | drift_metrics(outputs, batch, whole)
 
 
 def _by_length(names: tuple[str, ...], length_normalized: bool) -> bool:
@@ -101,7 +107,7 @@ def _check(
     label_smoothing: float | None,
     f_divergence: str,
     ld_alpha: float,
-    **_: Any,
+    **others: Any,
 ) -> None:
     """Refuses what no loss reads, and what would have no meaning."""
     names = _names(loss)
@@ -129,8 +135,31 @@ def _check(
             f"dpo: f_divergence {f_divergence!r} goes with {', '.join(F_DIVERGENCE_LOSSES)}, "
             f"not with {other[0]}"
         )
-    if not 0 <= ld_alpha <= 1:
-        raise UserError(f"dpo: ld_alpha = {ld_alpha}: it must be in [0, 1]")
+    _unread(loss, {"f_divergence": f_divergence, **others})
+    given = {"ld_alpha": ld_alpha, **others}
+    wrong = {
+        "ld_alpha": ("in [0, 1]", not 0 <= ld_alpha <= 1),
+        "tau": ("in (0, 1]", not 0 < given["tau"] <= 1),
+        "sync_every": ("not negative", given["sync_every"] < 0),
+        "sync_alpha": ("in (0, 1]", not 0 < given["sync_alpha"] <= 1),
+    }
+    for name, (wanted, is_wrong) in wrong.items():
+        if is_wrong:
+            raise UserError(f"dpo: {name} = {given[name]}: it must be {wanted}")
+
+
+def _unread(loss: str | tuple[str, ...], values: Mapping[str, Any]) -> None:
+    """Refuses a setting, other than as it is by default, that none of the losses reads."""
+    fixed = keywords(dpo)
+    read = {name for one in _names(loss) if one in PAIR_LOSSES for name in options(one)}
+    for name in ("tau", "length_normalized"):
+        if values[name] != fixed[name] and name not in read:
+            raise UserError(f"dpo: {name} is not read by loss {loss!r}")
+    if values["f_alpha"] != fixed["f_alpha"] and values["f_divergence"] != "alpha":
+        raise UserError("dpo: f_alpha is not read by f_divergence other than 'alpha'")
+    usual = (keywords(stage.run)["sync_alpha"] for stage in (synced_reference, iterated_reference))
+    if not values["sync_every"] and values["sync_alpha"] not in usual:
+        raise UserError("dpo: sync_alpha is not read where sync_every = 0")
 
 
 def _coupled(*, loss: str | tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Algorithm
+from ptjax.algorithms.pairs import drift
 from ptjax.errors import UserError
 from ptjax.losses import unpaired
 from ptjax.stages.baseline import bco_baseline, kto_baseline
@@ -69,7 +70,8 @@ def bco(
         desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight,
     )
-    return Mean.of(values, weights), _metrics(outputs, batch, beta, batch["baseline"])
+    metrics = _metrics(outputs, batch, beta, batch["baseline"])
+    return Mean.of(values, weights), metrics | {"kl": drift(outputs, batch)}
 
 
 def apo_zero_unpaired(
@@ -98,7 +100,8 @@ def apo_zero_unpaired(
         undesirable_weight=undesirable_weight,
     )
     nothing = jnp.zeros(len(batch["weights"]))
-    return Mean.of(values, weights), _metrics(outputs, batch, beta, nothing)
+    metrics = _metrics(outputs, batch, beta, nothing)
+    return Mean.of(values, weights), metrics | {"kl": drift(outputs, batch)}
 
 
 def _columns(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:

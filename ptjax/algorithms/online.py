@@ -14,6 +14,7 @@ from ptjax.stages.control import entropy_control, kl_control
 from ptjax.stages.groups import greedy_rewards
 from ptjax.stages.old import old_logps, old_outputs
 from ptjax.stages.reference import ref_logps, synced_reference
+from ptjax.stages.sampler import sampler
 from ptjax.types import Batch, Mean, Outputs
 
 _REFERENCE = dataclasses.replace(ref_logps, wanted=lambda *, beta: beta > 0)
@@ -110,7 +111,7 @@ def online(rollout: Stage, names: tuple[str, ...] = tuple(PRESETS)) -> dict[str,
 def _preset(rollout: Stage, settings: dict[str, Any]) -> Algorithm:
     stages = tuple(
         dataclasses.replace(stage, run=_with(stage.run, settings))
-        for stage in (rollout, greedy_rewards, *_AFTER)
+        for stage in (sampler, rollout, greedy_rewards, *_AFTER)
     )
     return Algorithm(
         _with(policy_gradient, settings),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ptjax.losses.kl import k3
 from ptjax.losses.nll import nll
 from ptjax.losses.pair import Pair, per_token
 from ptjax.types import Batch, Mean, Outputs
@@ -33,8 +34,6 @@ def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:
       beta: what a log-ratio is multiplied by to be a reward.
     """
     chosen, rejected = beta * pair.a, beta * pair.b
-    longer = jnp.sign(pair.chosen_length - pair.rejected_length)
-    unequal = pair.weights * (longer != 0)
 
     def mean(values: Array) -> Mean:
         return Mean.of(values.astype(jnp.float32), pair.weights)
@@ -47,24 +46,49 @@ def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:
         "logps/chosen": mean(pair.chosen_logps),
         "logps/rejected": mean(pair.rejected_logps),
         "saturated": mean(jax.nn.sigmoid(rejected - chosen) < SATURATED),
+    } | by_length(chosen, rejected, pair.chosen_length, pair.rejected_length, pair.weights)
+
+
+def by_length(
+    chosen: Float[Array, " B"],
+    rejected: Float[Array, " B"],
+    chosen_length: Float[Array, " B"],
+    rejected_length: Float[Array, " B"],
+    weights: Float[Array, " B"],
+) -> dict[str, Mean]:
+    """Rewards of the longer and of the shorter answer, of pairs of unequal length.
+
+    Args:
+      chosen: rewards.
+      rejected: rewards.
+      chosen_length: tokens.
+      rejected_length: tokens.
+      weights: of pairs.
+    """
+    longer = jnp.sign(chosen_length - rejected_length)
+    unequal = weights * (longer != 0)
+    return {
         "longer/preferred": _share(jnp.sign(chosen - rejected) == longer, unequal),
         "longer/chosen": _share(longer > 0, unequal),
+        "longer/reward": Mean.of(jnp.where(longer > 0, chosen, rejected), unequal),
+        "shorter/reward": Mean.of(jnp.where(longer > 0, rejected, chosen), unequal),
     }
 
 
 def drift_metrics(outputs: Outputs, batch: Batch, pair: Pair) -> dict[str, Mean]:
-    """How far the policy is from its reference on the data: `kl`, and `both_fall`.
-
-    kl is the mean over the data's tokens of exp(ref - lp) - (ref - lp) - 1 (Schulman's k3): it is
-    an estimate of the divergence as far as the policy would write such answers itself.
-    """
-    tokens = batch["mask"] * batch["weights"][..., None]
-    gap = batch["ref_logps"] - outputs.logps
+    """How far the policy is from its reference on the data: `kl`, and `both_fall`."""
     fall = (pair.a < 0) & (pair.b < 0)
-    return {
-        "kl": Mean.of(jnp.exp(gap) - gap - 1, tokens),
-        "both_fall": Mean.of(fall.astype(jnp.float32), pair.weights),
-    }
+    return {"kl": drift(outputs, batch), "both_fall": _share(fall, pair.weights)}
+
+
+def drift(outputs: Outputs, batch: Batch) -> Mean:
+    """The mean over the data's tokens of exp(ref - lp) - (ref - lp) - 1 (Schulman's k3).
+
+    It is an estimate of the divergence as far as the policy would write such answers itself.
+    """
+    return Mean.of(
+        k3(outputs.logps, batch["ref_logps"]), batch["mask"] * batch["weights"][..., None]
+    )
 
 
 def _share(holds: Array, weights: Float[Array, " B"]) -> Mean:

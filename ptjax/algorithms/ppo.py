@@ -16,6 +16,7 @@ from ptjax.stages.base import Stage
 from ptjax.stages.control import kl_control
 from ptjax.stages.gae import gae
 from ptjax.stages.reference import ref_logps
+from ptjax.stages.sampler import sampler
 from ptjax.types import Batch, Mean, Outputs
 
 CRITICS = {"shared": "lm_value", "separate": "lm_critic"}
@@ -137,7 +138,7 @@ def ppo_after(rollout: Stage) -> Algorithm:
     reference = dataclasses.replace(ref_logps, wanted=lambda *, beta: beta > 0)
     return Algorithm(
         ppo,
-        stages=(rollout, reference, kl_control, gae),
+        stages=(sampler, rollout, reference, kl_control, gae),
         needs=_needs,
         data="prompts",
         head=_head,

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ptjax.algorithms.base import Algorithm
+from ptjax.algorithms.pairs import by_length
 from ptjax.errors import UserError
 from ptjax.forward import last_scores
 from ptjax.losses import reward as losses
@@ -29,6 +30,8 @@ def reward(outputs: Outputs, batch: Batch, *, center: float = 0.0) -> Made:
         "rewards/margin": Mean.of(chosen - rejected, weights),
         "accuracy": _share(chosen > rejected, weights),
     }
+    lengths = jnp.sum(batch["valid"], -1, dtype=jnp.float32)
+    metrics |= by_length(chosen, rejected, lengths[:, 0], lengths[:, 1], weights)
     return Mean.of(values, weights), metrics
 
 
@@ -124,5 +127,5 @@ def _centered(*, center: float) -> tuple[str, ...]:
 REWARD = Algorithm(reward, needs=_centered, data="pairs", head="score")
 REWARD_RANKED = Algorithm(reward_ranked, needs=_centered, data="ranked", head="score")
 REWARD_REGRESSION = Algorithm(reward_regression, needs=("scores",), data="rated", head="score")
-OUTCOME_REWARD = Algorithm(outcome_reward, needs=("scores",), data="rated", head="score")
+OUTCOME_REWARD = Algorithm(outcome_reward, needs=("scores",), data="verdicts", head="score")
 PROCESS_REWARD = Algorithm(process_reward, needs=("scores",), data="stepwise", head="score")

@@ -75,6 +75,8 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
     score = _number(row[column], column)
     if kind.name in LABELLED and score not in (0, 1):
         raise BadForm("'label' is neither true (1) nor false (0)", repr(row[column]))
+    if kind.name == "verdicts" and score not in (0, 1):
+        raise BadForm("the verdict is neither right (1) nor wrong (0)", repr(row[column]))
     return [Judged([_answered(read_conversation(row, form))], [score])]
 
 

@@ -44,6 +44,8 @@ _UNPAIRED: Forms = {
     **_PAIRS,
 }
 _UNPAIRED_NAMES: Names = {"label": ("kto_tag",), **_PAIR_NAMES}
+_RATED = _with("score", "prompt_completion", "messages", "text", "sharegpt", "alpaca")
+_RATED_NAMES: Names = {"score": ("rating", "reward", "label")}
 _PROMPTS: Forms = {
     "prompt": ("prompt",),
     "messages": ("messages",),
@@ -84,12 +86,8 @@ KINDS = {
         Kind("unpaired", _UNPAIRED, _UNPAIRED_NAMES, ("scores",)),
         Kind("mismatched", _UNPAIRED, _UNPAIRED_NAMES, ("scores", *_MISMATCHED)),
         Kind("ranked", {"ranking": ("prompt", "completions"), **_PAIRS}, _PAIR_NAMES, ("scores",)),
-        Kind(
-            "rated",
-            _with("score", "prompt_completion", "messages", "text", "sharegpt", "alpaca"),
-            {"score": ("rating", "reward", "label")},
-            ("scores",),
-        ),
+        Kind("rated", _RATED, _RATED_NAMES, ("scores",)),
+        Kind("verdicts", _RATED, _RATED_NAMES, ("scores",)),
         Kind("stepwise", {"stepwise": ("prompt", "completions", "labels")}, {}, ("labels",)),
         Kind(
             "contrastive",

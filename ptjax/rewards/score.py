@@ -42,6 +42,8 @@ def score(
 ) -> Scores:
     """Scores completions: Σ weight · value over the rewards that do not abstain.
 
+    A reward of weight 0 is a monitor: it has its values, and neither gives nor takes a score.
+
     A reward fails where it raises, takes longer than its time limit, or returns something else than
     a list of `count` finite numbers and Nones: those completions have no score, since a sum without
     it does not compare with the others. Asynchronous rewards are awaited together.
@@ -65,7 +67,7 @@ def score(
         for i, value in enumerate(reward_values):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
-                bad[i] = True
+                bad[i] |= reward.weight != 0
             elif value is not None:
                 each[i, j] = value
     if bad.sum() > max_missing * count:
@@ -75,7 +77,7 @@ def score(
             + ", ".join(f"{times} x {reason}" for reason, times in failed.most_common(3))
         )
     weights = np.array([reward.weight for reward in rewards], np.float32)
-    given = np.isfinite(each)
+    given = np.isfinite(each) & (weights != 0)
     total = np.where(given, each, 0) @ weights
     total = np.where(bad | ~given.any(axis=1), np.float32(np.nan), total)
     return Scores(total, each, failed)

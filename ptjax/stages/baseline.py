@@ -41,8 +41,12 @@ def _bco_baseline(
 ) -> tuple[Batch, dict[str, Array]]:
     """δ: the mean of β · log-ratio over all examples so far, this batch's included.
 
-    BCO (2404.04656, section 3.2). A batch whose ratios are not finite is not remembered.
+    BCO (2404.04656, section 3.2). A batch whose ratios are not finite is not remembered; a held-out
+    one is compared with the mean as it stands.
     """
+    if not ctx.training:
+        shift = carry["total"] / jnp.maximum(carry["count"], 1)
+        return batch | {"baseline": jnp.broadcast_to(shift, batch["weights"].shape[:1])}, carry
     policy = ctx.policy(batch, ("logps",)).logps
     shift, moved = _running(carry, policy, batch["ref_logps"], batch["weights"], beta=beta)
     ctx.logged["delta"] = shift

@@ -18,6 +18,7 @@ from ptjax.rewards.score import Scores
 from ptjax.sharding import batch_shards, put_batch
 from ptjax.stages.base import GROUP, Context, Stage
 from ptjax.stages.rollout import Columns, Rollout, put_answer, told
+from ptjax.stages.sampler import sampled_by
 from ptjax.types import Batch
 
 _log = logging.getLogger("ptjax")
@@ -33,7 +34,8 @@ class Group(NamedTuple):
     total: np.ndarray
     """float32 [n]; NaN where a reward is missing."""
     each: np.ndarray
-    """float32 [n, F], times the rewards' weights; NaN where one abstained or is missing."""
+    """float32 [n, F], times the rewards' weights, those of weight 0 as they are; NaN where one
+    abstained or is missing."""
 
     @property
     def told_apart(self) -> bool:
@@ -101,7 +103,7 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
     spent["rollout"] += sampled - began
     spent["reward"] += time.perf_counter() - sampled
     n = len(answers[0])
-    weights = np.array([reward.weight for reward in rollout.rewards], np.float32)
+    weights = np.array([reward.weight or 1.0 for reward in rollout.rewards], np.float32)
     return [
         Group(
             numbers[i],
@@ -127,7 +129,7 @@ def _answers(
     rollout = ctx.rollout
     assert rollout is not None
     keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
-    policy = ctx.model()
+    policy = ctx.model(trained=sampled_by(ctx))
     if rollout.environment is None:
         return rollout.draw(*policy, prompts, keys, n=n, temperature=temperature)
     rows = [rollout.prompt(number, training=ctx.training).facts() for number in numbers]
@@ -140,11 +142,13 @@ def _scores(
     answers: Sequence[Sequence[Completion]],
     training: bool,
 ) -> Scores:
-    """What the rewards say; where a method asks none, all answers count alike."""
-    if rollout.rewards:
-        return rollout.judge(numbers, answers, training=training)
+    """What the rewards say; where a method asks none but monitors, all answers count alike."""
     count = sum(map(len, answers))
-    return Scores(np.zeros(count, np.float32), np.zeros((count, 0), np.float32), Counter())
+    nothing = np.zeros(count, np.float32)
+    if not rollout.rewards:
+        return Scores(nothing, np.zeros((count, 0), np.float32), Counter())
+    said = rollout.judge(numbers, answers, training=training)
+    return said if rollout.judged else said._replace(total=nothing)
 
 
 def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
@@ -152,6 +156,7 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
     rollout = ctx.rollout
     assert rollout is not None
     n = rollout.n if ctx.training else 1
+    summed = np.array([reward.weight != 0 for reward in rollout.rewards], bool)
     shape = (places, n, rollout.length)
     made = {
         "tokens": np.zeros(shape, np.int32),
@@ -168,7 +173,7 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
         there = np.isfinite(group.total)
         made["weights"][row] = np.where(there, group.weight, 0)
         made["rewards"][row] = np.where(there, group.total, 0)
-        made["reward_parts"][row] = group.each
+        made["reward_parts"][row] = np.where(summed, group.each, np.nan)
         for i, answer in enumerate(group.answers):
             put_answer(made, row, i, group.prompt, answer)
             begin = len(group.prompt)
@@ -210,14 +215,16 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     if not rollout.rewards:
         return
     ctx.logged["reward/seconds"] = spent["reward"]
+    for name, values in zip(rollout.reward_names, each.T, strict=True):
+        if np.isfinite(values).any():
+            ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
+    if not rollout.judged:
+        return
     ctx.logged["rollout/missing"] = 1 - len(there) / len(total)
     ctx.logged["rollout/no_signal"] = float(np.mean([not group.told_apart for group in groups]))
     if len(there):
         ctx.logged["rollout/reward"] = float(there.mean())
         ctx.logged["rollout/reward_std"] = float(there.std())
-    for name, values in zip(rollout.reward_names, each.T, strict=True):
-        if np.isfinite(values).any():
-            ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
     if ctx.training and not any(group.told_apart for group in groups):
         _log.warning(
             "step %d: no prompt has answers of different rewards (all %s): this step teaches "

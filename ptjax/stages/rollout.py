@@ -178,6 +178,17 @@ class Rollout:
             for i, name in enumerate(names)
         ]
 
+    @property
+    def judged(self) -> bool:
+        """Whether any reward has a say, and not all are monitors."""
+        return len(self.monitors) < len(self.rewards)
+
+    @property
+    def monitors(self) -> list[str]:
+        """The names of those of weight 0: measured, and not trained on."""
+        named = zip(self.reward_names, self.rewards, strict=True)
+        return [name for name, reward in named if not reward.weight]
+
     def key(self, step: int, example: int, *, training: bool) -> list[int]:
         """Randomness of an example in a step, wherever in the batch, on whatever mesh it stands."""
         return [self.seed % 2**32, int(training), step, example]

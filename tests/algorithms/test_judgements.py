@@ -31,6 +31,9 @@ def test_rewards_are_those_of_the_last_tokens():
     assert terms["loss"][1].value() == pytest.approx(wanted, rel=1e-5)
     assert metrics["accuracy"].value() == 0.5
     assert metrics["rewards/margin"].value() == pytest.approx(-0.5)
+    assert metrics["longer/preferred"].value() == 0.5 and metrics["longer/chosen"].value() == 1
+    assert metrics["longer/reward"].value() == pytest.approx(0.5)
+    assert metrics["shorter/reward"].value() == pytest.approx(1)
 
 
 def test_a_ranking_counts_each_prompt_once():

@@ -29,8 +29,17 @@ def test_rewards_and_warning_signs():
     assert found["logps/chosen"] == pytest.approx((-2 - 2) / 2)
     assert found["both_fall"] == 0.5
     assert found["longer/preferred"] == 0.5 and found["longer/chosen"] == 0.5
+    assert found["longer/reward"] == pytest.approx(0.5 * (2 - 2) / 2)
+    assert found["shorter/reward"] == pytest.approx(0.5 * (1 - 1) / 2)
     assert found["saturated"] == 0
     assert measured(beta=10.0)["saturated"] == 1
+
+
+def test_log_probs_and_drift_are_of_whole_answers_whatever_the_loss_weighs():
+    plain, desensitised = measured(), measured(ld_alpha=0.2)
+    for name in ("logps/chosen", "logps/rejected", "both_fall", "kl"):
+        assert desensitised[name] == plain[name]
+    assert desensitised["rewards/chosen"] != plain["rewards/chosen"]
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,8 @@ def test_columns_are_renamed_also_by_path():
         ("ranked", {"prompt": "p", "completions": ["a", "b"], "ranks": 1}, "'ranks' is not a list"),
         ("rated", {"prompt": "p", "completion": "c"}, "'score' is missing"),
         ("rated", {"text": "t", "score": float("nan")}, "'score' is not a number"),
+        ("verdicts", {"text": "t", "score": 4}, "neither right"),
+        ("verdicts", {"prompt": "p", "completion": "c", "label": 0.5}, "neither right"),
         ("stepwise", {"prompt": "p", "completions": "a", "labels": [1]}, "list of texts, one a"),
         ("stepwise", {"prompt": "p", "completions": ["a"], "labels": [2]}, "between 0 and 1"),
         ("stepwise", {"prompt": "p", "completions": ["a"], "labels": [1, 1]}, "differ in length"),

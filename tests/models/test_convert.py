@@ -1,6 +1,5 @@
 """From tensors to sharded leaves and back: what is checked, and how much the host holds."""
 
-import gc
 import weakref
 
 import jax
@@ -37,7 +36,6 @@ class Counting:
     def read(self, name, index=None):
         tensor = np.array(self.tensors[name][index or ()])
         self.sizes[name] = max(tensor.nbytes, self.sizes.get(name, 0))
-        gc.collect()
         self.given = [ref for ref in self.given if ref() is not None] + [weakref.ref(tensor)]
         self.most = max(self.most, len(self.given))
         return tensor

@@ -56,33 +56,38 @@ def test_both_styles_of_config_mean_the_same(name):
     assert read_config(golden["hub_config"], name) == read_config(golden["config"], name)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits(name):
+@functools.cache
+def run(name, remat):
+    """Loss, hidden states, logits and gradients, of one program."""
     golden, _, model, params = load(name)
+    ids, valid = jnp.asarray(golden["ids"]), jnp.asarray(golden["valid"])
 
     @quick_jit
-    def logits(params):
-        hidden = model.hidden(params, jnp.asarray(golden["ids"]), span(golden))
-        return model.logits(params, hidden)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+        hidden = model.hidden(params, ids, span(golden), compute=Compute(remat=remat))
+        logits = model.logits(params, hidden)
+        logps = jax.nn.log_softmax(logits)[:, :-1]
+        picked = jnp.take_along_axis(logps, ids[:, 1:, None], -1)[..., 0]
+        weight = valid[:, 1:] & valid[:, :-1]
+        return -jnp.sum(picked * weight) / weight.sum(), (hidden, logits)
 
-    got = np.where(golden["valid"][..., None], logits(params), 0)
+    (value, (hidden, logits)), gradients = loss(params)
+    return value, hidden, logits, gradients
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits(name):
+    golden = load(name)[0]
+    got = np.where(golden["valid"][..., None], run(name, "none")[2], 0)
     assert np.abs(got - golden["logits"]).max() < 2e-4
     assert np.abs(golden["logits"]).max() > 0.5
 
 
 @pytest.mark.parametrize(("name", "remat"), [(f, "none") for f in FAMILIES] + [("gemma3", "full")])
 def test_gradients(name, remat):
-    golden, _, model, params = load(name)
-    ids, valid = jnp.asarray(golden["ids"]), jnp.asarray(golden["valid"])
-
-    def loss(params):
-        hidden = model.hidden(params, ids, span(golden), compute=Compute(remat=remat))
-        logps = jax.nn.log_softmax(model.logits(params, hidden))[:, :-1]
-        picked = jnp.take_along_axis(logps, ids[:, 1:, None], -1)[..., 0]
-        weight = valid[:, 1:] & valid[:, :-1]
-        return -jnp.sum(picked * weight) / weight.sum()
-
-    value, gradients = quick_jit(jax.value_and_grad(loss))(params)
+    golden, _, model, _ = load(name)
+    value, _, _, gradients = run(name, remat)
     np.testing.assert_allclose(value, golden["nll"], rtol=1e-5)
     tensors = to_hf(model.table, model.config.dims, gradients, np.dtype("float32"))
     got = {key: weights.summary(key, tensor.get()) for key, tensor in tensors}
@@ -104,7 +109,7 @@ def test_round_trip(name):
 def test_cached_decoding_equals_the_full_forward(name):
     golden, _, model, params = load(name)
     ids, valid = jnp.asarray(golden["ids"])[:2], jnp.asarray(golden["valid"])[:2]
-    full = model.hidden(params, ids, Span(*(a[:2] for a in span(golden))))
+    full = run(name, "none")[1][:2]
 
     @quick_jit
     def step(params, ids, counts, cache):

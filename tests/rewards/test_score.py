@@ -40,6 +40,15 @@ def test_who_abstains_is_left_out_and_where_all_do_there_is_no_score():
     assert not found.failed
 
 
+def test_a_monitor_has_values_and_no_say():
+    """A reward of weight 0 neither gives a score where others abstain, nor takes one by failing."""
+    fails = [Failed("no"), 7.0, 7.0]
+    found = scored(lambda p, c: [1, 2, None], lambda p, c: fails, weights=[1.0, 0.0])
+    np.testing.assert_array_equal(found.total, [1, 2, np.nan])
+    np.testing.assert_array_equal(found.each[:, 1], [np.nan, 7, 7])
+    assert found.failed == {"<lambda>: no": 1}
+
+
 def test_a_failure_is_missing_and_never_zero():
     found = scored(words, lambda p, c: [1, float("nan"), 2])
     np.testing.assert_array_equal(found.total, [2, np.nan, 5])

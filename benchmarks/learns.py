@@ -1,0 +1,211 @@
+"""Whether every online method learns: 5M parameters from scratch, a verifier, three seeds each.
+
+    python -m benchmarks.learns --out=runs/learns
+    python -m benchmarks.learns --out=runs/learns --task=tool --methods=grpo
+    python -m benchmarks.learns --out=runs/learns --methods=stale,stale_corrected
+
+A model is trained from random weights on labelled rows of a task, by supervised fine-tuning: as
+far as that goes. Then each method learns from a verifier on prompts without answers. `sort` puts
+six digits in order; a few hundred labelled rows do not teach that, more passes over them neither.
+`tool` multiplies: most labelled rows guess, some call a calculator. Held-out prompts are answered
+greedily, before and after; intervals are Wilson's, of 95%. A run that is there already is not run
+again. One JSON line a run goes to `OUT/TASK/runs.jsonl`, a table to the terminal.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.intervals import wilson
+from benchmarks.small_model import write_model
+from ptjax.config import ConfigDict, defaults, override
+from ptjax.loop import train
+
+Row = dict[str, Any]
+HELD_OUT = 400
+
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dapo": {},
+    "rloo": {},
+    "ppo": {"rollout.epochs": 2, "rollout.minibatches": 2},
+    "reinforce_pp": {},
+    "on_policy_distillation": {},
+    "stale": {"method": "grpo", "hparams.sampler_every": 16},
+    "stale_corrected": {
+        "method": "grpo",
+        "hparams.sampler_every": 16,
+        "hparams.correction": "token_truncate",
+    },
+}
+"""What each sets otherwise; the last two sample with parameters of up to 15 updates before."""
+
+
+class Task(NamedTuple):
+    """A task of which answers can be checked."""
+
+    labelled: Callable[[random.Random], Row]
+    asked: Callable[[random.Random], Row]
+    rows: int
+    passes: int
+    max_tokens: int
+    settings: dict[str, Any] = {}
+
+
+def exact(prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str]) -> list[float]:
+    """1 for the answer itself."""
+    return [float(said == right) for said, right in zip(completions, answer, strict=True)]
+
+
+def sort_asked(draw: random.Random) -> Row:
+    digits = [draw.choice("0123456789") for _ in range(6)]
+    return {"prompt": "".join(digits) + ">", "answer": "".join(sorted(digits))}
+
+
+def sort_labelled(draw: random.Random) -> Row:
+    row = sort_asked(draw)
+    return {"prompt": row["prompt"], "completion": row["answer"]}
+
+
+def product_asked(draw: random.Random) -> Row:
+    a, b = draw.randint(10, 99), draw.randint(10, 99)
+    return {"messages": [{"role": "user", "content": f"{a}*{b}="}], "answer": str(a * b)}
+
+
+def product_labelled(draw: random.Random) -> Row:
+    """One in five calls the tool; the others are right, and beyond what so small a model can."""
+    row = product_asked(draw)
+    asked, answer = row["messages"][0]["content"], row["answer"]
+    turns = [("assistant", answer)]
+    if draw.random() < 0.2:
+        call = f"<calculator>{asked[:-1]}</calculator>"
+        turns = [("assistant", call), ("tool", answer), ("assistant", answer)]
+    said = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": [*row["messages"], *said]}
+
+
+TASKS = {
+    "sort": Task(sort_labelled, sort_asked, rows=500, passes=40, max_tokens=8),
+    "tool": Task(
+        *(product_labelled, product_asked),
+        rows=2000,
+        passes=10,
+        max_tokens=48,
+        settings={
+            "rollout.environment": {"name": "tools", "tools": ("calculator",), "form": "tag"},
+            "rollout.turns": 2,
+        },
+    ),
+}
+
+
+def main() -> None:
+    """Everything that is not there yet, then the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--task", choices=TASKS, default="sort")
+    parser.add_argument("--methods", default=",".join(list(METHODS)[:6]))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of a method")
+    parser.add_argument("--passes", type=int, help="of supervised fine-tuning over its rows")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    args = parser.parse_args()
+    methods = args.methods.split(",")
+    if unknown := [name for name in methods if name not in METHODS]:
+        parser.error(f"--methods: no {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    study = Study(args.out / args.task, TASKS[args.task], args)
+    print(f"| method | {args.task}: held out, greedily, before | after, by seed | seconds a run |")
+    print("|---|---|---|---|")
+    for name in methods:
+        runs = [study.learned(name, seed) for seed in range(args.seeds)]
+        after = ", ".join(share(run["after"]) for run in runs)
+        seconds = sum(run["seconds"] for run in runs) / len(runs)
+        print(f"| `{name}` | {share(runs[0]['before'])} | {after} | {seconds:.0f} |", flush=True)
+
+
+def share(value: float) -> str:
+    low, high = wilson(round(value * HELD_OUT), HELD_OUT)
+    return f"{value:.1%} ({low:.1%} to {high:.1%})"
+
+
+class Study:
+    """One task in one folder."""
+
+    def __init__(self, folder: Path, task: Task, args: argparse.Namespace):
+        self.folder, self.task, self.args = folder, task, args
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make, count, seed in (
+            ("labelled", task.labelled, task.rows, 1),
+            ("asked", task.asked, 4000, 2),
+            ("held_out", task.asked, HELD_OUT, 3),
+        ):
+            draw = random.Random(seed)
+            lines = [json.dumps(make(draw)) + "\n" for _ in range(count)]
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+
+    def start(self) -> str:
+        """The model after supervised fine-tuning."""
+        workdir = self.folder / "sft"
+        config = self.config("labelled.jsonl")
+        config.model.source = str(write_model(self.folder / "random"))
+        config.epochs = float(self.args.passes or self.task.passes)
+        config.data.batch_size = 64
+        config.data.packing = False
+        config.optim.learning_rate = 1e-3
+        config.optim.schedule = "cosine"
+        train(config, str(workdir), quiet=True)
+        return str(workdir)
+
+    def learned(self, name: str, seed: int) -> Row:
+        """One run of a method: its accuracy on held-out prompts, before and after."""
+        config = self.config("asked.jsonl")
+        config.method = name
+        config.model.source = self.start()
+        config.seed = seed
+        config.steps = self.args.steps
+        config.data.validation = [{"path": str(self.folder / "held_out.jsonl")}]
+        config.data.packing = False
+        config.data.batch_size = 16
+        config.rollout.n = 8
+        config.rollout.max_tokens = self.task.max_tokens
+        config.rollout.rows = 128
+        config.rewards = [{"name": "benchmarks.learns.exact"}]
+        config.optim.learning_rate = self.args.learning_rate
+        config.optim.schedule = "constant"
+        config.eval.every = 20
+        for path, value in (self.task.settings | METHODS[name]).items():
+            override(config, path, value)
+        if name == "on_policy_distillation":
+            self.learned("grpo", 0)
+            config.rewards[0]["weight"] = 0.0
+            config.reference.source = str(self.folder / "grpo-0")
+        began, workdir = time.perf_counter(), self.folder / f"{name}-{seed}"
+        train(config, str(workdir), quiet=True)
+        seconds = time.perf_counter() - began
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+        measured = "eval/reward/exact"
+        curve = {row["step"]: row[measured] for row in rows if measured in row}
+        found = {"method": name, "seed": seed, "before": curve[0], "after": curve[max(curve)]}
+        found |= {"curve": curve, "seconds": seconds}
+        with (self.folder / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        return found
+
+    def config(self, data: str) -> ConfigDict:
+        """What all runs have in common."""
+        config = defaults()
+        config.data.sources = [{"path": str(self.folder / data)}]
+        config.data.max_length = 96
+        config.optim.weight_decay = 0.0
+        config.checkpoint.every = 0
+        config.eval.every = 0
+        config.log.tensorboard = False
+        return config
+
+
+if __name__ == "__main__":
+    main()

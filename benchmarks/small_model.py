@@ -1,0 +1,80 @@
+"""A language model of 5M parameters with a vocabulary of characters, from nothing.
+
+What it can is what the benchmarks teach it: nothing of it was downloaded.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptjax.models.families import FAMILIES
+from ptjax.models.load import read_config
+from ptjax.models.spec import hf_names, hf_shape
+from ptjax.models.weights_out import write_safetensors
+
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz<>/*+-= "
+END, PAD = "<|end|>", "<|pad|>"
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}" + END + "{% endif %}{% endfor %}"
+)
+"""Turns stand behind each other; the assistant's end with a token of their own."""
+
+ARCHITECTURE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
+def write_model(folder: Path, *, seed: int = 0, **architecture: Any) -> Path:
+    """Writes config, random weights and tokenizer in the Hugging Face layout.
+
+    Args:
+      folder: made where it does not exist.
+      seed: of the weights.
+      **architecture: keys of config.json that differ from `ARCHITECTURE`.
+    """
+    tokenizer = character_tokenizer()
+    raw = {**ARCHITECTURE, "vocab_size": len(tokenizer), **architecture}
+    config = read_config(raw, str(folder))
+    state = np.random.RandomState(seed)
+    tensors = {}
+    for name, param in FAMILIES["llama"].table.items():
+        if name == "head" or name.endswith(".bias"):
+            continue
+        for hf, _ in hf_names(name, param, config.dims):
+            shape = hf_shape(param, config.dims)
+            center = 1.0 if param.init == "ones" else 0.0
+            scale = 0.0 if center else 0.02
+            tensors[hf] = np.float32(center + scale * state.standard_normal(shape))
+    write_safetensors(tensors.items(), folder)
+    (folder / "config.json").write_text(json.dumps(raw, indent=1))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def character_tokenizer() -> Any:
+    """A token a character."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {text: i for i, text in enumerate([END, PAD, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    made.chat_template = TEMPLATE
+    return made
