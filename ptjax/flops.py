@@ -44,10 +44,10 @@ class FlopCounter:
         Passes of the stages are counted where they ran.
         """
         columns = batch.columns
-        lengths = columns["valid"].sum(-1).astype(np.int64)
+        before = _before(columns)
         seen: dict[str, int] = {
-            "tokens": int(lengths.sum()),
-            "pairs": int((lengths * (lengths + 1) // 2).sum()),
+            "tokens": before.size,
+            "pairs": int((before + 1).sum()),
             "attention_width": self._width,
             "head": self._head,
             "head_tokens": int((columns["mask"] != 0).sum()),
@@ -73,6 +73,14 @@ class FlopCounter:
                 passes += stage.passes
                 there = there | stage.writes.keys()
         return passes
+
+
+def _before(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """How many tokens of its sequence stand before each one that is computed."""
+    if "pack" in columns:
+        pack = columns["pack"].astype(np.int64)
+        return pack[pack >= 0] % columns["tokens"].shape[-1]
+    return np.cumsum(columns["valid"], -1, dtype=np.int64)[columns["valid"]] - 1
 
 
 def output_names(rows: Table) -> list[str]:

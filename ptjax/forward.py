@@ -88,7 +88,7 @@ def forward(
     rows = _Rows(batch)
     valid = batch["valid"]
     positions = jnp.maximum(jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1, 0)
-    span = Span(rows.gather(positions), rows.segments(valid))
+    span = rows.span(valid, rows.gather(positions))
     tokens = rows.gather(batch["tokens"])
     noise = None
     if options.neftune and key is not None:
@@ -103,7 +103,7 @@ def forward(
             params,
             rows.by_shard(hidden),
             rows.by_shard(_next(tokens)),
-            rows.by_shard(_next(rows.gather(scored)) != 0),
+            rows.by_shard(_next(rows.continues(rows.gather(scored))) != 0),
             fields=said,
             temperature=options.temperature,
             chunk=options.head_chunk,
@@ -232,11 +232,36 @@ class _Rows:
         taken = jnp.take_along_axis(flat, jnp.maximum(index, 0), axis=1)
         return jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length, *each)
 
-    def segments(self, valid: Bool[Array, "B N T"]) -> Int[Array, "R L"]:
-        """Which sequence each entry belongs to, from 1; 0 for padding."""
+    def span(self, valid: Bool[Array, "B N T"], positions: Int[Array, "R L"]) -> Span:
+        """Where each entry stands; sequences are numbered from 1, padding is of sequence 0.
+
+        A sequence of which a row holds the end alone shares its beginning with the one that opens
+        the run of its example's sequences there.
+        """
         if self.pack is None:
-            return valid.reshape(self.rows, self.length).astype(jnp.int32)
-        return jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1)
+            return Span(positions, valid.reshape(self.rows, self.length).astype(jnp.int32))
+        segments = jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1)
+        if self.shape[1] == 1:
+            return Span(positions, segments)
+        column = jnp.arange(self.length, dtype=jnp.int32)
+        example = jnp.where(segments == 0, -1, (segments - 1) // self.shape[1])
+        start = self._run_starts(segments)
+        leads = jnp.take_along_axis(segments, self._run_starts(example), axis=1)
+        begins = jnp.where(segments == 0, 0, positions - (column - start))
+        return Span(positions, segments, leads, begins)
+
+    def _run_starts(self, x: Int[Array, "R L"]) -> Int[Array, "R L"]:
+        """Where in its row the run of equal entries begins that each entry stands in."""
+        new = jnp.pad(x[:, 1:] != x[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        column = jnp.arange(self.length, dtype=jnp.int32)
+        return jax.lax.cummax(jnp.where(new, column, 0), axis=1)
+
+    def continues(self, x: Array) -> Array:
+        """[R, L], zero at a sequence's first entry: none of its own tokens stands before it."""
+        if self.pack is None:
+            return x
+        of = self.pack // self.shape[2]
+        return jnp.where(jnp.pad(of[:, 1:] == of[:, :-1], ((0, 0), (1, 0))), x, 0)
 
     def owners(self, valid: Bool[Array, "B N T"]) -> Int[Array, "S M"]:
         """Which of its shard's sequences each entry belongs to; `owned` where it is padding."""

@@ -25,6 +25,7 @@ from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.reference import check_reference, make_reference
@@ -89,6 +90,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_dir=_cache(config, workdir),
+        prompts_once=not isinstance(bundle.model, FlaxModel),
     )
     if advice := bound.advice(pipeline.examples.scores):
         _log.warning("%s: %s", config.method, advice)

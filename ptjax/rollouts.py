@@ -137,6 +137,7 @@ def make_rollout(
         **given,
         template=template,
         accumulate=config.accumulate,
+        prompts_once=pipeline.examples.prompts_once,
         rewards=judges,
         length=-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH,
         examples=pipeline.examples,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
+from ptjax.data.pack_groups import pack_groups
+from ptjax.data.plan import Blocks
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward, last_index, last_scores
 from ptjax.models import lora as lora_module
@@ -23,6 +25,7 @@ from tests import toy
 EXAMPLES = toy.examples()
 
 
+LENGTH = 12
 OPTIONS = ForwardOptions(head_chunk=8)
 
 
@@ -388,3 +391,48 @@ def test_divergence_does_not_depend_on_the_layout_or_the_mesh():
 def test_no_teacher():
     with pytest.raises(UserError, match="divergence: there is no teacher"):
         outputs(toy.batch(EXAMPLES), fields=("divergence",))
+
+
+def shared_prompts(shards=1):
+    """Groups of three answers behind one prompt, with a `pack` in which it stands once."""
+    draw = np.random.RandomState(7)
+    columns = toy.batch([toy.Example(np.zeros(LENGTH, int), np.ones(LENGTH), 1.0)] * 24, LENGTH)
+    columns = {name: np.array(x.reshape(8, 3, *x.shape[2:])) for name, x in columns.items()}
+    tokens = draw.randint(1, toy.CONFIG.vocab, columns["tokens"].shape)
+    for row in range(8):
+        prompt = draw.randint(1, 7)
+        tokens[row, :, :prompt] = tokens[row, 0, :prompt]
+        columns["mask"][row, :, :prompt] = 0
+        for n in range(3):
+            end = draw.randint(prompt + 1, LENGTH + 1)
+            columns["valid"][row, n, end:] = False
+            columns["mask"][row, n, end:] = 0
+    columns["valid"][3, 0] = False  # a group whose first answer is not there
+    columns["mask"][3, 0] = 0
+    columns["tokens"] = tokens.astype(np.int32)
+    pack = pack_groups(columns, Blocks(shards, 1), prompts_once=True)
+    return columns, columns | {"pack": pack}
+
+
+@pytest.mark.parametrize("sizes", [None, dict(data=2, fsdp=2, tensor=2)])
+def test_a_prompt_that_stands_once_is_each_answers_own(sizes):
+    """Log-probs, and gradients through the prompt, in layers with and without a window."""
+    mesh = None if sizes is None else sharding.make_mesh(sizes)
+    plain, once = shared_prompts(1 if sizes is None else 4)
+    assert (once["pack"] >= 0).sum() < plain["valid"].sum() - 30
+
+    def loss(params, batch):
+        out = forward(toy.MODEL, params, batch, fields=("logps", "entropy"), options=OPTIONS)
+        return jnp.sum(jnp.sin(out.logps) - out.entropy**2), (out.logps, out.entropy)
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
+    (value, wanted), slopes = run(toy.params(), plain)
+    if mesh is None:
+        (got, fields), grads = run(toy.params(), once)
+    else:
+        with jax.set_mesh(mesh):
+            placed = toy.on_mesh(toy.MODEL, toy.params(), mesh)
+            (got, fields), grads = run(placed, sharding.put_batch(once, mesh))
+    toy.assert_same((got, jax.tree.map(np.asarray, grads)), (value, slopes), rtol=2e-5)
+    for field, right in zip(fields, wanted, strict=True):
+        np.testing.assert_allclose(field, right, atol=2e-5)

@@ -57,6 +57,7 @@ def defaults() -> Any:
                 "on_empty": "error",
                 "on_bad_line": "error",
                 "packing": True,
+                "prompts_once": True,
                 "tokens_per_batch": 4096,
                 "row_length": config_dict.placeholder(int),
                 "batch_size": config_dict.placeholder(int),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ptjax.data.pieces import Pieces
 from ptjax.data.plan import Step
@@ -33,6 +33,7 @@ class Collate:
       scores: by example and sequence, the data's judgement.
       margin: by example, how much better a pair's chosen side is.
       mismatched: by example, where its prompt with another completion is.
+      shared: by example, tokens of the prompt that stands once for all its completions.
       loss_weights: by source.
       row_length: tokens of a packed row.
       shards: (first, end) of this process's shards.
@@ -47,6 +48,7 @@ class Collate:
     scores: Float[np.ndarray, "E N"]
     margin: Float[np.ndarray, " E"]
     mismatched: Pieces | None
+    shared: Int[np.ndarray, " E"]
     loss_weights: Float[np.ndarray, " S"]
     row_length: int
     shards: tuple[int, int]
@@ -76,7 +78,7 @@ class Collate:
             columns[name] = ragged.column(flat, step.length)
         if step.rows:
             for name in ("", "kl_") if self.mismatched is not None else ("",):
-                columns[f"{name}pack"] = self._packed(columns[f"{name}valid"], step)
+                columns[f"{name}pack"] = self._packed(columns[f"{name}valid"], step, flat)
         return HostBatch(columns, flat.tolist())
 
     def _sequences(self, pieces: Pieces, flat: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -100,8 +102,9 @@ class Collate:
             values[here] = getattr(self.stores[index], field)[positions[valid[mine]]]
         return values
 
-    def _packed(self, valid: np.ndarray, step: Step) -> np.ndarray:
+    def _packed(self, valid: np.ndarray, step: Step, flat: np.ndarray) -> np.ndarray:
         """The pack column of this process's part of the step."""
+        shared = np.where(flat >= 0, self.shared[flat], 0)
         mine = slice(*self.shards)
         shards, block, accumulate = step.examples[mine].shape
         place = np.arange(block)[None, :, None]
@@ -113,7 +116,20 @@ class Collate:
             step.start[mine].reshape(-1),
             np.broadcast_to(place, step.examples[mine].shape).reshape(-1),
             (shards * step.rows * accumulate, self.row_length),
+            left_out(shared, valid.any(2)),
         )
+
+
+def left_out(
+    prompts: Int[np.ndarray, " B"], there: Bool[np.ndarray, "B N"]
+) -> Int[np.ndarray, "B N"]:
+    """Tokens at the beginning of each sequence that a packed row does without.
+
+    The prompt stands once, in the first sequence that is there; the others begin with its last
+    token, which predicts the first of their own.
+    """
+    others = there & (np.cumsum(there, 1) > 1)
+    return others * np.maximum(prompts - 1, 0)[:, None]
 
 
 def pack_places(
@@ -122,12 +138,23 @@ def pack_places(
     start: Int[np.ndarray, " B"],
     place: Int[np.ndarray, " B"],
     shape: tuple[int, int],
+    without: Int[np.ndarray, "B N"],
 ) -> Int[np.ndarray, "R L"]:
-    """Where in its block's flattened [B, N, T] each place of a packed row is found."""
+    """Where in its block's flattened [B, N, T] each place of a packed row is found.
+
+    Args:
+      valid: the real tokens, from place 0 on.
+      row: of each example.
+      start: its first column there.
+      place: its place in its block.
+      shape: rows and their length.
+      without: tokens at the beginning of each sequence that are left out.
+    """
     _, completions, length = valid.shape
+    valid = valid & (np.arange(length) >= without[:, :, None])
     lengths = valid.sum(2)
     begins = start[:, None] + np.cumsum(lengths, 1) - lengths
-    columns = begins[:, :, None] + np.arange(length)
+    columns = (begins - without)[:, :, None] + np.arange(length)
     sources = (place[:, None] * completions + np.arange(completions))[:, :, None] * length
     sources = sources + np.arange(length)
     rows = np.broadcast_to(row[:, None, None], valid.shape)

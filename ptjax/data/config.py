@@ -56,6 +56,8 @@ class DataConfig:
     """A row that cannot be read or converted: stop, or skip and count it."""
     packing: bool = True
     """Several examples in one row, each blind to the others."""
+    prompts_once: bool = True
+    """A packed row holds an example's prompt once, and all of its completions behind it."""
     tokens_per_batch: int | None = 4096
     """Tokens of the packed rows of one optimizer step, padding included."""
     row_length: int | None = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ptjax.data.columns import left_out
 from ptjax.data.encode import Encodings
 from ptjax.data.pieces import Pieces
 from ptjax.data.rows import Row
@@ -32,6 +33,8 @@ class Examples:
     """The data's judgement of each sequence."""
     margin: Float[np.ndarray, " E"]
     """By how much a pair's chosen side is better; 0 where the data do not say."""
+    prompts_once: bool = False
+    """Whether a packed row holds an example's prompt once, before all of its completions."""
     mismatched: Pieces | None = None
     """Of kind "mismatched": each prompt with the completion of another example."""
 
@@ -51,9 +54,17 @@ class Examples:
             longest = np.maximum(longest, self.mismatched.lengths.max(1))
         return longest
 
+    @property
+    def shared(self) -> Int[np.ndarray, " E"]:
+        """Tokens of the prompt that stands once in a packed row; 0 where each has its own."""
+        return self.prompts if self.prompts_once else np.zeros_like(self.prompts)
+
     def sizes(self) -> Int[np.ndarray, " E"]:
         """Tokens of a packed row that an example takes: all of its sequences side by side."""
-        return self.longest if self.mismatched is not None else self.lengths.sum(1)
+        if self.mismatched is not None:
+            return self.longest
+        without = left_out(self.shared, self.lengths > 0)
+        return np.maximum(self.lengths - without, 0).sum(1)
 
     def has_twins(self, looked_at: int = 1000) -> bool:
         """Whether one of the first examples begins with the same sequence twice."""

@@ -1,48 +1,103 @@
 """Packing of sequences whose lengths are known only when they have been sampled."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Int
 
 from ptjax.buckets import bucket
-from ptjax.data.columns import pack_places
 from ptjax.data.packing import best_fit
 from ptjax.data.plan import Blocks
 
+WIDEST = 4
+"""Longest sequences that a row of a group's answers has room for."""
 
-def pack_groups(valid: Bool[np.ndarray, "B N T"], blocks: Blocks) -> Int[np.ndarray, "R T"]:
-    """The `pack` column of a batch: each block's sequences in as few rows of T as best fit gives.
 
-    All blocks get as many rows as the fullest needs, rounded up so that few shapes occur.
+class _Piece(NamedTuple):
+    """Tokens of one sequence that stand in a row together: from `begin` to `end` of its places."""
+
+    sequence: int
+    begin: int
+    end: int
+
+
+def row_length(length: int, n: int, *, prompts_once: bool) -> int:
+    """L, tokens of a row: where prompts stand once, several answers stand behind one.
 
     Args:
-      valid: real tokens, laid out as `ptjax.types` says; a sequence without any is in no row.
-      blocks: shards and micro-batches of the batch.
+      length: T, of the longest sequence.
+      n: sequences of a group.
+      prompts_once: as `pack_groups` takes it.
     """
-    rows, n, length = valid.shape
-    shards, accumulate, places = blocks.shards, blocks.accumulate, rows // blocks.parts
-    lengths = valid.sum(2).reshape(shards, places, accumulate, n)
-    row, start = np.zeros_like(lengths), np.zeros_like(lengths)
-    most = 1
-    for shard in range(shards):
-        for micro in range(accumulate):
-            sizes = lengths[shard, :, micro].reshape(-1)
-            there = np.flatnonzero(sizes)
-            mine, begins = np.zeros_like(sizes), np.zeros_like(sizes)
-            mine[there] = best_fit(sizes[there], length)
-            for packed in np.unique(mine[there]):
-                inside = there[mine[there] == packed]
-                begins[inside] = np.cumsum(sizes[inside]) - sizes[inside]
-            row[shard, :, micro] = mine.reshape(places, n)
-            start[shard, :, micro] = begins.reshape(places, n)
-            most = max(most, int(mine.max(initial=0)) + 1)
-    most = bucket(most)
-    at = (np.arange(shards)[:, None, None, None] * most + row) * accumulate
-    at = at + np.arange(accumulate)[:, None]
-    place = np.arange(places)[:, None, None] * n + np.arange(n)
-    return pack_places(
-        valid.reshape(-1, 1, length),
-        at.reshape(-1),
-        start.reshape(-1),
-        np.broadcast_to(place, lengths.shape).reshape(-1),
-        (shards * most * accumulate, length),
-    )
+    return length * min(n, WIDEST) if prompts_once else length
+
+
+def pack_groups(
+    columns: Mapping[str, np.ndarray], blocks: Blocks, *, prompts_once: bool
+) -> Int[np.ndarray, "R L"]:
+    """The `pack` column of a batch: each block's sequences in as few rows as best fit gives.
+
+    All blocks get as many rows as the fullest needs, rounded up so that few shapes occur. Where
+    prompts stand once, a group is cut into runs that fit into a row, each behind the prompt.
+
+    Args:
+      columns: `tokens`, `valid` and `mask`, laid out as `ptjax.types` says; a sequence without
+        valid tokens is in no row.
+      blocks: shards and micro-batches of the batch.
+      prompts_once: whether what a group's sequences begin with alike is left out of all but the
+        first of a run.
+    """
+    tokens, valid, mask = (columns[name] for name in ("tokens", "valid", "mask"))
+    count, n, length = valid.shape
+    width = row_length(length, n, prompts_once=prompts_once)
+    lengths = valid.sum(2)
+    alike = _alike(tokens, valid, mask) if prompts_once else np.zeros(count, np.int64)
+    shards, accumulate, places = blocks.shards, blocks.accumulate, count // blocks.parts
+    packed = []
+    for block in range(blocks.parts):
+        shard, micro = divmod(block, accumulate)
+        runs = []
+        for place in range(places):
+            group = (shard * places + place) * accumulate + micro
+            runs += _runs(lengths[group], int(alike[group]), place * n, width)
+        sizes = np.array([sum(end - begin for _, begin, end in run) for run in runs], np.int64)
+        packed.append((runs, sizes, best_fit(sizes, width)))
+    most = bucket(max(int(rows.max(initial=0)) + 1 for *_, rows in packed))
+    pack = np.full((shards, most, accumulate, width), -1, np.int32)
+    for block, (runs, _, rows) in enumerate(packed):
+        shard, micro = divmod(block, accumulate)
+        filled = np.zeros(most, np.int64)
+        for run, row in zip(runs, rows.tolist(), strict=True):
+            for sequence, begin, end in run:
+                start = filled[row]
+                filled[row] += end - begin
+                stands = sequence * length + np.arange(begin, end)
+                pack[shard, row, micro, start : filled[row]] = stands
+    return pack.reshape(-1, width)
+
+
+def _alike(
+    tokens: np.ndarray, valid: Bool[np.ndarray, "B N T"], mask: np.ndarray
+) -> Int[np.ndarray, " B"]:
+    """Tokens that a group's sequences have in common before the first that is trained."""
+    there = valid.any(2)
+    first = np.take_along_axis(tokens, there.argmax(1)[:, None, None], 1)
+    same = ((tokens == first) & valid & (mask == 0)) | ~there[..., None]
+    return np.logical_and.accumulate(same.all(1), 1).sum(1)
+
+
+def _runs(lengths: Int[np.ndarray, " N"], alike: int, sequence: int, width: int) -> list:
+    """A group's sequences in runs that fit into a row; those behind a run's first begin later.
+
+    The last token of the prompt is read again: it predicts the first of the answer.
+    """
+    runs, room = [], 0
+    for i in np.flatnonzero(lengths).tolist():
+        size, without = int(lengths[i]), max(alike - 1, 0)
+        if not without or size - without > room:
+            runs.append([])
+            room, without = width, 0
+        runs[-1].append(_Piece(sequence + i, without, size))
+        room -= size - without
+    return runs

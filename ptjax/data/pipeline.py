@@ -102,6 +102,7 @@ class Pipeline:
             scores=examples.scores,
             margin=examples.margin,
             mismatched=examples.mismatched,
+            shared=examples.shared,
             loss_weights=np.array([one.source.loss_weight for one in examples.encodings]),
             row_length=self.layout.row_length,
             shards=(index * each, (index + 1) * each),
@@ -121,6 +122,7 @@ def build(
     process_index: int = 0,
     process_count: int = 1,
     cache_dir: str | None = None,
+    prompts_once: bool = True,
 ) -> Pipeline:
     """Reads, encodes and plans everything that `config.data` names.
 
@@ -134,6 +136,7 @@ def build(
       process_index: this host.
       process_count: hosts; each gets the rows of its own shards.
       cache_dir: folder for encoded sources; None: config.cache, else a temporary one.
+      prompts_once: whether the model can share a prompt between completions.
 
     Raises:
       UserError: anything wrong with the config, the files or their rows.
@@ -157,6 +160,9 @@ def build(
     if "kl_tokens" in what.columns:
         examples = with_mismatched(examples, config.max_length)
         held_out = held_out and with_mismatched(held_out, config.max_length)
+    once = config.prompts_once and prompts_once and what.one_prompt
+    examples = dataclasses.replace(examples, prompts_once=once)
+    held_out = held_out and dataclasses.replace(held_out, prompts_once=once)
     layout = Layout.of(config, [examples, held_out], shards=shards, accumulate=accumulate)
     order_seed = seed if config.shuffle else None
     identity = _identity(examples, config, seed)
@@ -229,7 +235,8 @@ def _identity(examples: Examples, config: DataConfig, seed: int) -> bytes:
     digest = hashlib.sha256(examples.identity())
     for array in (examples.source, examples.row, examples.scores, examples.margin):
         digest.update(np.ascontiguousarray(array).tobytes())
-    keys = ("packing", "tokens_per_batch", "row_length", "batch_size", "buckets", "shuffle")
+    keys = ("packing", "prompts_once", "tokens_per_batch", "row_length", "batch_size", "buckets")
+    keys += ("shuffle",)
     mixing = [(source.weight, source.epochs) for source in config.sources]
     digest.update(repr([seed, mixing, *(getattr(config, key) for key in keys)]).encode())
     return digest.digest()

@@ -27,10 +27,17 @@ _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
 class Span(NamedTuple):
-    """Where tokens stand: positions in their own sequence, and which sequence (0 = padding)."""
+    """Where tokens stand: positions in their own sequence, and which sequence (0 = padding).
+
+    A sequence may go on where another one leaves off, and share its beginning: of the sequence
+    `leads`, its tokens see all before position `begins` as if it were their own. Where a sequence
+    stands whole, `leads` is itself and `begins` is 0; None: all do.
+    """
 
     positions: Int[Array, "R L"]
     segments: Int[Array, "R L"]
+    leads: Int[Array, "R L"] | None = None
+    begins: Int[Array, "R L"] | None = None
 
 
 class _Static(NamedTuple):
@@ -43,8 +50,12 @@ class _Static(NamedTuple):
 
 def visible(query: Span, key: Span, window: Int[Array, ""] | int) -> Bool[Array, "R Q S"]:
     """Which keys a query sees: its own sequence, not after it, less than `window` back."""
-    distance = query.positions[:, :, None] - key.positions[:, None, :]
-    same = query.segments[:, :, None] == key.segments[:, None, :]
+    positions, segments = key.positions[:, None, :], key.segments[:, None, :]
+    distance = query.positions[:, :, None] - positions
+    same = query.segments[:, :, None] == segments
+    if query.leads is not None and query.begins is not None:
+        shared = (query.leads[:, :, None] == segments) & (positions < query.begins[:, :, None])
+        same = same | shared
     return same & (distance >= 0) & (distance < window)
 
 
@@ -74,18 +85,26 @@ def attention(
       scale: multiplies the scores.
       softcap: scores become softcap · tanh(scores / softcap).
       aligned: query i and key i are the same token, and a row keeps each sequence in one piece and
-        in order, so that tiles after a block of queries, and before its first query's sequence and
-        window, are never visible and are skipped.
+        in order, those that share a beginning side by side, so that tiles after a block of queries,
+        and before its first query's sequence and window, are never visible and are skipped.
     """
     queries = q.shape[1]
     blocks = -(-queries // TILE)
     block = -(-queries // blocks)
     static = _Static(scale, softcap, aligned, block, block if aligned else k.shape[1])
 
-    def run(q, k, v, query_at, query_of, key_at, key_of, window) -> Array:
+    places, shape = jax.tree.flatten((query, key))
+
+    def run(q, k, v, window, *places) -> Array:
+        query, key = jax.tree.unflatten(shape, places)
         longer = functools.partial(_pad, length=blocks * block)
-        q, query = longer(q), Span(longer(query_at), longer(query_of, fill=-1))
-        key = Span(key_at, key_of)
+        q = longer(q)
+        query = Span(
+            longer(query.positions),
+            longer(query.segments, fill=-1),
+            None if query.leads is None else longer(query.leads, fill=-1),
+            None if query.begins is None else longer(query.begins),
+        )
         if aligned:
             k, v, key = longer(k), longer(v), query
         out: Array = _attention(static, q, k, v, query, key, window)
@@ -95,8 +114,8 @@ def attention(
     heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
     return local(
         run,
-        *(q, k, v, *query, *key, jnp.asarray(window, jnp.int32)),
-        inputs=(heads, kv_heads, kv_heads, *[("batch", None)] * 4, ()),
+        *(q, k, v, jnp.asarray(window, jnp.int32), *places),
+        inputs=(heads, kv_heads, kv_heads, (), *[("batch", None)] * len(places)),
         output=heads,
     )
 
@@ -125,22 +144,25 @@ def _join(x: Array, size: int, rows: int) -> Array:
 def _cut_span(span: Span, size: int) -> Span:
     """[R, L] -> [N, R, size] of each."""
     rows = span.positions.shape[0]
-    return Span(*(x.reshape(rows, -1, size).swapaxes(0, 1) for x in span))
+    return jax.tree.map(lambda x: x.reshape(rows, -1, size).swapaxes(0, 1), span)
 
 
 def _first(static: _Static, query: Span, key: Span, window: Array) -> Int[Array, "N"]:
     """The first tile that a block needs in any row: all from there up to its own are computed.
 
     A sequence that reaches from an earlier tile into a block holds the tile's last key and the
-    block's first query.
+    block's first query; so do those together that share a beginning.
     """
     blocks, tiles = query.segments.shape[0], key.segments.shape[0]
     if not static.aligned:
         return jnp.zeros(blocks, jnp.int32)
     block, tile = jnp.arange(blocks)[:, None], jnp.arange(tiles)
-    same = query.segments[:, None, :, 0] == key.segments[None, :, :, -1]
-    near = (block - tile - 1) * static.tile + 1 < window
-    needed = (jnp.any(same, axis=2) & near & (tile < block)) | (tile == block)
+    of_query, of_key = (s.segments if s.leads is None else s.leads for s in (query, key))
+    same = of_query[:, None, :, 0] == of_key[None, :, :, -1]
+    needed = jnp.any(same, axis=2) & (tile < block)
+    if query.leads is None:  # a shared beginning may stand further off than its positions say
+        needed &= (block - tile - 1) * static.tile + 1 < window
+    needed |= tile == block
     return jnp.argmax(needed, axis=1).astype(jnp.int32)
 
 

@@ -181,7 +181,7 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             made["truncated"][row, i] = answer.finished == "length"
             ctx.table.append(_entry(rollout, prompt, group, i, row))
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
-    return made | {"pack": pack_groups(made["valid"], blocks)}
+    return made | {"pack": pack_groups(made, blocks, prompts_once=rollout.prompts_once)}
 
 
 def _entry(rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int) -> dict[str, object]:

@@ -44,7 +44,9 @@ def _keep_best(
         "weights": np.where(kept, given["weights"], 0),
     }
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
-    made["pack"] = pack_groups(made["valid"], blocks)
+    made["pack"] = pack_groups(
+        {"tokens": given["tokens"], **made}, blocks, prompts_once=rollout.prompts_once
+    )
     given.update(made)
     return batch | put_batch(made, ctx.mesh), carry
 

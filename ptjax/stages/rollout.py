@@ -47,6 +47,7 @@ class Rollout:
       epochs: how often a group is trained on.
       minibatches: optimizer steps an epoch of a rollout.
       accumulate: micro-batches of a batch.
+      prompts_once: whether a group's answers share their prompt in packed rows.
       rewards: what judges answers; none where nothing does.
       length: T of every batch.
       examples: those that are trained on.
@@ -71,6 +72,7 @@ class Rollout:
     epochs: int
     minibatches: int
     accumulate: int
+    prompts_once: bool
     rewards: tuple[Reward, ...]
     length: int
     examples: Examples

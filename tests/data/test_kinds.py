@@ -117,8 +117,12 @@ def unpacked(columns, prefix, shards, accumulate):
 
 @EVERY
 @SIZES
-def test_columns_are_what_types_says_and_hold_the_examples(paths, tokenizer, kind, sizes):
+@pytest.mark.parametrize("prompts_once", [True, False])
+def test_columns_are_what_types_says_and_hold_the_examples(
+    paths, tokenizer, kind, sizes, prompts_once
+):
     shards, accumulate = 2, 2
+    sizes = {**sizes, "prompts_once": prompts_once}
     made = build(
         {"sources": paths[kind], **sizes},
         tokenizer,
@@ -155,7 +159,11 @@ def test_columns_are_what_types_says_and_hold_the_examples(paths, tokenizer, kin
                 np.testing.assert_array_equal(at["scores"], made.examples.scores[example])
         if "pack" in columns:
             for prefix in ("", "kl_") if kind == "mismatched" else ("",):
-                valid = columns[f"{prefix}valid"]
+                valid = columns[f"{prefix}valid"].copy()
+                if prompts_once and KINDS[kind].one_prompt:  # behind the first completion
+                    for place, example in enumerate(batch.examples):
+                        valid[place, 1:, : max(0, made.examples.prompts[example] - 1)] = False
+                    assert WIDTHS[kind] == 1 or valid.sum() < columns["valid"].sum()
                 expected = np.where(valid, columns[f"{prefix}tokens"], -1)
                 back = unpacked(columns, prefix, shards, accumulate)
                 np.testing.assert_array_equal(back, expected)

@@ -17,6 +17,12 @@ def ragged(rows, n, seed, longest=LENGTH, empty=0.0):
     return np.arange(LENGTH) < lengths[..., None]
 
 
+def columns(valid, tokens=None):
+    """Answers that are trained as a whole, so that nothing is shared."""
+    tokens = np.zeros(valid.shape, np.int32) if tokens is None else tokens
+    return {"tokens": tokens, "valid": valid, "mask": valid.astype(np.float32)}
+
+
 def blocks_of(pack, blocks):
     """The packed rows of each (shard, micro-batch), as `ptjax.types` lays them out."""
     shards, micros = blocks
@@ -28,7 +34,7 @@ def blocks_of(pack, blocks):
 def test_packed_is_unpacked(blocks, empty):
     shards, micros = blocks
     valid = ragged(16, 3, seed=shards + 10 * micros, empty=empty)
-    pack = pack_groups(valid, Blocks(shards, micros))
+    pack = pack_groups(columns(valid), Blocks(shards, micros), prompts_once=False)
     per = len(valid) // (shards * micros)
     seen = np.zeros(valid.shape, int)
     where = {}
@@ -53,19 +59,19 @@ def test_all_blocks_have_as_many_rows_as_the_fullest_rounded_up():
     valid = np.zeros((8, 4, LENGTH), bool)
     valid[:4, 0, :3] = True  # a shard of few tokens
     valid[4:, :, :9] = True  # and one whose 16 answers do not go two to a row
-    pack = pack_groups(valid, Blocks(2, 1))
+    pack = pack_groups(columns(valid), Blocks(2, 1), prompts_once=False)
     assert pack.shape == (2 * 16, LENGTH)
     few, many = blocks_of(pack, (2, 1))[:, 0]
     assert (few >= 0).any(1).sum() == 1 and (many >= 0).any(1).sum() == 16
     valid[4:, 2:] = False
     valid[4, 2, :9] = True  # 9 rows are 12
-    assert len(pack_groups(valid, Blocks(2, 1))) == 2 * 12
+    assert len(pack_groups(columns(valid), Blocks(2, 1), prompts_once=False)) == 2 * 12
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_few_numbers_of_rows_occur_and_none_is_wasteful(seed):
     valid = ragged(12, 4, seed, longest=7)
-    pack = pack_groups(valid, Blocks(2, 1))
+    pack = pack_groups(columns(valid), Blocks(2, 1), prompts_once=False)
     rows = len(pack) // 2
     assert rows in BUCKETS
     fullest = max(valid[:6].sum(), valid[6:].sum())
@@ -73,5 +79,71 @@ def test_few_numbers_of_rows_occur_and_none_is_wasteful(seed):
 
 
 def test_nothing_at_all_is_one_empty_row():
-    pack = pack_groups(np.zeros((4, 2, LENGTH), bool), Blocks(2, 2))
+    pack = pack_groups(columns(np.zeros((4, 2, LENGTH), bool)), Blocks(2, 2), prompts_once=False)
     assert pack.shape == (4, LENGTH) and (pack == -1).all()
+
+
+def groups(rows, n, length, seed, *, empty=0.0):
+    """Groups of ragged answers to prompts of 1 to 7 tokens, some answers not there."""
+    draw = np.random.default_rng(seed)
+    prompts, answers = draw.integers(1, 8, (rows, 1)), draw.integers(1, 9, (rows, n))
+    lengths = (prompts + answers) * (draw.random((rows, n)) >= empty)
+    place = np.arange(length)
+    valid = place < lengths[..., None]
+    asked = place < prompts[..., None]
+    tokens = draw.integers(1, 99, (rows, n, length))
+    tokens = np.where(asked, tokens[:, :1], tokens)
+    mask = (valid & ~asked).astype(np.float32)
+    return prompts[:, 0], {"tokens": tokens, "valid": valid, "mask": mask}
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.4])
+@pytest.mark.parametrize("blocks", [(1, 1), (4, 2)], ids=str)
+def test_a_prompt_stands_once_before_a_run_of_its_answers(blocks, empty):
+    shards, micros = blocks
+    n = 6
+    prompts, made = groups(16, n, LENGTH, seed=3, empty=empty)
+    pack = pack_groups(made, Blocks(shards, micros), prompts_once=True)
+    assert pack.shape[1] == LENGTH * 4
+    seen = np.zeros(made["valid"].shape, int)
+    per = 16 // (shards * micros)
+    for (shard, micro, _), row in zip(
+        np.ndindex(blocks_of(pack, blocks).shape[:3]),
+        blocks_of(pack, blocks).reshape(-1, pack.shape[1]),
+        strict=True,
+    ):
+        before = None
+        for index in row[row >= 0].tolist():
+            place, rest = divmod(index, n * LENGTH)
+            k, t = divmod(rest, LENGTH)
+            b = (shard * per + place) * micros + micro
+            seen[b, k, t] += 1
+            if before != (b, k, t - 1):  # another sequence: whole, or behind its group's prompt
+                assert t == 0 or (before[0] == b and t == prompts[b] - 1)
+            before = (b, k, t)
+    trained = made["mask"] > 0
+    assert (seen[trained] == 1).all() and not seen[~made["valid"]].any()
+    assert seen.sum() < made["valid"].sum()
+
+
+def test_what_is_shared_ends_before_the_first_trained_token_and_where_tokens_differ():
+    prompts, made = groups(4, 3, LENGTH, seed=5)
+    whole = pack_groups(made, Blocks(1, 1), prompts_once=True)
+    shared = 2 * np.maximum(prompts - 1, 0).sum()
+    assert (whole >= 0).sum() == made["valid"].sum() - shared
+    made["tokens"][:, 1, 0] += 1  # one answer to another prompt
+    assert (pack_groups(made, Blocks(1, 1), prompts_once=True) >= 0).sum() == made["valid"].sum()
+    _, made = groups(4, 3, LENGTH, seed=5)
+    made["mask"][:, 2, 0] = 1
+    assert (pack_groups(made, Blocks(1, 1), prompts_once=True) >= 0).sum() == made["valid"].sum()
+
+
+def test_a_group_too_long_for_a_row_begins_again_with_its_prompt():
+    valid = np.ones((1, 9, LENGTH), bool)
+    mask = np.ones(valid.shape, np.float32) * (np.arange(LENGTH) >= 6)
+    tokens = np.zeros(valid.shape, np.int32)
+    pack = pack_groups(
+        {"tokens": tokens, "valid": valid, "mask": mask}, Blocks(1, 1), prompts_once=True
+    )
+    # 64 = 16 + 4 x 11 + 4: five answers, then four
+    assert (pack >= 0).sum(1).tolist() == [16 + 4 * 11, 16 + 3 * 11]

@@ -157,12 +157,55 @@ def rows_of(*rows):
 def test_rows_of_many_sequences_over_many_tiles(window, monkeypatch):
     monkeypatch.setattr(module, "TILE", 8)
     span = rows_of([3, 20, 9, 16, 8, 5], [64], [1, 1, 30, 31])
-    span = Span(*(x[:R] for x in span)) if window == 11 else Span(*(x[-R:] for x in span))
+    span = jax.tree.map(lambda x: x[:R] if window == 11 else x[-R:], span)
     q, k, v, ways = arrays(64, 64)
     ways = ways * (span.segments > 0)[..., None, None]
     run = functools.partial(attention, query=span, key=span, window=window, scale=0.4, aligned=True)
     wanted = functools.partial(naive, query=span, key=span, window=window, scale=0.4)
     check(run, wanted, q, k, v, ways)
+
+
+def groups_of(*rows):
+    """Rows of groups: (prompt, answers...): the prompt stands once, before the first answer."""
+    length = max(sum(sum(group) for group in row) for row in rows)
+    places = np.zeros((4, len(rows), length), np.int32)
+    positions, segments, leads, begins = places
+    for row, groups in enumerate(rows):
+        at, number = 0, 1
+        for prompt, *answers in groups:
+            lead = number
+            for answer in answers:
+                first = 0 if number == lead else prompt
+                here = slice(at, at + prompt + answer - first)
+                positions[row, here] = np.arange(first, prompt + answer)
+                segments[row, here], leads[row, here], begins[row, here] = number, lead, first
+                at, number = here.stop, number + 1
+    return Span(*map(jnp.asarray, places))
+
+
+@pytest.mark.parametrize("window", [GLOBAL_WINDOW, 11])
+def test_answers_share_their_prompt(window, monkeypatch):
+    """Over many tiles, and as if each answer stood alone behind a prompt of its own."""
+    monkeypatch.setattr(module, "TILE", 8)
+    rows = [[(13, 9, 2, 20), (1, 5, 1), (6, 8)], [(30, 1, 1, 1, 31)]]
+    span = groups_of(*rows)
+    q, k, v, ways = arrays(65, 65)
+    run = functools.partial(attention, query=span, key=span, window=window, scale=0.4, aligned=True)
+    wanted = functools.partial(naive, query=span, key=span, window=window, scale=0.4)
+    check(run, wanted, q, k, v, ways * (span.segments > 0)[..., None, None])
+    out = run(q, k, v)
+    for row, groups in enumerate(rows):
+        at = 0
+        for prompt, *answers in groups:
+            own = np.arange(at, at + prompt)
+            at += prompt
+            for answer in answers:
+                both = np.append(own, np.arange(at, at + answer))
+                alone = Span(jnp.arange(len(both))[None], jnp.ones((1, len(both)), jnp.int32))
+                one = [x[row : row + 1, both] for x in (q, k, v)]
+                got = attention(*one, alone, alone, window, scale=0.4, aligned=True)
+                np.testing.assert_allclose(out[row, both[prompt:]], got[0, prompt:], atol=1e-5)
+                at += answer
 
 
 @pytest.mark.parametrize(

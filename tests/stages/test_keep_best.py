@@ -33,6 +33,7 @@ def run(*, training=True, **settings):
     }
     rollout = object.__new__(Rollout)
     object.__setattr__(rollout, "accumulate", 1)
+    object.__setattr__(rollout, "prompts_once", False)
     mesh = make_mesh({"fsdp": 1}, jax.devices()[:1])
     host = HostBatch(dict(columns), [0, 1, 2, -1])
     ctx = Context(0, training, {}, nothing, nothing, nothing, mesh, host=host, rollout=rollout)
