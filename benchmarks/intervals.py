@@ -1,4 +1,4 @@
-"""Intervals of shares."""
+"""Intervals of shares, and whether paired ones differ."""
 
 import math
 
@@ -12,3 +12,13 @@ def wilson(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
     half /= 1 + square / count
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Two-sided p of so many wins and losses if each were as likely; ties left out.
+
+    Of answers that are right or wrong this is McNemar's exact test (1947).
+    """
+    count = won + lost
+    tail = sum(math.comb(count, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**count)

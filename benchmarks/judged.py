@@ -8,14 +8,18 @@
 `reward` and `dpo` read PandaLM's test set (WeOpenML/PandaLM, data/testset-v1.json: pairs that three
 people judged each; those without a majority are left out) or LLaMA-Factory's `dpo_en_demo.json`;
 `process` reads BIG-Bench Mistake (WHGTyen/BIG-Bench-Mistake: chains of thought with the place of
-the first mistake); `embed` reads JSONL with `prompt` and `response`. A quarter of the rows, chosen
-by the seed, is held out. SmolLM2-135M-Instruct with LoRA of rank 16, one or two passes, minutes on
-two CPU cores. Intervals are Wilson's, of 95%.
+the first mistake; a row that is cut before it is left out and counted); `embed` reads JSONL with
+`prompt`, of which an Alpaca preamble is taken off, and `response`, and pools by the mean. A quarter
+of the rows, chosen by the seed, is held out. SmolLM2-135M-Instruct with LoRA of rank 16, one or two
+passes, minutes on two CPU cores. Intervals are Wilson's, of 95%; before and after are compared
+query by query, by exact sign tests. What length alone would get is of whole answers, whatever
+`--max_length` leaves of them.
 """
 
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.intervals import wilson
+from benchmarks.intervals import sign_test, wilson
 from ptjax import sharding
 from ptjax.config import defaults, lora
 from ptjax.forward import ForwardOptions, forward_in_parts, last_scores
@@ -60,7 +64,13 @@ def rows_of(task: str, path: str) -> list[dict[str, Any]]:
         return [row for row in map(_pair, given) if row is not None]
     if task == "process":
         return [_steps(row) for row in given]
-    return [{"query": row["prompt"], "positive": row["response"]} for row in given]
+    return [{"query": _instruction(row["prompt"]), "positive": row["response"]} for row in given]
+
+
+def _instruction(prompt: str) -> str:
+    """What is asked, without the words of Alpaca's template that all prompts share."""
+    found = re.search(r"### Instruction:\n(.*?)\s*(?:### Response:\s*)?\Z", prompt, re.DOTALL)
+    return found[1] if found else prompt
 
 
 def _pair(row: dict[str, Any]) -> dict[str, Any] | None:
@@ -84,7 +94,8 @@ def _steps(row: dict[str, Any]) -> dict[str, Any]:
     steps, mistake = row["steps"], row["mistake_index"]
     good = len(steps) if mistake is None else mistake
     labels = [i < good for i in range(len(steps))]
-    return {"prompt": row["input"], "completions": steps, "labels": labels}
+    prompt = [{"role": "user", "content": row["input"]}]
+    return {"prompt": prompt, "completions": steps, "labels": labels}
 
 
 def run(args: argparse.Namespace) -> tuple[Any, Result]:
@@ -112,13 +123,15 @@ def run(args: argparse.Namespace) -> tuple[Any, Result]:
     config.checkpoint.every = 0
     config.eval.every = 0
     config.log.tensorboard = False
+    if args.task == "reward":
+        config.data.truncate = "start"
     if args.task == "embed":
         config.model.pooling = "mean"
     return prepare(config), train(config, str(folder / "run"))
 
 
-def outputs(job: Any, params: Any, fields: tuple[str, ...]) -> Any:
-    """(columns, outputs) of each held-out batch."""
+def outputs(job: Any, params: Any, fields: tuple[str, ...], examples: Any = None) -> Any:
+    """(columns, outputs) of each batch of these held-out examples; None: of all."""
     options = ForwardOptions(
         compute=compute(job.config),
         head_chunk=job.config.model.head_chunk,
@@ -132,7 +145,7 @@ def outputs(job: Any, params: Any, fields: tuple[str, ...]) -> Any:
 
     run_one = jax.jit(one)
     with jax.set_mesh(job.mesh):
-        for batch in job.pipeline.validation():
+        for batch in job.pipeline.once(job.pipeline.held_out if examples is None else examples):
             yield batch.columns, run_one(params, sharding.put_batch(batch.columns, job.mesh))
 
 
@@ -147,49 +160,59 @@ def share(right: Any, count: int | None = None) -> str:
 def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
     """Accuracy of a scorer's rewards or of DPO's implied ones, and of length alone."""
     scored = job.bound.algorithm.head == "score"
-    right, longer = [], []
+    right = []
     base = outputs(job, reference, ("logps",)) if reference is not None else None
     for columns, found in outputs(job, result.bundle.params, ("scores" if scored else "logps",)):
-        real = columns["weights"][:, 0] > 0
         if scored:
             rewards = np.asarray(last_scores(found.scores, columns["valid"]))
         else:
             assert base is not None
             _, before = next(base)
             rewards = np.asarray(found.logps - before.logps).sum(-1)
-        lengths = columns["mask"].sum(-1)
+        real = columns["weights"][:, 0] > 0
         right += (rewards[:, 0] > rewards[:, 1])[real].tolist()
-        unequal = real & (lengths[:, 0] != lengths[:, 1])
-        longer += (lengths[:, 0] > lengths[:, 1])[unequal].tolist()
-    best = max(sum(longer), len(longer) - sum(longer))
+    chosen, rejected = _whole_lengths(job.pipeline.held_out).T
+    unequal = int((chosen != rejected).sum())
+    longer = int((chosen > rejected).sum())
     return {
         "held-out accuracy": share(right),
-        "the better of longer and shorter": share(best, len(longer)),
+        "the better of longer and shorter": share(max(longer, unequal - longer), unequal),
         "chance": "50.0%",
     }
 
 
+def _whole_lengths(examples: Any) -> np.ndarray:
+    """Tokens of both sides before they were cut, their common prompt included, [E, 2]."""
+    (source,) = examples.encodings
+    first = np.searchsorted(source.store.rows, examples.row)
+    return source.store.lengths[first[:, None] + np.arange(2)]
+
+
 def process(job: Any, result: Result, _: Any = None) -> dict[str, str]:
     """How often the first step of a negative score is the first mistake, none counting as well."""
-    right, last, first, steps_right, counts = [], [], [], [], []
-    for columns, found in outputs(job, result.bundle.params, ("scores",)):
+    examples = job.pipeline.held_out
+    given = [examples.content(i)["labels"] for i in range(len(examples))]
+    mistakes = [_first_bad(np.asarray(labels, bool)) for labels in given]
+    left = examples.trained[:, 0]
+    seen = [i for i, bad in enumerate(mistakes) if bad is None or bad < left[i]]
+    count = len(examples.encodings[0].rows)
+    right, steps_right = [], []
+    chosen = examples.take(np.asarray(seen))
+    for columns, found in outputs(job, result.bundle.params, ("scores",), chosen):
         scores = np.asarray(found.scores)
         for row in np.flatnonzero(columns["weights"][:, 0] > 0):
             where = np.flatnonzero(columns["mask"][row, 0])
             labels = columns["labels"][row, 0, where] > 0.5
             said = scores[row, 0, where] > 0
-            truth, guess = _first_bad(labels), _first_bad(said)
-            right.append(truth == guess)
-            last.append(truth == len(where) - 1)
-            first.append(truth == 0)
-            counts.append(1 / (len(where) + 1))
+            right.append(_first_bad(labels) == _first_bad(said))
             steps_right += (labels == said).tolist()
     return {
         "first mistake found": share(right),
-        "always the last step": share(last),
-        "always the first step": share(first),
-        "chance": f"{np.mean(counts):.1%}",
+        "always the last step": share([mistakes[i] == len(given[i]) - 1 for i in seen]),
+        "always the first step": share([mistakes[i] == 0 for i in seen]),
+        "chance": f"{np.mean([1 / (len(given[i]) + 1) for i in seen]):.1%}",
         "steps judged right": share(steps_right),
+        "left out: cut before the first mistake": f"{count - len(seen)} of {count}",
     }
 
 
@@ -200,7 +223,7 @@ def _first_bad(good: np.ndarray) -> int | None:
 
 def embed(job: Any, result: Result, before: Any = None) -> dict[str, str]:
     """How often a held-out query's own positive is the nearest of all held-out positives."""
-    told = {}
+    told, ranks = {"pooling": job.config.model.pooling}, {}
     for name, params in (("before", before), ("after", result.bundle.params)):
         queries, positives = [], []
         for columns, found in outputs(job, params, ("embedding",)):
@@ -211,11 +234,24 @@ def embed(job: Any, result: Result, before: Any = None) -> dict[str, str]:
             positives.append(vectors[:, 1])
         similarity = np.concatenate(queries) @ np.concatenate(positives).T
         own = np.diagonal(similarity)[:, None]
-        rank = (similarity > own).sum(1)
+        rank = ranks[name] = (similarity > own).sum(1)
         told[f"own answer nearest, {name}"] = share(rank == 0)
         told[f"own answer in the nearest ten, {name}"] = share(rank < 10)
         told[f"mean reciprocal rank, {name}"] = f"{np.mean(1 / (1 + rank)):.3f}"
-    return told | {"chance": f"{1 / len(rank):.1%} of {len(rank)}"}
+    first, then = ranks["before"], ranks["after"]
+    return told | {
+        "nearest after training alone, before alone": _against(
+            (then == 0) > (first == 0), (first == 0) > (then == 0)
+        ),
+        "own answer ranks higher, lower than before": _against(then < first, then > first),
+        "chance": f"{1 / len(first):.1%} of {len(first)}",
+    }
+
+
+def _against(better: np.ndarray, worse: np.ndarray) -> str:
+    """So many against so many, and how likely a difference as large is by chance."""
+    won, lost = int(better.sum()), int(worse.sum())
+    return f"{won} against {lost} (exact sign test: p = {sign_test(won, lost):.3g})"
 
 
 TASKS = {"reward": pairs, "dpo": pairs, "process": process, "embed": embed}
@@ -227,7 +263,7 @@ def main() -> None:
     job, result = run(args)
     fresh = job.state.merged() if args.task in ("dpo", "embed") else None
     told = TASKS[args.task](job, result, fresh)
-    lines = [f"{name:<40} {value}" for name, value in told.items()]
+    lines = [f"{name:<44} {value}" for name, value in told.items()]
     (Path(args.out) / args.task / "judged.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -6,6 +6,7 @@ r"""Preference pairs against a reference: DPO and its relatives, of any supporte
 `--config=configs/dpo.py:ipo` takes another row of `CHOICES`; `--config=configs/dpo.py:lora` and
 `--config=configs/dpo.py:ipo,lora` train adapters, whose reference takes no second copy of the
 model. docs/methods/dpo.md says what each is for. About 64 pairs of 256 tokens a side make a step.
+Measured: ten steps of `sigmoid` have TRL's losses to 1e-5; configs/dpo_name.py teaches a name.
 """
 
 from ptjax.config import ConfigDict, choose, defaults, lora
@@ -30,7 +31,7 @@ CHOICES = {
     "forward_kl": {"f_divergence": "forward_kl"},
     "js": {"f_divergence": "js"},
     "alpha": {"f_divergence": "alpha"},
-    "tr": {"sync_every": 512, "sync_alpha": 0.6},
+    "tr": {"sync_every": 512, "sync_alpha": 0.6},  # for runs of more steps than that
     "wpo": {"wpo": True, "beta": 0.01},
     "ld": {"ld_alpha": 0.5},
 }

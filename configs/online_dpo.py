@@ -8,6 +8,7 @@ The best of `config.rollout.n` answers stands against the worst, or against anot
 `--config=configs/online_dpo.py:random`. `--config=configs/online_dpo.py:lora` and
 `--config=configs/online_dpo.py:random,lora` train adapters, whose reference takes no second copy of
 the model. docs/methods/online_dpo.md says what it is for, docs/making-pairs.md what rewards are.
+No whole run of a real model was measured.
 """
 
 from ptjax.config import ConfigDict, choose, defaults, lora

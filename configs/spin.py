@@ -6,6 +6,7 @@ r"""Self-play: the data's answers against the model's own (SPIN), of any support
 `--config=configs/spin.py:lora` trains adapters, whose reference takes no second copy of the model.
 Three iterations, whatever `config.steps` is: after a third of the steps the opponent becomes the
 policy of then. docs/methods/spin.md says what it is for.
+No whole run of a real model was measured.
 """
 
 from ptjax.config import ConfigDict, choose, defaults, lora

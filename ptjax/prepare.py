@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -94,6 +95,12 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     )
     if advice := bound.advice(pipeline.examples.scores):
         _log.warning("%s: %s", config.method, advice)
+    if bound.head == "score" and bundle.tokenizer.chat_template and _has_text(pipeline):
+        _log.warning(
+            "%s: the data's prompts are text, which is trained without the chat template, but a "
+            "reward is asked with it (`model`, `process_model`); give prompts as messages",
+            config.method,
+        )
     rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline, rollout.updates if rollout else 1)
     lora = None if config.lora is None else config.lora.to_dict()
@@ -103,6 +110,11 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         raise UserError(
             "config.model.dropout = 0: texts that are their own positive differ by dropout alone "
             "(SimCSE); set 0.1, or give other positives"
+        )
+    if pipeline.held_out is not None and pipeline.held_out.has_twins():
+        raise UserError(
+            "config.data.validation: held-out texts that are their own positive are equal to it "
+            "without dropout, so they measure nothing; set None, or give rows of query and positive"
         )
     schedule, tx = optimizer(config, rows, bundle.params, steps)
     options = StepOptions(
@@ -176,6 +188,14 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     if config.checkpoint.best:
         _check_best(run, config.checkpoint.best[0])
     return run
+
+
+def _has_text(pipeline: data.Pipeline) -> bool:
+    """Whether rows that judge, by the first one of each source, are text and not messages."""
+    if not pipeline.kind.judged:
+        return False
+    firsts = np.unique(pipeline.examples.source, return_index=True)[1]
+    return any(pipeline.examples.is_text(int(first), pipeline.kind) for first in firsts)
 
 
 def hyperparameters(config: Config, algorithm: Algorithm) -> dict[str, Any]:

@@ -53,9 +53,13 @@ def test_as_trl(monkeypatch):
             print(
                 f"step {step + 1}: loss {float(logged['loss']):.6f} "
                 f"{float(logged['loss']) - wanted['losses'][step]:+.1e}, gradient norm "
-                f"{float(logged['grad_norm']) / wanted['grad_norms'][step] - 1:+.1e}"
+                f"{float(logged['grad_norm']) / wanted['grad_norms'][step] - 1:+.1e}, margin "
+                f"{float(logged['rewards/margin']) - wanted['margins'][step]:+.1e}"
             )
             np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-4)
             np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=5e-4)
             np.testing.assert_allclose(logged["accuracy"], wanted["accuracies"][step], atol=1e-6)
+            np.testing.assert_allclose(logged["rewards/margin"], wanted["margins"][step], atol=1e-4)
+            mean = (logged["rewards/chosen"] + logged["rewards/rejected"]) / 2
+            np.testing.assert_allclose(mean, wanted["mean_scores"][step], atol=1e-3)
     batches.close()

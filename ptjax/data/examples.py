@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from ptjax.data.columns import left_out
 from ptjax.data.encode import Encodings
+from ptjax.data.judged import judged
+from ptjax.data.kinds import Kind
 from ptjax.data.pieces import Pieces
 from ptjax.data.rows import Row
 
@@ -95,6 +97,12 @@ class Examples:
         (row,) = rows.read(int(self.row[example]), int(self.row[example]) + 1)
         assert isinstance(row, dict)
         return row
+
+    def is_text(self, example: int, kind: Kind) -> bool:
+        """Whether a judged row's prompt is text, or missing: no chat template is put around it."""
+        source = self.encodings[self.source[example]].source
+        made = judged(self.content(example), kind, form=source.format, columns=dict(source.columns))
+        return not isinstance(made[0].sequences[0].prompt, list)
 
     def take(self, chosen: np.ndarray) -> "Examples":
         """Some of the examples."""

@@ -44,6 +44,7 @@ class Table:
         with jax.enable_x64(True):
             x = jnp.asarray(argument, jnp.float64)
             self.run = rows(stacked)
+            self.means = jax.jit(stacked, compiler_options=QUICK)
             self.values, self.gradients = map(np.asarray, self.run(x, x))
 
     def check_golden(self, case, rtol=1e-10):
@@ -78,3 +79,16 @@ class Table:
         for name, got, wanted in zip(self.names, gradients, self.gradients, strict=True):
             atol = 2e-5 * np.abs(wanted).max()
             np.testing.assert_allclose(got, wanted, atol=atol, err_msg=name)
+
+    def check_bfloat16(self):
+        """Values within the rounding of what they are of, as far as each number moves them."""
+        x = jnp.asarray(self.argument, jnp.bfloat16)
+        values = self.means(x, x)
+        assert values.dtype == jnp.bfloat16
+        axes = tuple(range(1, self.gradients.ndim))
+        moved = np.abs(self.gradients * np.asarray(self.argument)).sum(axes)
+        allowed = 4 * float(jnp.finfo(jnp.bfloat16).eps) * (moved + np.abs(self.values))
+        apart = np.abs(np.asarray(values, np.float64) - self.values)
+        assert apart.any()
+        over = {n: (a, b) for n, a, b in zip(self.names, apart, allowed, strict=True) if a > b}
+        assert not over

@@ -44,6 +44,10 @@ def test_float32_is_close(table):
     table.check_float32()
 
 
+def test_bfloat16_is_within_its_rounding(table):
+    table.check_bfloat16()
+
+
 def batch(count=5, texts=3, size=8):
     state = np.random.RandomState(2)
     return jnp.asarray(state.standard_normal((count, texts, size)), jnp.float32)

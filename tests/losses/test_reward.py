@@ -64,6 +64,11 @@ def test_float32_is_close(tables):
         table.check_float32()
 
 
+def test_bfloat16_is_within_its_rounding(tables):
+    for table in tables:
+        table.check_bfloat16()
+
+
 def test_pairs_of_a_ranking_are_those_of_real_answers_that_differ():
     scores = jnp.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [2.0, 9.0, 1.0]])
     weights = jnp.array([[1.0, 1, 1], [1, 1, 1], [1, 0, 1]])

@@ -47,6 +47,10 @@ def test_float32_is_close(table):
     table.check_float32()
 
 
+def test_bfloat16_is_within_its_rounding(table):
+    table.check_bfloat16()
+
+
 def test_every_loss_has_a_golden_case():
     assert {case["loss"] for case in CASES.values()} == set(UNPAIRED_LOSSES)
 

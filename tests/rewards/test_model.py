@@ -1,18 +1,23 @@
 """A reward model as a reward: alone as in a batch, and what it cannot score is missing."""
 
 import functools
+import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from ptjax import workdir
+from ptjax import data, workdir
+from ptjax.data.chat import Chat
 from ptjax.errors import UserError
 from ptjax.forward import forward
+from ptjax.models.tokenizer import load_tokenizer
+from ptjax.prepare import prepare
 from ptjax.rewards import REWARDS
 from ptjax.rewards.base import rewards
 from ptjax.rewards.score import score
-from ptjax.rewards.scorer import scorer
+from ptjax.rewards.scorer import Scorer, scorer
 from tests import tiny
 
 PROMPTS = ["What is blue?", "Name one.", "Hi", "What is blue?"]
@@ -82,6 +87,66 @@ def test_without_a_template_texts_are_joined_and_ended(loaded, folders):
     tokenizer = bundle.tokenizer
     ids = [*tokenizer.encode("The sky"), *tokenizer.encode(" is blue"), tokenizer.eos_token_id]
     assert found == pytest.approx(by_hand(bundle, ids), abs=1e-5)
+
+
+USER = [{"role": "user", "content": "Why is the sky blue?"}]
+STEPS = ["light is", "red and blue", "so it is"]
+JUDGED = {
+    "pairs": {
+        "prompt": USER,
+        "chosen": [{"role": "assistant", "content": "tea, and\nred"}],
+        "rejected": [{"role": "assistant", "content": " no"}],
+    },
+    "stepwise": {"prompt": USER, "completions": STEPS, "labels": [1, 1, 0]},
+}
+
+
+@pytest.mark.parametrize("told", ["prompts", "messages"])
+def test_what_is_scored_is_what_was_trained(folders, tmp_path, monkeypatch, told):
+    """Token for token, from rows of messages; steps at their last tokens."""
+    tokenizer = load_tokenizer(str(folders / "chat"))
+    trained = {}
+    for kind, row in JUDGED.items():
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        config = {"sources": [{"path": str(path)}], "batch_size": 8, "packing": False}
+        examples = data.build(config, tokenizer, kind=kind, seed=0).examples
+        trained[kind] = [examples.tokens(0, n) for n in range(examples.lengths.shape[1])]
+
+    scored = []
+
+    def run(tokens, valid):
+        scored.extend(row[real].tolist() for row, real in zip(tokens, valid, strict=True))
+        return np.cumsum(valid, -1, dtype=np.float32)[:, 0] - 1
+
+    judge = Scorer(Chat(tokenizer, train_on="last"), templated=True, room=128, _run=run)
+    monkeypatch.setattr(sys.modules["ptjax.rewards.model"], "scorer", lambda source, dtype: judge)
+    text = USER[0]["content"]
+    asked = {"messages": [USER]} if told == "messages" else {}
+    for (ids, _), side in zip(trained["pairs"], ("chosen", "rejected"), strict=True):
+        said = JUDGED["pairs"][side][0]["content"]
+        (found,) = REWARDS["model"]([text], [said], source="", batch_size=1, **asked)
+        assert scored.pop() == ids.tolist() and found == len(ids) - 1
+    ((ids, ends),) = trained["stepwise"]
+    settings = {"source": "", "batch_size": 1, "aggregation": "min", **asked}
+    (found,) = REWARDS["process_model"]([text], ["\n".join(STEPS)], **settings)
+    assert scored.pop() == ids.tolist()
+    assert found == pytest.approx(1 / (1 + np.exp(-float(np.flatnonzero(ends)[0]))))
+
+
+def test_a_judge_of_text_is_told_of_the_template(tmp_path, caplog):
+    tiny.write(tmp_path)
+    said = {}
+    for form, prompt in (("text", "Why?"), ("messages", USER)):
+        path = tmp_path / f"{form}.jsonl"
+        row = {"prompt": prompt, "completions": STEPS, "labels": [1, 1, 0]}
+        path.write_text((json.dumps(row) + "\n") * 8)
+        changes = {"data.sources[0].path": str(path), "data.validation": None}
+        changes |= {"data.max_length": 96, "data.tokens_per_batch": 768}
+        prepare(tiny.tiny_config(tmp_path, method="process_reward", **changes))
+        said[form] = "give prompts as messages" in caplog.text
+        caplog.clear()
+    assert said == {"text": True, "messages": False}
 
 
 def test_what_does_not_fit_is_missing(loaded, folders):
