@@ -36,6 +36,7 @@ CASES = {
     "kto": ("kto", {}),
     "gspo": ("gspo", dict(clip_low=0.2, clip_high=0.3, beta=0.1, entropy_coef=0.1)),
     "reward": ("reward", dict(center=0.01)),
+    "reward_ranked": ("reward_ranked", dict(center=0.01)),
     "process_reward": ("process_reward", {}),
 }
 COUPLED = {"dpo, sorted": ("dpo", dict(loss="aot")), "embed": ("embed", {})}
@@ -44,7 +45,7 @@ MESHES = {"fsdp 8": dict(fsdp=8), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsd
 
 def answers(method):
     """By example, its sequences; what a stage or the data say of a token depends on it alone."""
-    width = 1 if METHODS[method].data in ("mismatched", "stepwise") else 2
+    width = {"mismatched": 1, "stepwise": 1, "ranked": 3}.get(METHODS[method].data, 2)
     made = [e for e in toy.examples(40, LENGTH, seed=2) if e.mask.any()][: COUNT * width]
     return [made[i : i + width] for i in range(0, len(made), width)]
 
@@ -63,9 +64,9 @@ def columns(groups, length=LENGTH, side="right"):
             (np.sum(tokens * batch["mask"], -1, keepdims=True) % 5 - 2) * batch["mask"]
         ).astype(np.float32),
         "labels": ((tokens % 3 == 0) * batch["mask"]).astype(np.float32),
-        "scores": np.stack([tokens[:, n].sum(-1) * 0.0 + (n == 0) for n in range(width)], 1).astype(
-            np.float32
-        )
+        "scores": np.stack(
+            [tokens[:, n].sum(-1) * 0.0 + width - 1 - n for n in range(width)], 1
+        ).astype(np.float32)
         if width > 1
         else np.array([[float(sum(g[0].tokens) % 2)] for g in groups], np.float32),
         "margin": np.array([0.1 * len(g[0].tokens) for g in groups], np.float32),
@@ -146,12 +147,15 @@ def wanted(case):
     return loss_and_gradients(case, columns(answers(case[0])))
 
 
+def padded(groups, side):
+    """Longer rows, padded at a side, with filler of weight 0 among them."""
+    filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
+    return columns([*groups, filler * len(groups[0])], 17, side)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_side_and_amount_and_filler_of_weight_zero(case, wanted, side):
-    groups = answers(case[0])
-    filler = [toy.Example(np.array([5, 6, 7]), np.array([0, 1, 1], np.float32), 0.0)]
-    more = columns([*groups, filler * len(groups[0])], 17, side)
-    assert_same(loss_and_gradients(case, more), wanted)
+    assert_same(loss_and_gradients(case, padded(answers(case[0]), side)), wanted)
 
 
 @only_in_full
@@ -172,7 +176,7 @@ def test_a_permutation_of_the_batch(case, wanted):
     assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
 
 
-def test_bfloat16_is_within_its_rounding(case, wanted):
+def assert_bfloat16_is_near(case, wanted):
     loss, grads = loss_and_gradients(case, columns(answers(case[0])), dtype="bfloat16")
     assert loss != wanted[0] and abs(loss - wanted[0]) < 0.02 * max(abs(wanted[0]), 1)
     flat, exact = (
@@ -180,6 +184,10 @@ def test_bfloat16_is_within_its_rounding(case, wanted):
         for one in (grads, wanted[1])
     )
     assert np.linalg.norm(flat - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_bfloat16_is_within_its_rounding(case, wanted):
+    assert_bfloat16_is_near(case, wanted)
 
 
 def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted):
@@ -196,6 +204,9 @@ def test_a_loss_over_the_whole_batch(name):
     case = COUPLED[name]
     groups = answers(case[0])
     wanted = loss_and_gradients(case, columns(groups))
+    for side in ("left", "right"):
+        assert_same(loss_and_gradients(case, padded(groups, side)), wanted)
+    assert_bfloat16_is_near(case, wanted)
     assert_same(loss_and_gradients(case, packed(groups)), wanted)
     shuffled = [groups[i] for i in np.random.RandomState(3).permutation(COUNT)]
     assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
