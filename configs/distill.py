@@ -5,7 +5,8 @@ r"""Distillation: a student learns a larger model's next-token distributions.
         --config.reference.source=Qwen/Qwen2.5-1.5B-Instruct \
         --config.data.sources[0].path=chat.jsonl
 
-`gkd` learns on the data's answers. `--config=configs/distill.py:gkd_on_policy` and
+`gkd` learns on the data's answers; `--config=configs/distill.py:gkd_mixed` gives half of them to
+the student. `--config=configs/distill.py:gkd_on_policy` and
 `--config=configs/distill.py:on_policy` take prompts and learn on the student's own answers, from
 the whole distribution or from the log-prob of the token that was written.
 `--config=configs/distill.py:on_policy,lora` trains adapters. docs/methods/distill.md. The teacher
@@ -16,6 +17,7 @@ from ptjax.config import ConfigDict, choose, defaults, lora
 
 CHOICES = {
     "gkd": "gkd",
+    "gkd_mixed": "gkd_mixed",
     "on_policy": "on_policy_distillation",
     "gkd_on_policy": "gkd_on_policy",
 }
@@ -34,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     else:
         config.steps = 300
         config.hparams.update({"beta": 1.0} if name == "gkd_on_policy" else {})
-        config.rollout.n = 1 if name == "gkd_on_policy" else 4
+        config.rollout.n = 4 if name == "on_policy" else 1
         config.rollout.max_tokens = 256
         config.data.truncate = "drop"
         config.data.packing = False

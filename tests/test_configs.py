@@ -49,10 +49,10 @@ JUDGED = [variant for variant in VARIANTS if METHODS[get(variant).method].data !
 READY = [variant for variant in JUDGED if ":" not in variant]
 READY += ["kto.py:bco", "reward.py:ranked,lora", "embed.py:simcse", "grpo.py:rloo,lora"]
 READY += ["ppo.py:separate,lora", "raft.py:all"]
-READY += ["distill.py:on_policy", "distill.py:gkd_on_policy"]
+READY += ["distill.py:on_policy", "distill.py:gkd_on_policy", "distill.py:gkd_mixed"]
 
 
-TAUGHT = ("gkd_on_policy", "on_policy_distillation")
+TAUGHT = ("gkd_mixed", "gkd_on_policy", "on_policy_distillation")
 """Methods that learn from another model."""
 
 

@@ -28,7 +28,7 @@ PAGE_OF = {
     **dict.fromkeys(("cpo", "simpo", "alphapo", "orpo"), "reference_free"),
     **dict.fromkeys(("bco", "apo_zero_unpaired"), "kto"),
     **dict.fromkeys(("awr", "dro", *PRESETS), "grpo"),
-    **dict.fromkeys(("gkd", "gkd_on_policy", "on_policy_distillation"), "distill"),
+    **dict.fromkeys(("gkd", "gkd_mixed", "gkd_on_policy", "on_policy_distillation"), "distill"),
     **dict.fromkeys(("reward_ranked", "reward_regression", "outcome_reward"), "reward"),
 }
 """Methods whose page has another's name."""

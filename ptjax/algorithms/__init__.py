@@ -1,6 +1,6 @@
 """Every method by name: the index of what ptjax can do."""
 
-from ptjax.algorithms.distill import GKD, gkd_after, on_policy_distillation_after
+from ptjax.algorithms.distill import GKD, GKD_MIXED, gkd_after, on_policy_distillation_after
 from ptjax.algorithms.dpo import DPO
 from ptjax.algorithms.embed import EMBED
 from ptjax.algorithms.kto import APO_ZERO_UNPAIRED, BCO, KTO
@@ -41,6 +41,7 @@ METHODS = {
     "raft": raft_after(rollout),
     # a teacher
     "gkd": GKD,
+    "gkd_mixed": GKD_MIXED,
     "gkd_on_policy": gkd_after(answers),
     "on_policy_distillation": on_policy_distillation_after(answers),
     # single answers with a reward, logged

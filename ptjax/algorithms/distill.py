@@ -9,6 +9,7 @@ from ptjax.errors import UserError, did_you_mean
 from ptjax.losses.ratios import CORRECTIONS
 from ptjax.ops.divergence import Divergence
 from ptjax.stages.base import Stage
+from ptjax.stages.mixed import mixed_answers
 from ptjax.stages.old import old_logps
 from ptjax.stages.sampler import sampler
 from ptjax.stages.teacher import teacher_advantage, teacher_hidden
@@ -112,6 +113,25 @@ def gkd_after(rollout: Stage) -> Algorithm:
         forward=_forward,
         data="prompts",
     )
+
+
+def _share(*, on_policy: float = 0.5) -> tuple[str, ...]:
+    if not 0 < on_policy < 1:
+        raise UserError(
+            f"hparams.on_policy = {on_policy}: it must be between 0 and 1; gkd learns on the "
+            "data's answers alone, gkd_on_policy on the student's"
+        )
+    return ("divergence",)
+
+
+GKD_MIXED = Algorithm(
+    gkd,
+    stages=(mixed_answers, teacher_hidden),
+    needs=_share,
+    forward=_forward,
+    data="answers",
+)
+"""GKD with λ between: the data's answers, a share of them the student's own."""
 
 
 def on_policy_distillation_after(rollout: Stage) -> Algorithm:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from ptjax.data import HostBatch
 from ptjax.models.decoder import Decoder
+from ptjax.sharding import put_batch
 from ptjax.stages.rollout import Rollout
 from ptjax.types import Batch, Outputs, Params
 
@@ -92,6 +94,13 @@ class Context:
     carry: dict[str, Carry] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
     table: list[dict[str, Any]] = field(default_factory=list)
+
+
+def in_place(ctx: Context, batch: Batch, made: Mapping[str, np.ndarray]) -> Batch:
+    """The batch with these columns for its own, on the device and on the host."""
+    assert ctx.host is not None
+    ctx.host.columns.update(made)
+    return batch | put_batch(made, ctx.mesh)
 
 
 def run_stages(

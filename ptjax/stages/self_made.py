@@ -5,10 +5,9 @@ import time
 import numpy as np
 
 from ptjax.rewards.choose import best_against
-from ptjax.sharding import put_batch
-from ptjax.stages.base import Context, Stage
+from ptjax.stages.base import Context, Stage, in_place
 from ptjax.stages.reference import followed
-from ptjax.stages.rollout import Columns, put_answer, told
+from ptjax.stages.rollout import put_answer, told
 from ptjax.types import Batch
 
 _SEQUENCES = {
@@ -47,7 +46,7 @@ def _self_rejected(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None
         made["weights"][row] = given["weights"][row, 0]
         made["scores"][row] = 1, 0
     ctx.logged.update(told(answers), **{"rollout/seconds": time.perf_counter() - began})
-    return _in_place(ctx, batch, made), carry
+    return in_place(ctx, batch, made), carry
 
 
 def _rank_pair(
@@ -94,7 +93,7 @@ def _rank_pair(
         pairs.append(made["scores"][row])
     ctx.logged.update(told(answers), **_figures(rewards, pairs))
     ctx.logged["rollout/seconds"] = time.perf_counter() - began
-    return _in_place(ctx, batch, made), carry
+    return in_place(ctx, batch, made), carry
 
 
 def _figures(rewards: np.ndarray, pairs: list[np.ndarray]) -> dict[str, float]:
@@ -110,13 +109,6 @@ def _figures(rewards: np.ndarray, pairs: list[np.ndarray]) -> dict[str, float]:
         best, other = np.mean(pairs, axis=0).tolist()
         figures |= {"rollout/chosen": best, "rollout/rejected": other}
     return figures
-
-
-def _in_place(ctx: Context, batch: Batch, made: Columns) -> Batch:
-    """The batch with these columns for its own, on the device and on the host."""
-    assert ctx.host is not None
-    ctx.host.columns.update(made)
-    return batch | put_batch(made, ctx.mesh)
 
 
 self_rejected = Stage(

@@ -22,7 +22,7 @@ OWN = {
     "online_dpo": BY_REWARD,
     **dict.fromkeys((*ONLINE, "raft"), {**BY_REWARD, "rollout.n": 2}),
     "gkd": TAUGHT,
-    "gkd_on_policy": SAMPLED | TAUGHT,
+    **dict.fromkeys(("gkd_mixed", "gkd_on_policy"), SAMPLED | TAUGHT),
     "on_policy_distillation": SAMPLED | TAUGHT,
 }
 """What a method cannot do without."""
