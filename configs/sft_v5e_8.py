@@ -3,6 +3,7 @@ r"""Supervised fine-tuning on a slice of 8 v5e chips (v5litepod-8, 16 GB each).
     python -m ptjax.train --config=configs/sft_v5e_8.py --workdir=gs://bucket/sft \
         --config.data.sources[0].path=chat.jsonl
 
+That is a slice of one host; where its chips are on several, add `--distributed` on each of them.
 Llama-3.1-8B-Instruct with LoRA; `--config=configs/sft_v5e_8.py:full` trains all of
 Qwen2.5-3B-Instruct instead.
 

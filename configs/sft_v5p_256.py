@@ -1,9 +1,9 @@
 r"""Full supervised fine-tuning on a slice of 256 v5p chips (topology 4x8x8, v5p-512 by its cores).
 
-On every host of the slice:
+On every host of the slice, alike; the slice itself tells the hosts of each other:
 
     python -m ptjax.train --config=configs/sft_v5p_256.py --workdir=gs://bucket/sft \
-        --config.data.sources[0].path=chat.jsonl
+        --distributed --config.data.sources[0].path=chat.jsonl
 
 Llama-3.1-70B-Instruct; `--config=configs/sft_v5p_256.py:8b` trains Llama-3.1-8B-Instruct.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
+from ptjax.checkpoint.hosts import check_joined
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
@@ -70,6 +71,7 @@ def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
       UserError: bad input, and a run whose steps are not finite any more.
     """
     # ---- Everything that can be wrong is found before the first step ----
+    check_joined()
     run = prepare(config, workdir)
     with jax.set_mesh(run.mesh):
         return _Loop(run, workdir, quiet).run()
@@ -371,6 +373,7 @@ class _Loop:
             "steps": step,
             "tokens": int(self.speed.tokens),
             "seconds": self.speed.seconds,
+            "programs": int(self.speed.programs),
             "compile_seconds": self.speed.compile_seconds,
             **self.speed.overall(),
             "peak_memory": peak_memory(),

@@ -26,9 +26,9 @@ def summary(facts: Row, rows: Sequence[Row], samples: Sequence[Row]) -> str:
       facts: `method`, `model`, `data` (a name or a list), `lost` (what of it was cut or left out,
         in words), `device`, `trainable` and `total` (parameters), `steps`, `tokens` (useful ones of
         all steps), `seconds` (of all steps, without compilation, evaluation, samples and saving),
-        `compile_seconds`, `tokens_per_second` and `mfu` (0..1) over those seconds, `peak_memory`
-        (bytes), `skipped` (steps), `checkpoint` (folder), `next` ({what: command}); every one
-        optional.
+        `programs` (compiled) and `compile_seconds`, `tokens_per_second` and `mfu` (0..1) over the
+        seconds of the steps, `peak_memory` (bytes), `skipped` (steps), `checkpoint` (folder),
+        `next` ({what: command}); every one optional.
       rows: lines of `metrics.jsonl`: `loss` of training, `eval/...` of held-out data.
       samples: lines of `samples.jsonl`.
     """
@@ -81,7 +81,6 @@ def _described(facts: Row) -> list[tuple[str, str]]:
     data = facts.get("data")
     trainable, total = facts.get("trainable"), facts.get("total")
     rate, share = facts.get("tokens_per_second"), facts.get("mfu")
-    compiling = facts.get("compile_seconds")
     known = {
         "data": data if isinstance(data, str | None) else ", ".join(map(str, data)),
         "cut or left out": facts.get("lost") or None,
@@ -90,7 +89,7 @@ def _described(facts: Row) -> list[tuple[str, str]]:
         "steps": _count(facts.get("steps"), facts.get("skipped")),
         "tokens": None if facts.get("tokens") is None else f"{facts['tokens']:,}",
         "time in steps": None if facts.get("seconds") is None else duration(facts["seconds"]),
-        "compilation": compiling and f"{duration(compiling)}, not in the time in steps",
+        "compilation": _compilation(facts.get("programs"), facts.get("compile_seconds")),
         "speed": None if rate is None else f"{rate:,.0f} tokens/s{_percent(share)}",
         "peak memory": _bytes(facts.get("peak_memory")),
         "checkpoint": facts.get("checkpoint"),
@@ -180,11 +179,15 @@ def _parameters(trainable: int | None, total: int | None) -> str | None:
 def _count(steps: int | None, skipped: int | None) -> str | None:
     if steps is None:
         return None
-    return (
-        f"{steps:,} ({skipped} skipped: the loss or gradient was not finite)"
-        if skipped
-        else f"{steps:,}"
-    )
+    why = f" ({skipped:,} skipped: not finite, or a spike of the loss)" if skipped else ""
+    return f"{steps:,}{why}"
+
+
+def _compilation(programs: int | None, seconds: float | None) -> str | None:
+    if not programs or seconds is None:
+        return None
+    counted = f"{programs} program{'s' if programs > 1 else ''} of the step"
+    return f"{counted}, {duration(seconds)}, not in the time in steps"
 
 
 def _percent(share: int | float | None) -> str:

@@ -22,7 +22,8 @@ from ptjax.models.config_out import write_configs, write_json
 from ptjax.models.load import Bundle
 
 RECORD = "ptjax.json"
-"""In workdir/model: adapter's settings, head, and how each tensor of the import was stored."""
+"""In workdir/model: adapter's settings, head, what more than text the source is of, and how each
+tensor of the import was stored."""
 
 
 def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
@@ -40,6 +41,7 @@ def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
         record = {
             "lora": dataclasses.asdict(bundle.model.lora) if bundle.model.lora else None,
             "head": bundle.model.head,
+            "part_of": bundle.part_of,
             "tensor_dtypes": {name: str(dtype) for name, dtype in bundle.dtypes.items()},
         }
         write_json(Path(folder) / RECORD, record)

@@ -212,6 +212,7 @@ def load_workdir(
         generation_config=generation,
         dtypes={name: jnp.dtype(dtype) for name, dtype in record["tensor_dtypes"].items()},
         source=config["model"]["source"] if lora else f"{path}@{stored.step}",
+        part_of=record.get("part_of") if lora else None,
         step=stored.step,
         changed=tuple(name for name in model.table if name in trained or name in moved),
     )

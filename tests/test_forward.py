@@ -121,6 +121,57 @@ def test_temperature_divides_the_logits():
     np.testing.assert_allclose(got[0, 0, 1:], wanted * EXAMPLES[0].mask[1:], atol=1e-5)
 
 
+def test_neftunes_noise_fills_the_width_of_each_packed_sequence():
+    """U(-w, w) on every embedding, w = α / √(T·D) with the sequence's own T; none on padding.
+
+    Blocks that add nothing and a final norm that scales by 1e-4 let the embeddings through.
+    """
+    alpha, scale = 5.0, 1e-4
+    model = Decoder(replace(toy.CONFIG, eps=scale**-2))
+    through = {"layers.o": 0.0, "layers.down": 0.0, "norm": 1.0}
+    params = toy.params() | {k: jnp.full_like(toy.params()[k], v) for k, v in through.items()}
+    columns = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    options = ForwardOptions(neftune=alpha)
+
+    @functools.partial(jax.jit, compiler_options=toy.QUICK)
+    def embeddings(key):
+        return forward(model, params, columns, fields=("hidden",), options=options, key=key).hidden
+
+    noise = np.asarray(embeddings(jax.random.key(0)) - embeddings(None))[:, 0] / scale
+    drawn = []
+    for row, example in enumerate(EXAMPLES):
+        length = len(example.tokens)
+        width = alpha / np.sqrt(length * toy.CONFIG.embed)
+        drawn.append(noise[row, :length].ravel() / width)
+        assert 0.9 < np.abs(drawn[-1]).max() < 1.001
+        assert not noise[row, length:].any()
+    drawn = np.concatenate(drawn)
+    assert abs(drawn.mean()) < 0.1 and abs(drawn.std() - 3**-0.5) < 0.05
+    assert len({len(example.tokens) for example in EXAMPLES}) > 3
+    assert not np.allclose(noise, np.asarray(embeddings(jax.random.key(1)) - embeddings(None)))
+
+
+def test_packed_padding_gets_no_noise():
+    seen = []
+
+    class Noted(Decoder):
+        def hidden(self, params, tokens, span, *, noise, **_):
+            seen.append(noise)
+            return jnp.zeros((*tokens.shape, 1))
+
+    columns = {k: jnp.asarray(v) for k, v in toy.packed(EXAMPLES).items()}
+    options = ForwardOptions(neftune=5.0)
+
+    @functools.partial(jax.jit, compiler_options=toy.QUICK)
+    def noise(key):
+        forward(Noted(toy.CONFIG), {}, columns, fields=("hidden",), options=options, key=key)
+        return seen[0]
+
+    there = np.asarray(columns["pack"]) >= 0
+    assert not there.all()
+    np.testing.assert_array_equal(np.asarray(noise(jax.random.key(0))) > 0, there)
+
+
 def hidden_of(tokens, params):
     padded = np.zeros(12, np.int32)
     padded[: len(tokens)] = tokens

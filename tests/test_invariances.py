@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ptjax.models.decoder import REMAT
 from ptjax.sharding import make_mesh
 from tests import toy
 from tests.toy import assert_same, loss_and_gradients
@@ -121,6 +122,7 @@ def test_packed_micro_batches_on_a_mesh():
     assert_same(loss_and_gradients(columns, mesh=mesh, accumulate=2), wanted)
 
 
-def test_rematerialisation():
+@pytest.mark.parametrize("remat", [policy for policy in REMAT if policy != "none"])
+def test_rematerialisation(remat):
     columns = toy.packed(EXAMPLES)
-    assert_same(loss_and_gradients(columns, remat="dots"), loss_and_gradients(columns))
+    assert_same(loss_and_gradients(columns, remat=remat), loss_and_gradients(columns))

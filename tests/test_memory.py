@@ -1,10 +1,21 @@
 """What the compiler plans to hold: the head's logits never exist at once."""
 
+import functools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from ptjax.forward import ForwardOptions
+from ptjax.models import spec
+from ptjax.models.decoder import Decoder
 from ptjax.ops.logprobs import token_stats
+from ptjax.optim import make_optimizer, make_schedule
+from ptjax.step import StepOptions, new_guard, train_step
+from ptjax.types import TrainState
+from tests import toy
 
 D, V = 64, 49152
 
@@ -48,3 +59,64 @@ def test_the_head_does_not_grow_with_tokens_times_vocabulary(head):
 
 def test_a_naive_head_holds_them_all():
     assert temporaries(naive, 4096) > 4096 * V * 4
+
+
+ROWS, LENGTH, PARTS, VOCAB = 16, 64, 2, 8192
+TOKENS = ROWS * LENGTH // PARTS
+"""Of one micro-batch of the whole step below."""
+
+
+@functools.cache
+def step(vocab, chunk, **hparams):
+    """A whole train step: the sizes of all arrays in it, before XLA and after, and temporaries."""
+    model = Decoder(toy.CONFIG.with_vocab(vocab))
+    schedule = make_schedule(learning_rate=0.1, steps=10)
+    tx, options = make_optimizer(model.table, schedule), StepOptions(accumulate=PARTS)
+    run = functools.partial(
+        train_step,
+        model=model,
+        bound=toy.bound(**hparams),
+        tx=tx,
+        schedule=schedule,
+        options=options,
+        forward_options=ForwardOptions(head_chunk=chunk),
+    )
+
+    def begin(params):
+        return TrainState(jnp.int32(0), params, {}, tx.init(params), new_guard(options))
+
+    shapes = spec.shapes(model.table, model.config.dims, jnp.dtype("float32"))
+    batch = {
+        name: jax.ShapeDtypeStruct((ROWS, 1, LENGTH), dtype)
+        for name, dtype in {"tokens": "int32", "valid": "bool", "mask": "float32"}.items()
+    } | {"weights": jax.ShapeDtypeStruct((ROWS, 1), "float32")}
+    traced = jax.jit(run, donate_argnums=0).lower(jax.eval_shape(begin, shapes), batch)
+    compiled = traced.compile(compiler_options=toy.QUICK)
+    found = [
+        {
+            math.prod(map(int, size.split(",")))
+            for size in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
+        }
+        for text in (traced.as_text("hlo"), compiled.as_text())
+    ]
+    return *found, compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    ("vocab", "chunk", "hparams"),
+    [
+        (VOCAB, 32, {}),
+        (2 * VOCAB, 32, {}),
+        (VOCAB, 128, {}),
+        (VOCAB, 32, dict(label_smoothing=0.1, z_loss_weight=1e-4)),
+    ],
+)
+def test_a_chunks_logits_are_the_largest_array_of_a_step(vocab, chunk, hparams):
+    traced, compiled, _ = step(vocab, chunk, **hparams)
+    assert max(traced) == max(compiled) == chunk * vocab < TOKENS * vocab / 3
+
+
+def test_a_steps_temporaries_follow_the_chunk_and_not_the_tokens_times_the_vocabulary():
+    (*_, wide), (*_, narrow), (*_, double) = step(VOCAB, 128), step(VOCAB, 32), step(2 * VOCAB, 32)
+    assert wide - narrow >= (128 - 32) * VOCAB * 4
+    assert double - narrow < TOKENS * VOCAB * 4 / 2

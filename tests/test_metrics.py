@@ -198,7 +198,8 @@ def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session()
     meter.compiled(4.0)
     meter.update(tokens=30, flops=50)
     assert meter.read() == {"tokens_per_second": 30.0, "mfu": 0.5}
-    assert meter.state() == {"seconds": 1.0, "tokens": 30, "flops": 50, "compile_seconds": 4.0}
+    counted = {"tokens": 30, "flops": 50, "programs": 1}
+    assert meter.state() == {"seconds": 1.0, "compile_seconds": 4.0, **counted}
     later = Throughput(peak=100.0, clock=lambda: now[0])
     now[0] = 100.0
     later.begin(meter.state() | {"seconds": 1.0})
@@ -207,3 +208,5 @@ def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session()
     assert later.read() == {"tokens_per_second": 10.0, "mfu": 0.1}
     assert later.overall() == {"tokens_per_second": 20.0, "mfu": 0.3}
     assert (later.tokens, later.seconds, later.compile_seconds) == (40, 2.0, 4.0)
+    later.compiled(1.0)
+    assert (later.programs, later.compile_seconds) == (2, 5.0)

@@ -165,6 +165,18 @@ def test_randomness_repeats_bit_for_bit_and_follows_the_step():
     assert any(np.abs(one[0].params[name]).max() > 0 for name in rows if name.endswith("lora_b"))
 
 
+def test_neftune_alone_makes_a_step_random():
+    run = compiled(StepOptions(), forward_options=ForwardOptions(neftune=5.0))
+    plain, _ = toy.loss_and_gradients(toy.batch(EXAMPLES))
+    losses = [
+        float(run(start(StepOptions()).replace(step=jnp.int32(step)), GOOD)[1]["loss"])
+        for step in (0, 1)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    assert np.abs(losses - plain).min() > 1e-3
+    np.testing.assert_allclose(losses, plain, rtol=0.2)
+
+
 def test_bfloat16_parameters_keep_one_program():
     params = {k: v.astype(jnp.bfloat16) for k, v in toy.params().items()}
     options = StepOptions()

@@ -222,6 +222,7 @@ def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets
     result = loop.train(config, str(folder / "ragged"), quiet=True)
     assert (result.step, len(shapes)) == (200, 2)
     assert runs[0].train_step._cache_size() == 2
+    assert "| compilation | 2 programs of the step, " in result.summary
     assert runs[0].eval_step._cache_size() <= 2
     assert_only({"layers.q", "layers.v"}, folder / "model", result)
 

@@ -23,12 +23,31 @@ def ticket() -> int:
     return next(_numbers)
 
 
+def check_joined() -> None:
+    """Checks that processes which share devices can talk to each other.
+
+    On a TPU slice jax sees all chips whether or not it was told of the other hosts.
+
+    Raises:
+      UserError: several processes, and `jax.distributed` was not initialised.
+    """
+    if jax.process_count() > 1 and distributed.global_state.client is None:
+        raise UserError(
+            f"{jax.process_count()} processes share these devices and were not joined: add "
+            "--distributed to the command, or call jax.distributed.initialize() before all else"
+        )
+
+
 def from_primary(number: int, ask: Callable[[], Any]) -> Any:
-    """Runs `ask` on process 0 and returns its JSON-able result, or raises its error, on all."""
+    """Runs `ask` on process 0 and returns its JSON-able result, or raises its error, on all.
+
+    Raises:
+      UserError: what `ask` raised, and processes that were not joined.
+    """
     if jax.process_count() == 1:
         return ask()
-    client = distributed.global_state.client
-    assert client is not None, "several processes without jax.distributed.initialize()"
+    check_joined()
+    client: Any = distributed.global_state.client
     key = f"ptjax/checkpoint/{number}"
     if jax.process_index() != 0:
         answer = json.loads(client.blocking_key_value_get(key, _TIMEOUT_MS))

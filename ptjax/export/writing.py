@@ -108,6 +108,11 @@ def export(
         head = [name for name in ("score",) if name in bundle.params]
         changed = [name for name in getattr(bundle, "changed", ()) if name in bundle.params]
         saved = list(dict.fromkeys([*saved, *changed, *head]))
+        if base is None and bundle.part_of is not None:
+            raise UserError(
+                f"{bundle.source}: an adapter of the language part of a {bundle.part_of} does not "
+                "fit the whole in peft; export the untrained source, and name that folder as base"
+            )
         base = base or bundle.source
         config = peft.adapter_config(bundle.model.table, lora, base=base, saved=saved)
         tensors, stem = list(_adapter_tensors(bundle, lora, saved, dtype)), peft.STEM

@@ -120,6 +120,7 @@ class Throughput:
     Attributes:
       tokens: useful tokens of all steps.
       flops: model flops of all steps.
+      programs: how often a step was compiled.
       compile_seconds: seconds of compilation.
     """
 
@@ -135,11 +136,12 @@ class Throughput:
         self._window = [0.0, 0.0, 0.0]
         self.tokens = before.get("tokens", 0.0)
         self.flops = before.get("flops", 0.0)
+        self.programs = before.get("programs", 0)
         self.compile_seconds = before.get("compile_seconds", 0.0)
 
     def state(self) -> dict[str, float]:
         """What the run came to so far, for a checkpoint."""
-        names = ("seconds", "tokens", "flops", "compile_seconds")
+        names = ("seconds", "tokens", "flops", "programs", "compile_seconds")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -164,7 +166,8 @@ class Throughput:
             self._start += self._clock() - before
 
     def compiled(self, seconds: Real) -> None:
-        """Counts the last `seconds` as compilation."""
+        """Counts the last `seconds` as the compilation of a program."""
+        self.programs += 1
         self.compile_seconds += seconds
         self._start += seconds
 

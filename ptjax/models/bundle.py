@@ -35,6 +35,7 @@ class Bundle:
       generation_config: the contents of generation_config.json, empty where there is none.
       dtypes: how each Hugging Face tensor was stored.
       source: where it came from, for messages.
+      part_of: the `model_type` of the checkpoint there, where this is its language part alone.
     """
 
     model: Decoder
@@ -44,6 +45,7 @@ class Bundle:
     generation_config: dict[str, Any]
     dtypes: dict[str, np.dtype]
     source: str
+    part_of: str | None = None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -44,13 +44,11 @@ class Compute:
       dtype: of activations and of the parameters as they are used.
       remat: what the backward pass recomputes of a layer: a key of `REMAT`.
       dropout: probability on embeddings and on each block's output, in training.
-      unroll: layers a step of the scan.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     dropout: float = 0.0
-    unroll: int = 1
 
     def __post_init__(self):
         if self.remat not in REMAT:
@@ -273,7 +271,7 @@ class Decoder:
 
         if compute.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[compute.remat], prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, (layers, flags), unroll=compute.unroll)
+        x, _ = jax.lax.scan(layer, x, (layers, flags))
         return self._final(params, x)
 
     def extend(
@@ -305,9 +303,7 @@ class Decoder:
             x, (k, v) = self._layer(weights, x, tables, flag, query, seen, compute, None, held)
             return (x, k, v), None
 
-        (x, k, v), _ = jax.lax.scan(
-            layer, (x, cache.k, cache.v), (layers, flags), unroll=compute.unroll
-        )
+        (x, k, v), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (layers, flags))
         return self._final(params, x), Cache(k, v, cache.length + counts)
 
     def _prepare(self, params, tokens, compute, key, noise):

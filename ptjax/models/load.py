@@ -16,6 +16,7 @@ from ptjax.models.decoder import Decoder
 from ptjax.models.families import FAMILIES, SCORE
 from ptjax.models.gguf import gguf_config, open_gguf
 from ptjax.models.hub import resolve_source
+from ptjax.models.language_part import COMPOSITES, language_config, language_tensors
 from ptjax.models.layers import ACTIVATIONS
 from ptjax.models.quiet import auto_config_class
 from ptjax.models.tokenizer import load_tokenizer
@@ -36,6 +37,8 @@ def load(
     critic: Bundle | None = None,
 ) -> Bundle:
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
+
+    Of a checkpoint of more than text (`gemma3`) the language part alone is read.
 
     Args:
       source: a registered name, a local folder, a .gguf file, a hub id, or `flax:my_file.build` for
@@ -68,6 +71,10 @@ def load(
         return with_head(bundle, head, critic=critic)
     path = resolve_source(source)
     raw, generation, tensors = _open(path)
+    whole = raw.get("model_type")
+    part_of = whole if whole in COMPOSITES else None
+    if part_of is not None:
+        raw, tensors = language_config(raw, str(path)), language_tensors(part_of, tensors)
     config = read_config(raw, str(path))
     tokenizer = load_tokenizer(path, chat_template=chat_template)
     model = Decoder(config, head=_own_head(tensors))
@@ -77,7 +84,7 @@ def load(
         tensors = Without(tensors, "lm_head.weight", tensors.origin)
     params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh)
     dtypes = {name: spec.dtype for name, spec in tensors.specs().items()}
-    bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source)
+    bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source, part_of)
     bundle = with_tokens(bundle, special_tokens, mesh)
     return with_head(bundle, head, seed=seed, mesh=mesh, critic=critic)
 
@@ -134,8 +141,8 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
     if kind not in FAMILIES:
         if isinstance(raw.get("text_config"), dict):
             raise UserError(
-                f"{origin}: model_type {kind!r} is a model of more than text; only text-only "
-                "checkpoints are supported"
+                f"{origin}: model_type {kind!r} is a model of more than text; of those the "
+                f"language part of {', '.join(COMPOSITES)} is read, and no other"
             )
         hint = did_you_mean(str(kind), FAMILIES)
         raise UserError(f"{origin}: model_type {kind!r} is not supported{hint}")

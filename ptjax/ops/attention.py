@@ -218,7 +218,7 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
         return None, ((out / total).astype(q_block.dtype), top + jnp.log(total))
 
     q = _cut(q * static.scale, static.block, groups)
-    _, (out, sums) = jax.lax.scan(block, None, (jnp.arange(q.shape[0]), q, query))
+    _, (out, sums) = jax.lax.scan(block, None, (jnp.arange(q.shape[0], dtype=jnp.int32), q, query))
     return _join(out, static.block, rows), sums
 
 
@@ -269,7 +269,7 @@ def _attention_bwd(static: _Static, saved, d_out):
         return (d_k, d_v), d_q.astype(dtype)
 
     zeros = jnp.zeros(k_t.shape, jnp.float32)
-    scanned = (jnp.arange(blocks[0].shape[0]), *blocks, sums, query)
+    scanned = (jnp.arange(blocks[0].shape[0], dtype=jnp.int32), *blocks, sums, query)
     (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), scanned)
     sides = (_join(x.swapaxes(2, 3), static.tile, rows).astype(dtype) for x in (d_k, d_v))
     return _join(d_q, static.block, rows), *sides, None, None, None
