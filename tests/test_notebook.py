@@ -105,6 +105,27 @@ def test_a_name_by_preferences(execute, tmp_path):
     assert (workdir / "export" / "model.safetensors").is_file()
 
 
+@jupyter
+def test_sums_by_a_verifier(execute, tmp_path):
+    settings = {
+        "MODEL": str(tiny.write_model(tmp_path / "model")),
+        "TASK": "chain_sum",
+        "TASK_SETTINGS": {"max_terms": 2, "max_digits": 1},
+        "QUESTIONS": 20,
+        "HELD_OUT": 4,
+        "PROMPTS": 2,
+        "ANSWERS": 2,
+        "MAX_LENGTH": 120,
+    }
+    notebook, workdir = execute("rlvr.ipynb", settings)
+    assert [step for step, _ in losses(workdir)] == [1, 2]
+    assert len(outputs(notebook, "image/png")) == 1
+    answers, signs = outputs(notebook, "text/markdown")
+    assert answers.count("arithmetic problem") == 4
+    assert "| rollout/reward | " in signs and "| held out, greedy | " in signs
+    assert (workdir / "export" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_is_kept_without_outputs(name):
     notebook = nbformat.read(COLABS / name, as_version=4)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ptjax.errors import UserError
+
 FOLDER = "completions"
 _SHOWN = 4
 _CHARACTERS = 160
@@ -46,6 +48,26 @@ def write_completions(folder: Path, step: int, rows: Rows) -> Path:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)
     part.replace(path)
     return path
+
+
+def read_completions(workdir: str | Path, step: int | None = None) -> Rows:
+    """A rollout's answers, as the run kept them.
+
+    Args:
+      workdir: of the run, a folder.
+      step: None for the newest.
+
+    Raises:
+      UserError: there is no such table.
+    """
+    import pyarrow.parquet
+
+    folder = Path(workdir) / FOLDER
+    path = folder / f"step_{step:06}.parquet" if step is not None else None
+    path = path or max(folder.glob("step_*.parquet"), default=folder / "step_*.parquet")
+    if not path.is_file():
+        raise UserError(f"{path}: no table of completions; see config.log.completions")
+    return pyarrow.parquet.read_table(path).to_pylist()
 
 
 def extremes(rows: Rows) -> Rows:

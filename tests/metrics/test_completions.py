@@ -6,8 +6,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from ptjax.errors import UserError
 from ptjax.metrics import Metrics
-from ptjax.metrics.completions import as_markdown, extremes, with_advantages, write_completions
+from ptjax.metrics.completions import (
+    as_markdown,
+    extremes,
+    read_completions,
+    with_advantages,
+    write_completions,
+)
 
 
 def rows(*rewards):
@@ -33,6 +40,12 @@ def test_a_rollout_is_one_file_that_is_written_whole(tmp_path, monkeypatch):
     table = pyarrow.parquet.read_table(path).to_pylist()
     assert [row["completion"] for row in table] == ["a|0\nb", "a|1\nb"]
     assert table[0]["reward"] == 1 and math.isnan(table[1]["reward"])
+    assert [row["completion"] for row in read_completions(tmp_path)] == ["a|0\nb", "a|1\nb"]
+    write_completions(tmp_path, 120, rows(3.0))
+    assert [row["reward"] for row in read_completions(tmp_path)] == [3.0]
+    assert len(read_completions(tmp_path, step=12)) == 2
+    with pytest.raises(UserError, match="step_000013.parquet: no table of completions"):
+        read_completions(tmp_path, step=13)
     assert write_completions(tmp_path, 12, rows(2.0)) == path
     assert pyarrow.parquet.read_table(path).num_rows == 1
 
