@@ -7,6 +7,7 @@ import numpy as np
 from ptjax.data.config import DataConfig
 from ptjax.data.examples import Examples
 from ptjax.data.order import Mixture, interleave
+from ptjax.data.packing import best_fit
 from ptjax.data.plan import Blocks, Plan
 from ptjax.data.plan_batches import PackedBatches
 from ptjax.data.plan_padded import PaddedBatches
@@ -16,6 +17,9 @@ from ptjax.errors import UserError
 
 _SHORTEST_BUCKET = 64
 _ROUND_LENGTH, _ROUND_BLOCK = 64, 8
+_TRIED = 2048
+"""Examples that are packed to see how full rows of a length become."""
+_FULL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,7 @@ class Layout:
         blocks = Blocks(shards, accumulate)
         there = [part for part in parts if part is not None]
         longest = max(int(part.longest.max()) for part in there)
-        largest = max(int(part.sizes().max()) for part in there)
-        row_length = _row_length(config, largest, blocks)
+        row_length = _row_length(config, [part.sizes() for part in there], longest, blocks)
         rows = None
         split = f"{shards} shards x {accumulate} micro-batches"
         if config.batch_size is not None:
@@ -138,14 +141,18 @@ def make_schedule(
     return schedule
 
 
-def _row_length(config: DataConfig, largest: int, blocks: Blocks) -> int:
-    """Tokens of a packed row: the config's, else max_length, or what the largest example needs.
+def _row_length(config: DataConfig, sizes: list[np.ndarray], longest: int, blocks: Blocks) -> int:
+    """Tokens of a packed row: the config's, else max_length, or what examples of several need.
 
-    An example whose sequences take more than max_length gets the shortest rows that hold it and
-    fill the tokens of a block without rest.
+    Where examples hold several sequences, two of them would often leave a third of a row of
+    max_length empty: rows are then the shortest that hold the largest, fill the tokens of a block
+    without rest, and are nearly full; else those that are fullest.
     """
-    if not config.packing or largest <= (config.row_length or config.max_length):
-        return config.row_length or config.max_length
+    largest = max(int(part.max()) for part in sizes)
+    given = config.row_length or config.max_length
+    one_each = largest <= longest
+    if not config.packing or (largest <= given and (one_each or config.row_length)):
+        return given
     needed = -(-largest // _ROUND_LENGTH) * _ROUND_LENGTH
     what = f"the sequences of the largest example take {largest} tokens together"
     if config.row_length:
@@ -154,16 +161,21 @@ def _row_length(config: DataConfig, largest: int, blocks: Blocks) -> int:
             "config.data.max_length"
         )
     if config.batch_size is not None:
-        return needed
-    tokens = (config.tokens_per_batch or 0) // blocks.parts
-    for rows in range(tokens // largest, 0, -1):
-        if tokens % rows == 0:
-            return tokens // rows
-    split = f"{blocks.shards} shards x {blocks.accumulate} micro-batches"
-    raise UserError(
-        f"config.data.tokens_per_batch = {config.tokens_per_batch} leaves {tokens} tokens to each "
-        f"of {split}, but {what}; set {needed * blocks.parts}, or a smaller config.data.max_length"
-    )
+        lengths = [needed * times for times in (1, 2, 4)]
+    else:
+        tokens = (config.tokens_per_batch or 0) // blocks.parts
+        lengths = [tokens // rows for rows in range(tokens // largest, 0, -1) if tokens % rows == 0]
+        if not lengths:
+            split = f"{blocks.shards} shards x {blocks.accumulate} micro-batches"
+            raise UserError(
+                f"config.data.tokens_per_batch = {config.tokens_per_batch} leaves {tokens} tokens "
+                f"to each of {split}, but {what}; set {needed * blocks.parts}, or a smaller "
+                "config.data.max_length"
+            )
+    some = sizes[0][sizes[0] > 0][:_TRIED]
+    full = [some.sum() / (length * (best_fit(some, length).max() + 1)) for length in lengths]
+    enough = [i for i, share in enumerate(full) if share >= _FULL]
+    return lengths[enough[0] if enough else int(np.argmax(full))]
 
 
 def _powers_of_two(longest: int) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ def test_a_rollout_is_one_file_that_is_written_whole(tmp_path, monkeypatch):
     write_completions(tmp_path, 120, rows(3.0))
     assert [row["reward"] for row in read_completions(tmp_path)] == [3.0]
     assert len(read_completions(tmp_path, step=12)) == 2
+    (path.parent / "step_000120.parquet").unlink()
     with pytest.raises(UserError, match="step_000013.parquet: no table of completions"):
         read_completions(tmp_path, step=13)
     assert write_completions(tmp_path, 12, rows(2.0)) == path
