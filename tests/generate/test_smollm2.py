@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax.data.pack_groups import pack_groups
+from ptjax.data.plan import Blocks
 from ptjax.errors import UserError
+from ptjax.forward import forward
 from ptjax.generate import sample
 from ptjax.models.load import load
 from ptjax.ops.attention import Span
+from tests.full import only_in_full
 from tests.golden import weights
 from tests.models.test_tokenizer import SHARED
 
@@ -75,3 +79,32 @@ def test_smollm2_says_what_torch_says(bundle):
             assert completion.text == chat["text"].removesuffix("<|im_end|>")
         compared += sure
     assert compared > 300
+
+
+@only_in_full
+def test_the_samplers_log_probs_are_the_trainers_over_1000_tokens(bundle, capsys):
+    """Sampled at temperature 1 with rows refilled, and scored in packed rows by the trainer."""
+    path = weights.FOLDER / "smollm2_generation.json"
+    chats = json.loads(path.read_text(encoding="utf-8"))["chats"]
+    prompts, n, length = [chat["prompt_ids"] for chat in chats], 4, 128
+    done = sample(
+        *(bundle.model, bundle.params, prompts), max_tokens=48, n=n, temperature=1.0, rows=8,
+        stop_ids=bundle.stop_ids, tokenizer=bundle.tokenizer, seed=3,
+    )  # fmt: skip
+    shape = (len(prompts), n, length)
+    columns = {"tokens": np.zeros(shape, np.int32), "valid": np.zeros(shape, bool)}
+    columns |= {"mask": np.zeros(shape, np.float32), "said": np.zeros(shape, np.float32)}
+    for i, one in enumerate(done):
+        at, prompt = divmod(i, n), prompts[i // n]
+        both = [*prompt, *one.tokens]
+        columns["tokens"][at][: len(both)], columns["valid"][at][: len(both)] = both, True
+        columns["mask"][at][len(prompt) : len(both)] = 1
+        columns["said"][at][len(prompt) : len(both)] = one.logps
+    said = columns.pop("said")
+    pack = pack_groups(columns, Blocks(1, 1), prompts_once=True)
+    scored = jax.jit(lambda params, batch: forward(bundle.model, params, batch).logps)
+    gaps = np.abs(scored(bundle.params, columns | {"pack": pack}) - said)[columns["mask"] > 0]
+    with capsys.disabled():
+        print(f"\n{gaps.size} tokens: largest {gaps.max():.1e} nats, mean {gaps.mean():.1e}")
+    assert gaps.size > 1000
+    assert gaps.max() < 1e-4
