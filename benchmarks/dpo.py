@@ -45,6 +45,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     if args.kind == "padded":
         config.data.packing = False
         config.data.batch_size = PAIRS
+        config.data.buckets = (args.max_length,)
     config.optim.learning_rate = 1e-6
     return side_by_side.ours(args, config)
 

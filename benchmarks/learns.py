@@ -1,4 +1,4 @@
-"""Whether every online method learns: 5M parameters from scratch, a verifier, three seeds each.
+"""Whether online methods learn: 5M parameters from scratch, a verifier, three seeds each.
 
     python -m benchmarks.learns --out=runs/learns
     python -m benchmarks.learns --out=runs/learns --task=tool --methods=grpo
@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from ptjax.config import ConfigDict, defaults, override
 from ptjax.loop import train
 
 Row = dict[str, Any]
-HELD_OUT = 400
+HELD_OUT, PROMPTS = 400, 4000
 
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {},
@@ -132,19 +132,40 @@ def share(value: float) -> str:
     return f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
+def rows(
+    make: Callable[[random.Random], Row],
+    count: int,
+    *,
+    seed: int,
+    without: Collection[str] = frozenset(),
+) -> list[Row]:
+    """So many rows of a seed, none of which asks what is in `without`."""
+    draw, made = random.Random(seed), []
+    while len(made) < count:
+        row = make(draw)
+        if asked(row) not in without:
+            made.append(row)
+    return made
+
+
+def asked(row: Row) -> str:
+    """What a row asks."""
+    return row["prompt"] if "prompt" in row else row["messages"][0]["content"]
+
+
 class Study:
     """One task in one folder."""
 
     def __init__(self, folder: Path, task: Task, args: argparse.Namespace):
         self.folder, self.task, self.args = folder, task, args
         folder.mkdir(parents=True, exist_ok=True)
-        for name, make, count, seed in (
-            ("labelled", task.labelled, task.rows, 1),
-            ("asked", task.asked, 4000, 2),
-            ("held_out", task.asked, HELD_OUT, 3),
-        ):
-            draw = random.Random(seed)
-            lines = [json.dumps(make(draw)) + "\n" for _ in range(count)]
+        held_out = rows(task.asked, HELD_OUT, seed=3)
+        known = {asked(row) for row in held_out}
+        labelled = rows(task.labelled, task.rows, seed=1, without=known)
+        asked_for = rows(task.asked, PROMPTS, seed=2, without=known)
+        files = {"labelled": labelled, "asked": asked_for, "held_out": held_out}
+        for name, made in files.items():
+            lines = [json.dumps(row) + "\n" for row in made]
             (folder / f"{name}.jsonl").write_text("".join(lines))
 
     def start(self) -> str:
@@ -162,6 +183,11 @@ class Study:
 
     def learned(self, name: str, seed: int) -> Row:
         """One run of a method: its accuracy on held-out prompts, before and after."""
+        kept = self.folder / "runs.jsonl"
+        for line in kept.read_text().splitlines() if kept.is_file() else ():
+            found = json.loads(line)
+            if (found["method"], found["seed"]) == (name, seed):
+                return found
         config = self.config("asked.jsonl")
         config.method = name
         config.model.source = self.start()
@@ -191,7 +217,7 @@ class Study:
         curve = {row["step"]: row[measured] for row in rows if measured in row}
         found = {"method": name, "seed": seed, "before": curve[0], "after": curve[max(curve)]}
         found |= {"curve": curve, "seconds": seconds}
-        with (self.folder / "runs.jsonl").open("a") as file:
+        with kept.open("a") as file:
             file.write(json.dumps(found) + "\n")
         return found
 

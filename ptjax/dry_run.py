@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ptjax.buckets import bucket
 from ptjax.config import Config
-from ptjax.data.pack_groups import row_length
 from ptjax.job import Run
 from ptjax.prepare import prepare
 from ptjax.sharding import BATCH, batch_shards
@@ -76,9 +75,7 @@ def largest_step(run: Run, staged: Mapping[str, tuple[int, ...]]) -> dict[str, t
     shapes = {name: (shape[0] // parts, *shape[1:]) for name, shape in staged.items()}
     prompts, n, length = shapes["tokens"]
     blocks = batch_shards(run.mesh) * run.config.accumulate
-    width = row_length(length, n, prompts_once=run.rollout.prompts_once)
-    rows = -(-prompts * n * length // (blocks * width))
-    return shapes | {"pack": (bucket(rows) * blocks, width)}
+    return shapes | {"pack": (bucket(prompts * n // blocks) * blocks, length)}
 
 
 def _sampling(run: Run) -> str:

@@ -32,10 +32,13 @@ class ForwardOptions:
       compute: dtype, remat and dropout of the model.
       head_chunk: tokens of a shard whose logits exist at one time.
       neftune: α of NEFTune (2310.05914): noise U(-1, 1) · α / √(T·D) on the embeddings in training,
-        T the sample's own length; 0 for none.
+        T the sample's own length (on a prompt that stands once, that of its first answer); 0 for
+        none.
       temperature: logits are divided by it.
       everywhere: what the head says is computed for every token but a sequence's first, not for
         those alone where `mask` is not 0.
+      prompts_once: whether packed rows may hold an example's prompt once, see
+        `ptjax.data.columns.left_out`; False is quicker where none does.
       pooling: how `embedding` is made of a sequence's hidden states: `last` valid token, or `mean`
         over the valid ones.
       divergence: which, where there is a teacher; the temperature divides its logits too.
@@ -46,6 +49,7 @@ class ForwardOptions:
     neftune: float = 0.0
     temperature: float = 1.0
     everywhere: bool = False
+    prompts_once: bool = True
     pooling: str = "last"
     divergence: Divergence = Divergence()
 
@@ -88,7 +92,7 @@ def forward(
     rows = _Rows(batch)
     valid = batch["valid"]
     positions = jnp.maximum(jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1, 0)
-    span = rows.span(valid, rows.gather(positions))
+    span = rows.span(valid, rows.gather(positions), options.prompts_once)
     tokens = rows.gather(batch["tokens"])
     noise = None
     if options.neftune and key is not None:
@@ -232,7 +236,9 @@ class _Rows:
         taken = jnp.take_along_axis(flat, jnp.maximum(index, 0), axis=1)
         return jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length, *each)
 
-    def span(self, valid: Bool[Array, "B N T"], positions: Int[Array, "R L"]) -> Span:
+    def span(
+        self, valid: Bool[Array, "B N T"], positions: Int[Array, "R L"], prompts_once: bool
+    ) -> Span:
         """Where each entry stands; sequences are numbered from 1, padding is of sequence 0.
 
         A sequence of which a row holds the end alone shares its beginning with the one that opens
@@ -241,7 +247,7 @@ class _Rows:
         if self.pack is None:
             return Span(positions, valid.reshape(self.rows, self.length).astype(jnp.int32))
         segments = jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1)
-        if self.shape[1] == 1:
+        if self.shape[1] == 1 or not prompts_once:
             return Span(positions, segments)
         column = jnp.arange(self.length, dtype=jnp.int32)
         example = jnp.where(segments == 0, -1, (segments - 1) // self.shape[1])

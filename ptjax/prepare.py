@@ -106,12 +106,13 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
     bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
-    if pipeline.examples.has_twins() and not bundle.model.is_random(compute(config)):
+    alone = not pipeline.kind.one_prompt
+    if alone and pipeline.examples.has_twins() and not bundle.model.is_random(compute(config)):
         raise UserError(
             "config.model.dropout = 0: texts that are their own positive differ by dropout alone "
             "(SimCSE); set 0.1, or give other positives"
         )
-    if pipeline.held_out is not None and pipeline.held_out.has_twins():
+    if alone and pipeline.held_out is not None and pipeline.held_out.has_twins():
         raise UserError(
             "config.data.validation: held-out texts that are their own positive are equal to it "
             "without dropout, so they measure nothing; set None, or give rows of query and positive"
@@ -133,6 +134,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         state = replace(state, carry={**state.carry, BUFFER: buffer(shapes, mesh)})
     shardings = jax.tree.map(lambda x: x.sharding, state)
     forward_options = ForwardOptions(
+        prompts_once=pipeline.examples.prompts_once,
         compute=compute(config),
         head_chunk=config.model.head_chunk,
         neftune=config.neftune,

@@ -65,6 +65,8 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
         raise UserError(unread)
     found = rewards([_plain(one) for one in config.rewards], "config.rewards")
     with_a_say = [reward for reward in found if reward.weight]
+    if not grouped and len(with_a_say) < len(found):
+        raise UserError(f"config.rewards: one of weight 0 has no say, and {method} does not log it")
     if not judged:
         if with_a_say:
             raise UserError(unread)

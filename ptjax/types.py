@@ -95,7 +95,8 @@ class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
     What the LM head says is 0 where the batch's `mask` is 0, for it is not computed there, and so
-    are `values`; `scores`, `embedding` and `hidden` depend on `valid` alone.
+    are `values`; `scores`, `embedding` and `hidden` depend on `valid` alone. Where a prompt stands
+    once for several answers, all of these are 0 on the prompt's places of the others.
     """
 
     logps: Float[Array, "B N T"] = _ABSENT

@@ -470,7 +470,7 @@ def test_a_prompt_that_stands_once_is_each_answers_own(sizes):
     """Log-probs, and gradients through the prompt, in layers with and without a window."""
     mesh = None if sizes is None else sharding.make_mesh(sizes)
     plain, once = shared_prompts(1 if sizes is None else 4)
-    assert (once["pack"] >= 0).sum() < plain["valid"].sum() - 30
+    assert (once["pack"] >= 0).sum() < plain["valid"].sum() - 8
 
     def loss(params, batch):
         out = forward(toy.MODEL, params, batch, fields=("logps", "entropy"), options=OPTIONS)

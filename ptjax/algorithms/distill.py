@@ -81,8 +81,8 @@ def on_policy_distillation(
     )
 
 
-def _several_updates(*, epochs: int = 1, minibatches: int = 1) -> bool:
-    return epochs * minibatches > 1
+def _off_policy(*, epochs: int = 1, minibatches: int = 1, sampler_every: int = 1) -> bool:
+    return epochs * minibatches > 1 or sampler_every > 1
 
 
 def _needs(*, clip_low: float, clip_high: float, correction: str) -> tuple[str, ...]:
@@ -140,6 +140,6 @@ def on_policy_distillation_after(rollout: Stage) -> Algorithm:
     Args:
       rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`, `sampler_logps`.
     """
-    before = dataclasses.replace(old_logps, wanted=_several_updates)
+    before = dataclasses.replace(old_logps, wanted=_off_policy)
     stages = (sampler, rollout, before, teacher_advantage)
     return Algorithm(on_policy_distillation, stages=stages, needs=_needs, data="prompts")

@@ -59,7 +59,8 @@ class TrainIterator:
         if state["data"] != self._schedule.identity:
             raise UserError(
                 "config.data: the data, their order or the tokenizer are not those of the run to "
-                "resume; use another workdir"
+                "resume (or, on another mesh, packed rows came out longer or shorter: set "
+                "config.data.row_length); use another workdir"
             )
         self.close()
         self._step = int(state["step"])

@@ -11,7 +11,7 @@ from ptjax.data.packing import best_fit
 from ptjax.data.plan import Blocks
 
 WIDEST = 4
-"""Longest sequences that a row of a group's answers has room for."""
+"""Of the longest sequence: tokens of a row in which several answers stand behind one prompt."""
 
 
 class _Piece(NamedTuple):
@@ -22,24 +22,14 @@ class _Piece(NamedTuple):
     end: int
 
 
-def row_length(length: int, n: int, *, prompts_once: bool) -> int:
-    """L, tokens of a row: where prompts stand once, several answers stand behind one.
-
-    Args:
-      length: T, of the longest sequence.
-      n: sequences of a group.
-      prompts_once: as `pack_groups` takes it.
-    """
-    return length * min(n, WIDEST) if prompts_once else length
-
-
 def pack_groups(
     columns: Mapping[str, np.ndarray], blocks: Blocks, *, prompts_once: bool
 ) -> Int[np.ndarray, "R L"]:
     """The `pack` column of a batch: each block's sequences in as few rows as best fit gives.
 
     All blocks get as many rows as the fullest needs, rounded up so that few shapes occur. Where
-    prompts stand once, a group is cut into runs that fit into a row, each behind the prompt.
+    prompts stand once, a group is cut into runs that fit into a row, each behind the prompt; rows
+    are then T tokens or `WIDEST` times as many, whichever takes fewer.
 
     Args:
       columns: `tokens`, `valid` and `mask`, laid out as `ptjax.types` says; a sequence without
@@ -50,9 +40,21 @@ def pack_groups(
     """
     tokens, valid, mask = (columns[name] for name in ("tokens", "valid", "mask"))
     count, n, length = valid.shape
-    width = row_length(length, n, prompts_once=prompts_once)
-    lengths = valid.sum(2)
     alike = _alike(tokens, valid, mask) if prompts_once else np.zeros(count, np.int64)
+    widths = {length, length * min(n, WIDEST)} if alike.any() else {length}
+    made = [_pack(valid.sum(2), alike, length, width, blocks) for width in sorted(widths)[::-1]]
+    return min(made, key=np.size)
+
+
+def _pack(
+    lengths: Int[np.ndarray, "B N"],
+    alike: Int[np.ndarray, " B"],
+    length: int,
+    width: int,
+    blocks: Blocks,
+) -> Int[np.ndarray, "R L"]:
+    """The column, of rows of this width."""
+    count, n = lengths.shape
     shards, accumulate, places = blocks.shards, blocks.accumulate, count // blocks.parts
     packed = []
     for block in range(blocks.parts):
@@ -62,10 +64,10 @@ def pack_groups(
             group = (shard * places + place) * accumulate + micro
             runs += _runs(lengths[group], int(alike[group]), place * n, width)
         sizes = np.array([sum(end - begin for _, begin, end in run) for run in runs], np.int64)
-        packed.append((runs, sizes, best_fit(sizes, width)))
-    most = bucket(max(int(rows.max(initial=0)) + 1 for *_, rows in packed))
+        packed.append((runs, best_fit(sizes, width)))
+    most = bucket(max(int(rows.max(initial=0)) + 1 for _, rows in packed))
     pack = np.full((shards, most, accumulate, width), -1, np.int32)
-    for block, (runs, _, rows) in enumerate(packed):
+    for block, (runs, rows) in enumerate(packed):
         shard, micro = divmod(block, accumulate)
         filled = np.zeros(most, np.int64)
         for run, row in zip(runs, rows.tolist(), strict=True):

@@ -165,7 +165,7 @@ def build(
     held_out = held_out and dataclasses.replace(held_out, prompts_once=once)
     layout = Layout.of(config, [examples, held_out], shards=shards, accumulate=accumulate)
     order_seed = seed if config.shuffle else None
-    identity = _identity(examples, config, seed)
+    identity = _identity(examples, config, layout.row_length, seed)
     sizes = np.bincount(examples.source, minlength=len(config.sources)).tolist()
     mixture = Mixture.of(sizes, config.sources)
     schedule = make_schedule(examples, mixture, layout, seed=order_seed, identity=identity)
@@ -230,13 +230,14 @@ def _read(
     return select(encodings, config, kind)
 
 
-def _identity(examples: Examples, config: DataConfig, seed: int) -> bytes:
+def _identity(examples: Examples, config: DataConfig, row_length: int, seed: int) -> bytes:
     """What the order of examples and their content depend on, hosts and shards left out."""
     digest = hashlib.sha256(examples.identity())
     for array in (examples.source, examples.row, examples.scores, examples.margin):
         digest.update(np.ascontiguousarray(array).tobytes())
-    keys = ("packing", "prompts_once", "tokens_per_batch", "row_length", "batch_size", "buckets")
-    keys += ("shuffle",)
+    keys = ("packing", "tokens_per_batch", "row_length", "batch_size", "buckets", "shuffle")
     mixing = [(source.weight, source.epochs) for source in config.sources]
     digest.update(repr([seed, mixing, *(getattr(config, key) for key in keys)]).encode())
+    if examples.lengths.shape[1] > 1:
+        digest.update(repr([examples.prompts_once, row_length]).encode())
     return digest.digest()

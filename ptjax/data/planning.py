@@ -145,8 +145,8 @@ def _row_length(config: DataConfig, sizes: list[np.ndarray], longest: int, block
     """Tokens of a packed row: the config's, else max_length, or what examples of several need.
 
     Where examples hold several sequences, two of them would often leave a third of a row of
-    max_length empty: rows are then the shortest that hold the largest, fill the tokens of a block
-    without rest, and are nearly full; else those that are fullest.
+    max_length empty: rows are then the shortest power of two that holds the largest and is nearly
+    full, else the fullest; where none divides the tokens of a block, a length that does.
     """
     largest = max(int(part.max()) for part in sizes)
     given = config.row_length or config.max_length
@@ -160,22 +160,33 @@ def _row_length(config: DataConfig, sizes: list[np.ndarray], longest: int, block
             f"config.data.row_length = {config.row_length}: {what}; set {needed}, or a smaller "
             "config.data.max_length"
         )
-    if config.batch_size is not None:
-        lengths = [needed * times for times in (1, 2, 4)]
-    else:
-        tokens = (config.tokens_per_batch or 0) // blocks.parts
-        lengths = [tokens // rows for rows in range(tokens // largest, 0, -1) if tokens % rows == 0]
-        if not lengths:
-            split = f"{blocks.shards} shards x {blocks.accumulate} micro-batches"
-            raise UserError(
-                f"config.data.tokens_per_batch = {config.tokens_per_batch} leaves {tokens} tokens "
-                f"to each of {split}, but {what}; set {needed * blocks.parts}, or a smaller "
-                "config.data.max_length"
-            )
     some = sizes[0][sizes[0] > 0][:_TRIED]
-    full = [some.sum() / (length * (best_fit(some, length).max() + 1)) for length in lengths]
+    if config.batch_size is not None:
+        block = max(1, config.batch_size // blocks.parts)
+        parts = [some[i : i + block] for i in range(0, len(some), block)]
+        lengths = [needed * times for times in (1, 2, 4)]
+        return min(lengths, key=lambda length: sum(_slots(part, length) for part in parts))
+    tokens = (config.tokens_per_batch or 0) // blocks.parts
+    # Where the devices allow it, a length that does not depend on how many there are.
+    usual = [64 << k for k in range(16) if largest <= 64 << k]
+    lengths = [length for length in usual if tokens % length == 0] or [
+        tokens // rows for rows in range(tokens // largest, 0, -1) if tokens % rows == 0
+    ]
+    if not lengths:
+        split = f"{blocks.shards} shards x {blocks.accumulate} micro-batches"
+        raise UserError(
+            f"config.data.tokens_per_batch = {config.tokens_per_batch} leaves {tokens} tokens "
+            f"to each of {split}, but {what}; set {needed * blocks.parts}, or a smaller "
+            "config.data.max_length"
+        )
+    full = [some.sum() / _slots(some, length) for length in lengths]
     enough = [i for i, share in enumerate(full) if share >= _FULL]
     return lengths[enough[0] if enough else int(np.argmax(full))]
+
+
+def _slots(sizes: np.ndarray, length: int) -> int:
+    """Tokens of the rows that these examples take."""
+    return length * (int(best_fit(sizes, length).max(initial=0)) + 1)
 
 
 def _powers_of_two(longest: int) -> tuple[int, ...]:

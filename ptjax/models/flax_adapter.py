@@ -108,6 +108,11 @@ class FlaxModel(Decoder):
             raise UserError(
                 "model.dropout and model.remat: a flax module has its own; set them to 0 and 'none'"
             )
+        if span.leads is not None:
+            raise UserError(
+                "config.data.prompts_once: a flax module sees no prompt that stands before another "
+                "answer; set it to False"
+            )
         extra = {}
         if noise is not None and key is not None:
             if not self.noisy:

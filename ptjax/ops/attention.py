@@ -147,30 +147,39 @@ def _cut_span(span: Span, size: int) -> Span:
     return jax.tree.map(lambda x: x.reshape(rows, -1, size).swapaxes(0, 1), span)
 
 
-def _first(static: _Static, query: Span, key: Span, window: Array) -> Int[Array, "N"]:
-    """The first tile that a block needs in any row: all from there up to its own are computed.
+def _needed(static: _Static, query: Span, key: Span, window: Array) -> Bool[Array, "N T"]:
+    """The tiles that each block of queries needs in any row.
 
     A sequence that reaches from an earlier tile into a block holds the tile's last key and the
-    block's first query; so do those together that share a beginning.
+    block's first query. What begins within the block needs earlier tiles only for a beginning that
+    it shares, and then the block's first query is of a sequence that shares the same.
     """
     blocks, tiles = query.segments.shape[0], key.segments.shape[0]
     if not static.aligned:
-        return jnp.zeros(blocks, jnp.int32)
+        return jnp.ones((blocks, tiles), bool)
     block, tile = jnp.arange(blocks)[:, None], jnp.arange(tiles)
-    of_query, of_key = (s.segments if s.leads is None else s.leads for s in (query, key))
-    same = of_query[:, None, :, 0] == of_key[None, :, :, -1]
-    needed = jnp.any(same, axis=2) & (tile < block)
-    if query.leads is None:  # a shared beginning may stand further off than its positions say
+    segments = key.segments[None]
+    needed = jnp.any(query.segments[:, None, :, 0] == segments[..., -1], axis=2)
+    if query.leads is None or query.begins is None:
         needed &= (block - tile - 1) * static.tile + 1 < window
-    needed |= tile == block
-    return jnp.argmax(needed, axis=1).astype(jnp.int32)
+    else:
+        leads, begins = (x[:, None, :, :1] for x in (query.leads, query.begins))
+        shared = (segments == leads) & (key.positions[None] < begins)
+        needed |= jnp.any(shared, axis=(2, 3))
+    return (needed & (tile < block)) | (tile == block)
 
 
-def _over_tiles(static: _Static, first: Array, block: Array, body: Any, carry: Any) -> Any:
-    """Runs `body(tile, carry)` over the tiles that a block of queries needs."""
+def _over_tiles(static: _Static, needed: Array, query: Span, block: Array, body: Any, carry: Any):
+    """Runs `body(tile, carry)` over the tiles that a block of queries needs, [T]."""
     if not static.aligned:
         return body(0, carry)
-    return jax.lax.fori_loop(first, block + 1, body, carry)
+
+    def tile(j: Any, carry: Any) -> Any:
+        if query.leads is None:  # those from the first one on are needed without a gap
+            return body(j, carry)
+        return jax.lax.cond(needed[j], functools.partial(body, j), lambda carry: carry, carry)
+
+    return jax.lax.fori_loop(jnp.argmax(needed), block + 1, tile, carry)
 
 
 def _at(x: Any, index: Any) -> Any:
@@ -198,7 +207,7 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
     k_t = _cut(k, static.tile).swapaxes(2, 3)
     v = _cut(v, static.tile)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    first = _first(static, query, key, window)
+    needed = _needed(static, query, key, window)
 
     def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
         index, q_block, where = scanned
@@ -214,7 +223,7 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
 
         column = jnp.zeros((*q_block.shape[:2], 1), jnp.float32)
         start = (column + _NEVER, column, jnp.zeros(q_block.shape, jnp.float32))
-        top, total, out = _over_tiles(static, _at(first, index), index, tile, start)
+        top, total, out = _over_tiles(static, _at(needed, index), query, index, tile, start)
         return None, ((out / total).astype(q_block.dtype), top + jnp.log(total))
 
     q = _cut(q * static.scale, static.block, groups)
@@ -246,7 +255,7 @@ def _attention_bwd(static: _Static, saved, d_out):
     k, v = _cut(k, static.tile), _cut(v, static.tile)
     k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    first = _first(static, query, key, window)
+    needed = _needed(static, query, key, window)
 
     def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
         index, q_block, d_block, inner_block, sums_block, where = scanned
@@ -265,7 +274,7 @@ def _attention_bwd(static: _Static, saved, d_out):
             return d_k, d_v, d_q + _wide(low, _at(k, j)) * static.scale
 
         start = (*sides, jnp.zeros(q_block.shape, jnp.float32))
-        d_k, d_v, d_q = _over_tiles(static, _at(first, index), index, tile, start)
+        d_k, d_v, d_q = _over_tiles(static, _at(needed, index), query, index, tile, start)
         return (d_k, d_v), d_q.astype(dtype)
 
     zeros = jnp.zeros(k_t.shape, jnp.float32)

@@ -5,7 +5,7 @@ from ptjax.types import Batch
 
 
 def _old_logps(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
-    """Adds `old_logps`: under the policy as it stands, of which several updates will follow."""
+    """Adds `old_logps`: under the policy as it stands, before the updates that will follow."""
     return batch | {"old_logps": ctx.policy(batch, ("logps",)).logps}, carry
 
 
@@ -19,14 +19,15 @@ def _asks_entropy(*, top_entropy: float, entropy_target: float | None) -> bool:
     return top_entropy < 1 or entropy_target is not None
 
 
-def _several_updates(
+def _off_policy(
     *,
     top_entropy: float,
     entropy_target: float | None,
     epochs: int = 1,
     minibatches: int = 1,
+    sampler_every: int = 1,
 ) -> bool:
-    several = epochs * minibatches > 1
+    several = epochs * minibatches > 1 or sampler_every > 1
     asked = _asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
     return several and not asked
 
@@ -36,9 +37,9 @@ old_logps = Stage(
     _old_logps,
     writes={"old_logps": "B N T"},
     passes=1,
-    wanted=_several_updates,
+    wanted=_off_policy,
 )
-"""For the first update of a rollout alone they are the policy's own, and no pass is made."""
+"""For one update of a rollout that the policy sampled they are its own, and no pass is made."""
 
 old_outputs = Stage(
     "old_outputs",

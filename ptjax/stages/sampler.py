@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ptjax.errors import UserError
 from ptjax.stages.base import Context, Stage
@@ -31,7 +32,8 @@ def _sampler(
         return batch, carry
     age = ctx.step - int(carry["step"])
     if age >= sampler_every:
-        age, carry = 0, {"trained": _copy(ctx.trained), "step": jnp.int32(ctx.step)}
+        step = jax.device_put(np.int32(ctx.step), carry["step"].sharding)
+        age, carry = 0, {"trained": _copy(ctx.trained), "step": step}
     ctx.logged["rollout/staleness"] = age
     return batch, carry
 

@@ -3,11 +3,15 @@
 import jax.numpy as jnp
 import pytest
 
-from ptjax import sharding
+from ptjax import loop, sharding
 from ptjax.algorithms import METHODS
 from ptjax.errors import UserError
 from ptjax.stages.base import Context
 from ptjax.stages.sampler import sampled_by, sampler
+from tests import tiny
+from tests.judged import write_prompts
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def context(step, trained, carry, *, training=True):
@@ -52,3 +56,39 @@ def test_it_is_there_where_it_is_asked_for(method):
     assert names(sampler_every=2)[0] == "sampler"
     with pytest.raises(UserError, match="sampler_every = 0: it must be at least 1"):
         names(sampler_every=0)
+
+
+def test_what_it_remembers_is_resumed_bit_for_bit(tmp_path):
+    folder = tiny.write(tmp_path)
+    write_prompts(folder / "prompts.jsonl", 16)
+
+    def config(steps):
+        return tiny.tiny_config(
+            folder,
+            method="grpo",
+            hparams={"sampler_every": 2, "correction": "token_truncate"},
+            steps=steps,
+            rewards=[{"name": "tests.judged.letters"}],
+            **{
+                "data.sources[0].path": str(folder / "prompts.jsonl"),
+                "data.validation": None,
+                "data.batch_size": 8,
+                "data.packing": False,
+                "rollout.n": 2,
+                "rollout.max_tokens": 4,
+                "optim.schedule": "constant",
+                "optim.warmup": 0.0,
+                "checkpoint.every": 3,
+            },
+        )
+
+    loop.train(config(4), str(tmp_path / "again"), quiet=True)
+    loop.train(config(3), str(tmp_path / "parts"), quiet=True)
+    loop.train(config(4), str(tmp_path / "parts"), quiet=True)
+    assert tiny.saved(tmp_path / "parts") == tiny.saved(tmp_path / "again")
+    ages = [row["rollout/staleness"] for row in tiny.rows(tmp_path / "again") if "loss" in row]
+    differences = [
+        row["sampler/difference"] for row in tiny.rows(tmp_path / "again") if "loss" in row
+    ]
+    assert ages == [0, 1, 0, 1]
+    assert [gap > 1e-4 for gap in differences] == [False, True, False, True]
