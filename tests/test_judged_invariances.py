@@ -39,8 +39,8 @@ CASES = {
     "reward_ranked": ("reward_ranked", dict(center=0.01)),
     "process_reward": ("process_reward", {}),
 }
-ON_MESH = ("dpo, mixed", "kto", "gspo", "process_reward")
-"""One of each reduction, which the suite lays on a mesh."""
+QUICK = [CASES[name] for name in ("dpo, mixed", "kto", "gspo", "process_reward")]
+"""One of each reduction, which the suite lays on a mesh and computes in bfloat16."""
 COUPLED = {"dpo, sorted": ("dpo", dict(loss="aot")), "embed": ("embed", {})}
 MESHES = {"fsdp 8": dict(fsdp=8), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2)}
 
@@ -189,12 +189,14 @@ def assert_bfloat16_is_near(case, wanted):
 
 
 def test_bfloat16_is_within_its_rounding(case, wanted):
+    if not FULL and case not in QUICK:
+        pytest.skip("PTJAX_FULL=1 runs it")
     assert_bfloat16_is_near(case, wanted)
 
 
 def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted):
     """Where it fails, PTJAX_FULL=1 tells packing from micro-batches; it has the other cases too."""
-    if not FULL and case not in [CASES[name] for name in ON_MESH]:
+    if not FULL and case not in QUICK:
         pytest.skip("PTJAX_FULL=1 runs it")
     mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

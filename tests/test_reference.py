@@ -8,6 +8,7 @@ from ptjax import logps_cache, loop, sharding
 from ptjax.errors import UserError
 from ptjax.prepare import prepare
 from tests import tiny
+from tests.full import only_in_full
 from tests.judged import write_judged
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -72,7 +73,7 @@ def test_another_model(folder):
     assert np.abs(first_ratio(run)).max() > 0.1
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=only_in_full)])
 def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch):
     given = dict(method=method, data="pairs" if method == "dpo" else "labels")
     loop.train(config(folder, **given), str(tmp_path / "live"), quiet=True)

@@ -179,7 +179,8 @@ def _over_tiles(static: _Static, needed: Array, query: Span, block: Array, body:
             return body(j, carry)
         return jax.lax.cond(needed[j], functools.partial(body, j), lambda carry: carry, carry)
 
-    return jax.lax.fori_loop(jnp.argmax(needed), block + 1, tile, carry)
+    first = jnp.argmax(needed).astype(block.dtype)
+    return jax.lax.fori_loop(first, block + 1, tile, carry)
 
 
 def _at(x: Any, index: Any) -> Any:

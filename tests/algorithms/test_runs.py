@@ -7,13 +7,23 @@ from ptjax import loop
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.online import PRESETS
 from tests import tiny
+from tests.full import FULL
 from tests.judged import write_judged, write_prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ONLINE = ("grpo", "dapo", "remax", "ppo")
 SAME = PRESETS.keys() - {*ONLINE} | {"cpo", "alphapo"}
 """Other rows of settings, or losses of the same stages, that are run here."""
-RUN = [name for name in METHODS if name != "sft" and name not in SAME]
+ALIKE = {
+    "simpo",
+    "apo_zero_unpaired",
+    "reward_regression",
+    "outcome_reward",
+    "dro",
+    "gkd_on_policy",
+}
+"""The same of another loss: `PTJAX_FULL=1` runs them."""
+RUN = [name for name in METHODS if name != "sft" and name not in SAME | (set() if FULL else ALIKE)]
 SAMPLED = {"rollout.max_tokens": 8, "data.batch_size": 4}
 BY_REWARD = {**SAMPLED, "rewards": [{"name": "tests.judged.letters"}]}
 TAUGHT = {"reference.source": "teacher"}
