@@ -77,7 +77,7 @@ class Algorithm:
 
         Raises:
           UserError: one that nothing here knows, a required one that is not given, or one of a type
-          that the function does not take.
+            that the function does not take.
         """
         known = self.hyperparameters()
         check_keys(given, known, where)
