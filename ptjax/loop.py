@@ -325,11 +325,12 @@ class _Loop:
         bundle = self.job.bundle
         fields = {field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)}
         changed = (*self.state.params, *self.job.changed)
-        return RunBundle(
-            **{**fields, "params": self.params()},
-            step=int(self.state.step),
-            changed=tuple(name for name in bundle.model.table if name in changed),
-        )
+        fields |= {  # a bundle that is a run's own has a step and changes of its own
+            "params": self.params(),
+            "step": int(self.state.step),
+            "changed": tuple(name for name in bundle.model.table if name in changed),
+        }
+        return RunBundle(**fields)
 
     def finished_before(self, step: int) -> Result:
         """What a run that had its last step already comes to; its files stay as they are."""

@@ -14,6 +14,7 @@ from ptjax import loop, updates
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.evals import evaluate
+from ptjax.generate.replies import reply
 from ptjax.models.load import load
 from ptjax.prepare import prepare
 from ptjax.train import main
@@ -283,3 +284,19 @@ def test_what_is_cut_or_left_out_is_said_and_kept(folder, tmp_path, caplog):
     assert re.search(r"[1-9][0-9,]* sequences cut by [1-9][0-9,]* tokens", said)
     assert "1 left out: 'messages' is not a list of messages" in said
     assert said.removeprefix("data: ") in result.summary.replace("\\|", "|")
+
+
+def test_a_run_begins_where_another_ended(tmp_path):
+    """The first run's workdir is the second's model: adapters of the first are merged."""
+    folder = tiny.write(tmp_path)
+    first = tiny.tiny_config(folder, steps=2, **{"eval.every": 0})
+    first.lora = lora(rank=2)
+    done = loop.train(first, str(tmp_path / "first"), quiet=True)
+    second = tiny.tiny_config(folder, steps=1, **{"eval.every": 0, "optim.learning_rate": 1e-9})
+    second.model.source = str(tmp_path / "first")
+    went_on = loop.train(second, str(tmp_path / "second"), quiet=True)
+    assert went_on.step == went_on.bundle.step == 1 and done.bundle.step == 2
+    prompts = ["one two", "red"]
+    assert reply(went_on.bundle, prompts, max_tokens=4) == reply(done.bundle, prompts, max_tokens=4)
+    again = load_workdir(str(tmp_path / "second"))
+    assert reply(again, prompts, max_tokens=4) == reply(done.bundle, prompts, max_tokens=4)
