@@ -4,7 +4,8 @@ r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with L
         --suffix='' --settings='{"max_terms": 2, "min_digits": 1, "max_digits": 2}'
     python -m ptjax.train --config=configs/grpo_sums.py --workdir=runs/sums
 
-Sums of two numbers of one or two digits, of reasoning-gym; the reward is its own.
+Sums of two numbers of one or two digits, of reasoning-gym; the reward is its own. 40 steps took
+12 min 41 s on two CPU cores: greedy held-out reward 0.44 to 0.55 (docs/methods/grpo.md).
 """
 
 from ptjax.config import ConfigDict, defaults, lora
