@@ -116,7 +116,7 @@ class Collate:
             step.start[mine].reshape(-1),
             np.broadcast_to(place, step.examples[mine].shape).reshape(-1),
             (shards * step.rows * accumulate, self.row_length),
-            left_out(shared, valid.any(2)),
+            left_out(shared, np.any(valid, axis=2)),
         )
 
 

@@ -83,7 +83,7 @@ def _alike(
     tokens: np.ndarray, valid: Bool[np.ndarray, "B N T"], mask: np.ndarray
 ) -> Int[np.ndarray, " B"]:
     """Tokens that a group's sequences have in common before the first that is trained."""
-    there = valid.any(2)
+    there = np.asarray(valid.any(2))
     first = np.take_along_axis(tokens, there.argmax(1)[:, None, None], 1)
     same = ((tokens == first) & valid & (mask == 0)) | ~there[..., None]
     return np.logical_and.accumulate(same.all(1), 1).sum(1)
