@@ -13,6 +13,7 @@ again. One JSON line a run goes to `OUT/TASK/runs.jsonl`, a table to the termina
 """
 
 import argparse
+import functools
 import json
 import random
 import time
@@ -168,6 +169,7 @@ class Study:
             lines = [json.dumps(row) + "\n" for row in made]
             (folder / f"{name}.jsonl").write_text("".join(lines))
 
+    @functools.cached_property
     def start(self) -> str:
         """The model after supervised fine-tuning."""
         workdir = self.folder / "sft"
@@ -190,7 +192,7 @@ class Study:
                 return found
         config = self.config("asked.jsonl")
         config.method = name
-        config.model.source = self.start()
+        config.model.source = self.start
         config.seed = seed
         config.steps = self.args.steps
         config.data.validation = [{"path": str(self.folder / "held_out.jsonl")}]

@@ -3,16 +3,10 @@
 What it can is what the benchmarks teach it: nothing of it was downloaded.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ptjax.models.families import FAMILIES
-from ptjax.models.load import read_config
-from ptjax.models.spec import hf_names, hf_shape
-from ptjax.models.weights_out import write_safetensors
+from tests.random_model import write_random_model
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz<>/*+-= "
 END, PAD = "<|end|>", "<|pad|>"
@@ -47,23 +41,13 @@ def write_model(folder: Path, *, seed: int = 0, **architecture: Any) -> Path:
       seed: of the weights.
       **architecture: keys of config.json that differ from `ARCHITECTURE`.
     """
-    tokenizer = character_tokenizer()
-    raw = {**ARCHITECTURE, "vocab_size": len(tokenizer), **architecture}
-    config = read_config(raw, str(folder))
-    state = np.random.RandomState(seed)
-    tensors = {}
-    for name, param in FAMILIES["llama"].table.items():
-        if name == "head" or name.endswith(".bias"):
-            continue
-        for hf, _ in hf_names(name, param, config.dims):
-            shape = hf_shape(param, config.dims)
-            center = 1.0 if param.init == "ones" else 0.0
-            scale = 0.0 if center else 0.02
-            tensors[hf] = np.float32(center + scale * state.standard_normal(shape))
-    write_safetensors(tensors.items(), folder)
-    (folder / "config.json").write_text(json.dumps(raw, indent=1))
-    tokenizer.save_pretrained(str(folder))
-    return folder
+    return write_random_model(
+        folder,
+        {**ARCHITECTURE, **architecture},
+        character_tokenizer(),
+        seed=seed,
+        scale=lambda param, _: 0.0 if param.init == "ones" else 0.02,
+    )
 
 
 def character_tokenizer() -> Any:

@@ -21,14 +21,11 @@ import numpy as np
 from ptjax.checkpoint import open_step
 from ptjax.config import ConfigDict, defaults, override, to_json
 from ptjax.job import Run
-from ptjax.models.families import FAMILIES
-from ptjax.models.load import read_config
-from ptjax.models.spec import hf_names, hf_shape
-from ptjax.models.weights_out import write_safetensors
 from ptjax.prepare import prepare
 from ptjax.types import Batch, Mean, Outputs
 from tests.data.conftest import make_tokenizer
 from tests.data.templates import CHATML
+from tests.random_model import write_random_model
 
 ARCHITECTURE = {
     "architectures": ["LlamaForCausalLM"],
@@ -67,23 +64,13 @@ def write_model(
       seed: of the random weights.
       **architecture: keys of config.json that differ from `ARCHITECTURE`.
     """
-    tokenizer = _tokenizer(template)
-    raw = {**ARCHITECTURE, "vocab_size": len(tokenizer), **architecture}
-    config = read_config(raw, str(folder))
-    state = np.random.RandomState(seed)
-    tensors = {}
-    for name, param in FAMILIES[raw["model_type"]].table.items():
-        if name == "head" and config.tied or name.endswith(".bias"):
-            continue
-        for hf, _ in hf_names(name, param, config.dims):
-            shape = hf_shape(param, config.dims)
-            scale = math.sqrt(1 / shape[-1]) if param.is_kernel else 0.1
-            center = 1.0 if param.init == "ones" else 0.0
-            tensors[hf] = np.float32(center + scale * state.standard_normal(shape))
-    write_safetensors(tensors.items(), folder)
-    (folder / "config.json").write_text(json.dumps(raw, indent=1))
-    tokenizer.save_pretrained(str(folder))
-    return folder
+    return write_random_model(
+        folder,
+        {**ARCHITECTURE, **architecture},
+        _tokenizer(template),
+        seed=seed,
+        scale=lambda param, shape: math.sqrt(1 / shape[-1]) if param.is_kernel else 0.1,
+    )
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from ptjax.losses.ratios import CORRECTIONS
 from ptjax.ops.divergence import Divergence
 from ptjax.stages.base import Stage
 from ptjax.stages.mixed import mixed_answers
-from ptjax.stages.old import old_logps
+from ptjax.stages.old import off_policy, old_logps
 from ptjax.stages.sampler import sampler
 from ptjax.stages.teacher import teacher_advantage, teacher_hidden
 from ptjax.types import Batch, Mean, Outputs
@@ -81,10 +81,6 @@ def on_policy_distillation(
     )
 
 
-def _off_policy(*, epochs: int = 1, minibatches: int = 1, sampler_every: int = 1) -> bool:
-    return epochs * minibatches > 1 or sampler_every > 1
-
-
 def _needs(*, clip_low: float, clip_high: float, correction: str) -> tuple[str, ...]:
     if correction not in CORRECTIONS:
         raise UserError(
@@ -140,6 +136,6 @@ def on_policy_distillation_after(rollout: Stage) -> Algorithm:
     Args:
       rollout: writes the sampled answers: `tokens`, `valid`, `mask`, `weights`, `sampler_logps`.
     """
-    before = dataclasses.replace(old_logps, wanted=_off_policy)
+    before = dataclasses.replace(old_logps, wanted=off_policy)
     stages = (sampler, rollout, before, teacher_advantage)
     return Algorithm(on_policy_distillation, stages=stages, needs=_needs, data="prompts")

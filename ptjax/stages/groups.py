@@ -16,7 +16,7 @@ from ptjax.data.prompts import Prompt
 from ptjax.generate.transcript import Completion
 from ptjax.rewards.score import Scores
 from ptjax.sharding import batch_shards, put_batch
-from ptjax.stages.base import GROUP, Context, Stage
+from ptjax.stages.base import GROUP, Context, Stage, in_place
 from ptjax.stages.rollout import Columns, Rollout, put_answer, told
 from ptjax.stages.sampler import sampled_by
 from ptjax.types import Batch
@@ -76,8 +76,7 @@ def _rollout(
     made = _columns(ctx, groups[:places], places)
     _say(ctx, sampled, spent)
     host.columns.clear()
-    host.columns.update(made)
-    return batch | put_batch(made, ctx.mesh), carry
+    return in_place(ctx, batch, made), carry
 
 
 def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Group]:

@@ -5,8 +5,8 @@ from jaxtyping import Bool, Float
 
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
-from ptjax.sharding import batch_shards, put_batch
-from ptjax.stages.base import Context, Stage
+from ptjax.sharding import batch_shards
+from ptjax.stages.base import Context, Stage, in_place
 from ptjax.types import Batch
 
 
@@ -47,8 +47,7 @@ def _keep_best(
     made["pack"] = pack_groups(
         {"tokens": given["tokens"], **made}, blocks, prompts_once=rollout.prompts_once
     )
-    given.update(made)
-    return batch | put_batch(made, ctx.mesh), carry
+    return in_place(ctx, batch, made), carry
 
 
 def best(

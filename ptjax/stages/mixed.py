@@ -24,10 +24,11 @@ def _mixed_answers(
     assert host is not None and rollout is not None
     given = host.columns
     rows, prompts, keys = [], [], []
-    for row, example in enumerate(host.examples):
-        key = rollout.key(ctx.step, example, training=ctx.training) if example >= 0 else []
-        own = bool(key) and np.random.default_rng([*key, _DRAW]).random() < on_policy
-        if own and ctx.training:
+    for row, example in enumerate(host.examples if ctx.training else ()):
+        if example < 0:
+            continue
+        key = rollout.key(ctx.step, example, training=True)
+        if np.random.default_rng([*key, _DRAW]).random() < on_policy:
             start = int(given["mask"][row, 0].argmax())
             rows.append(row)
             prompts.append(given["tokens"][row, 0, :start])

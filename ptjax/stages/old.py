@@ -19,7 +19,12 @@ def _asks_entropy(*, top_entropy: float, entropy_target: float | None) -> bool:
     return top_entropy < 1 or entropy_target is not None
 
 
-def _off_policy(
+def off_policy(*, epochs: int = 1, minibatches: int = 1, sampler_every: int = 1) -> bool:
+    """Whether some update is of another policy than the one that sampled."""
+    return epochs * minibatches > 1 or sampler_every > 1
+
+
+def _asks_log_probs(
     *,
     top_entropy: float,
     entropy_target: float | None,
@@ -27,9 +32,9 @@ def _off_policy(
     minibatches: int = 1,
     sampler_every: int = 1,
 ) -> bool:
-    several = epochs * minibatches > 1 or sampler_every > 1
     asked = _asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
-    return several and not asked
+    apart = off_policy(epochs=epochs, minibatches=minibatches, sampler_every=sampler_every)
+    return apart and not asked
 
 
 old_logps = Stage(
@@ -37,7 +42,7 @@ old_logps = Stage(
     _old_logps,
     writes={"old_logps": "B N T"},
     passes=1,
-    wanted=_off_policy,
+    wanted=_asks_log_probs,
 )
 """For one update of a rollout that the policy sampled they are its own, and no pass is made."""
 

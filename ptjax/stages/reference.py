@@ -50,7 +50,8 @@ def _mix(reference: Params, policy: Params, alpha: float) -> Params:
     return jax.tree.map(one, reference, policy)
 
 
-def _copy(trained: Params) -> Params:
+def copied(trained: Params) -> Params:
+    """The leaves once more: what a step donates does not take them along."""
     return jax.tree.map(jnp.copy, trained)
 
 
@@ -62,7 +63,7 @@ synced_reference = Stage(
     _synced_reference,
     reference=True,
     wanted=lambda *, sync_every: sync_every > 0,
-    begin=_copy,
+    begin=copied,
 )
 """The reference follows the policy where `sync_every` is set: it is kept in the carry."""
 

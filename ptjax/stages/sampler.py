@@ -8,6 +8,7 @@ import numpy as np
 
 from ptjax.errors import UserError
 from ptjax.stages.base import Context, Stage
+from ptjax.stages.reference import copied
 from ptjax.types import Batch, Params
 
 _NAME = "sampler"
@@ -33,7 +34,7 @@ def _sampler(
     age = ctx.step - int(carry["step"])
     if age >= sampler_every:
         step = jax.device_put(np.int32(ctx.step), carry["step"].sharding)
-        age, carry = 0, {"trained": _copy(ctx.trained), "step": step}
+        age, carry = 0, {"trained": copied(ctx.trained), "step": step}
     ctx.logged["rollout/staleness"] = age
     return batch, carry
 
@@ -45,11 +46,7 @@ def _wanted(*, sampler_every: int = 1) -> bool:
 
 
 def _begin(trained: Params) -> Carry:
-    return {"trained": _copy(trained), "step": jnp.int32(0)}
-
-
-def _copy(trained: Params) -> Params:
-    return jax.tree.map(jnp.copy, trained)
+    return {"trained": copied(trained), "step": jnp.int32(0)}
 
 
 sampler = Stage(_NAME, _sampler, wanted=_wanted, begin=_begin)
