@@ -2,8 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -33,6 +33,21 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}")
+
+
+def check_values(
+    given: Mapping[str, Any], wrong: Mapping[str, tuple[str, bool]], prefix: str
+) -> None:
+    """Raises UserError for the first setting that is not what it must be.
+
+    Args:
+      given: settings by name.
+      wrong: name -> (what it must be, whether it is not).
+      prefix: stands before the name in the message.
+    """
+    for name, (wanted, is_wrong) in wrong.items():
+        if is_wrong:
+            raise UserError(f"{prefix}{name} = {given[name]!r}: it must be {wanted}")
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -10,7 +10,7 @@ from ptjax.config import changed_keys, defaults
 from ptjax.data import Pipeline
 from ptjax.data.template import Template
 from ptjax.environments.base import environment
-from ptjax.errors import UserError
+from ptjax.errors import UserError, check_values
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
 from ptjax.rewards.base import Reward, accepted, rewards
@@ -205,9 +205,7 @@ def _check_ranges(given: dict[str, Any]) -> None:
         "top_k": ("at least 1", top_k is not None and top_k < 1),
         "top_p": ("in (0, 1]", top_p is not None and not 0 < top_p <= 1),
     }
-    for name, (wanted, is_wrong) in wrong.items():
-        if is_wrong:
-            raise UserError(f"config.rollout.{name} = {given[name]!r}: it must be {wanted}")
+    check_values(given, wrong, "config.rollout.")
 
 
 def _plain(value: Any) -> Any:

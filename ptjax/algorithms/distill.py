@@ -5,7 +5,7 @@ from typing import Any
 
 from ptjax.algorithms.base import Algorithm, Terms
 from ptjax.algorithms.policy_gradient import policy_gradient
-from ptjax.errors import UserError, did_you_mean
+from ptjax.errors import UserError, check_values, did_you_mean
 from ptjax.losses.ratios import CORRECTIONS
 from ptjax.ops.divergence import Divergence
 from ptjax.stages.base import Stage
@@ -36,14 +36,13 @@ def _forward(*, beta: float = 0.5, top_k: int = 0, temperature: float = 1.0) -> 
       top_k: tokens of the teacher that stand for themselves; 0: all.
       temperature: divides both models' logits.
     """
+    given = {"beta": beta, "top_k": top_k, "temperature": temperature}
     wrong = {
-        "beta": (beta, "in [0, 1]", not 0 <= beta <= 1),
-        "top_k": (top_k, "not negative", top_k < 0),
-        "temperature": (temperature, "above 0", not temperature > 0),
+        "beta": ("in [0, 1]", not 0 <= beta <= 1),
+        "top_k": ("not negative", top_k < 0),
+        "temperature": ("above 0", not temperature > 0),
     }
-    for name, (value, wanted, is_wrong) in wrong.items():
-        if is_wrong:
-            raise UserError(f"hparams.{name} = {value!r}: it must be {wanted}")
+    check_values(given, wrong, "hparams.")
     return {"divergence": Divergence(beta, top_k), "temperature": temperature}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from ptjax.algorithms.base import Algorithm, Terms, known_call
 from ptjax.algorithms.hparams import keywords
 from ptjax.algorithms.pairs import a_token, chosen_nll, drift_metrics, pair_metrics
-from ptjax.errors import UserError, did_you_mean
+from ptjax.errors import UserError, check_values, did_you_mean
 from ptjax.losses.pair import F_DIVERGENCES, Pair, with_f_divergence, wpo_weight
 from ptjax.losses.preference import COUPLED, F_DIVERGENCE_LOSSES, PAIR_LOSSES, options
 from ptjax.stages.reference import iterated_reference, ref_logps, synced_reference
@@ -143,9 +143,7 @@ def _check(
         "sync_every": ("not negative", given["sync_every"] < 0),
         "sync_alpha": ("in (0, 1]", not 0 < given["sync_alpha"] <= 1),
     }
-    for name, (wanted, is_wrong) in wrong.items():
-        if is_wrong:
-            raise UserError(f"dpo: {name} = {given[name]}: it must be {wanted}")
+    check_values(given, wrong, "dpo: ")
 
 
 def _unread(loss: str | tuple[str, ...], values: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ptjax.algorithms.hparams import keywords
 from ptjax.algorithms.policy_gradient import DENOMINATORS, policy_gradient
-from ptjax.errors import UserError, did_you_mean
+from ptjax.errors import UserError, check_values, did_you_mean
 from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
@@ -107,9 +107,7 @@ def _ranges(values: dict[str, Any]) -> None:
         ),
         **{name: ("two positive numbers", not _two_positive(values[name])) for name in pairs},
     }
-    for name, (wanted, is_wrong) in wrong.items():
-        if is_wrong:
-            raise UserError(f"hparams.{name} = {values[name]!r}: it must be {wanted}")
+    check_values(values, wrong, "hparams.")
 
 
 def _two_positive(values: tuple[float, ...]) -> bool:

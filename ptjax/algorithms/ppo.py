@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ptjax.algorithms.base import Algorithm, Terms
 from ptjax.algorithms.online import MEAN_REWARD
 from ptjax.algorithms.policy_gradient import DENOMINATORS, policy_gradient
-from ptjax.errors import UserError, did_you_mean
+from ptjax.errors import UserError, check_values, did_you_mean
 from ptjax.losses.kl import KLS
 from ptjax.losses.ratios import CORRECTIONS
 from ptjax.losses.value import value_clipped, value_loss
@@ -122,9 +122,7 @@ def _needs(**values: Any) -> tuple[str, ...]:
         ),
         "value_pretrain": ("not negative", values["value_pretrain"] < 0),
     }
-    for name, (wanted, is_wrong) in wrong.items():
-        if is_wrong:
-            raise UserError(f"hparams.{name} = {values[name]!r}: it must be {wanted}")
+    check_values(values, wrong, "hparams.")
     return ("logps", "entropy", "values")
 
 
