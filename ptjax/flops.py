@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,20 @@ from ptjax.models.families import CRITIC
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
+
+
+class Work(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+      flops: the model's, of the loss and of the stages that ran.
+      filled: places of its rows that hold a token.
+      slots: all places, with padding.
+    """
+
+    flops: float
+    filled: int
+    slots: int
 
 
 class FlopCounter:
@@ -38,11 +53,8 @@ class FlopCounter:
         config = model.config
         self._width = config.layers * config.heads * config.head_dim
 
-    def of(self, batch: HostBatch, *, stages: bool = True) -> tuple[float, int]:
-        """(flops of a step, token slots it computed with padding), over all processes.
-
-        Passes of the stages are counted where they ran.
-        """
+    def of(self, batch: HostBatch, *, stages: bool = True) -> Work:
+        """What a step computes, over all processes; passes of the stages where they ran."""
         columns = batch.columns
         before = _before(columns)
         seen: dict[str, int] = {
@@ -63,7 +75,8 @@ class FlopCounter:
         passes = self._passes(set(columns)) if stages else 0
         flops += passes * forward_flops(weights=self._trained + self._frozen, **seen)
         slots = columns.get("pack", columns["tokens"]).size
-        return flops * jax.process_count(), slots * jax.process_count()
+        hosts = jax.process_count()
+        return Work(flops * hosts, before.size * hosts, slots * hosts)
 
     def _passes(self, there: set[str]) -> int:
         """Forward passes of the stages, those left out whose columns are there already."""

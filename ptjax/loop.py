@@ -241,8 +241,8 @@ class _Loop:
         values |= {name: float(value) for name, value in update.logged.items()}
         self.watch.trained(values)
         began = time.perf_counter()
-        flops, slots = self.flops.of(update.host, stages=update.fresh)
-        self.speed.update(tokens=values["tokens"], slots=slots, flops=flops)
+        work = self.flops.of(update.host, stages=update.fresh)
+        self.speed.update(tokens=values["tokens"], **work._asdict())
         streak = values.pop("streak")
         if _due(step, self.config.log.every) or step == self.job.steps:
             values |= self.speed.read() | {"host_ms": 1000 * host_seconds}

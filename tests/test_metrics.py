@@ -178,16 +178,16 @@ def test_flops_of_full_training_are_six_a_weight_and_token_plus_attention():
 def test_throughput_counts_useful_tokens_and_leaves_pauses_out():
     now = [0.0]
     meter = Throughput(peak=100.0, clock=lambda: now[0])
-    meter.update(tokens=30, slots=40, flops=50)
+    meter.update(tokens=50, slots=40, filled=30, flops=50)
     now[0] = 1.0
     with meter.paused():
         now[0] = 6.0
     now[0] = 7.0
-    assert meter.read() == {"tokens_per_second": 15.0, "padding": 0.25, "mfu": 0.25}
+    assert meter.read() == {"tokens_per_second": 25.0, "padding": 0.25, "mfu": 0.25}
     meter.update(tokens=10)
     now[0] = 8.0
     assert meter.read() == {"tokens_per_second": 10.0}
-    assert (meter.tokens, meter.seconds) == (40, 3.0)
+    assert (meter.tokens, meter.seconds) == (60, 3.0)
 
 
 def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session():

@@ -9,6 +9,7 @@ import pytest
 
 from ptjax import loop
 from ptjax.errors import UserError
+from ptjax.flops import FlopCounter
 from ptjax.job import BUFFER
 from ptjax.prepare import prepare
 from ptjax.updates import Updates
@@ -122,6 +123,17 @@ def answers(update):
     return [
         tuple(columns["tokens"][row].reshape(-1).tolist()) for row in range(len(columns["tokens"]))
     ]
+
+
+def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder):
+    run = prepare(config(folder, **{"rollout.epochs": 1, "rollout.minibatches": 1}))
+    (update,) = parts(run, 1)
+    columns = update.host.columns
+    assert columns["tokens"].shape[:2] == (B, N)
+    work = FlopCounter(run).of(update.host)
+    assert work.filled == columns["valid"].sum() <= work.slots == columns["tokens"].size
+    prompts = columns["valid"].sum() - (columns["mask"] != 0).sum()
+    assert work.filled > prompts > 0
 
 
 @pytest.mark.parametrize("count", [1, 2])

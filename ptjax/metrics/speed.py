@@ -133,7 +133,7 @@ class Throughput:
         """Starts the clock, after what earlier sessions came to (their `state()`)."""
         self._start = self._clock() - before.get("seconds", 0.0)
         self._read_seconds = self.seconds
-        self._window = [0.0, 0.0, 0.0]
+        self._window = [0.0] * 4
         self.tokens = before.get("tokens", 0.0)
         self.flops = before.get("flops", 0.0)
         self.programs = before.get("programs", 0)
@@ -149,11 +149,18 @@ class Throughput:
         """Seconds of training in all, pauses and compilation left out."""
         return self._clock() - self._start
 
-    def update(self, *, tokens: Real, slots: Real = 0, flops: Real = 0) -> None:
-        """Adds a step: its useful tokens, its token slots with padding, its model flops."""
+    def update(self, *, tokens: Real, slots: Real = 0, filled: Real = 0, flops: Real = 0) -> None:
+        """Adds a step.
+
+        Args:
+          tokens: useful tokens; a prompt that stands once for several answers counts for each.
+          slots: places that it computed, with padding.
+          filled: those that hold a token.
+          flops: model flops.
+        """
         self.tokens += tokens
         self.flops += flops
-        for i, amount in enumerate((tokens, slots, flops)):
+        for i, amount in enumerate((tokens, slots, filled, flops)):
             self._window[i] += amount
 
     @contextmanager
@@ -175,11 +182,11 @@ class Throughput:
         """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known."""
         elapsed = self.seconds - self._read_seconds
         self._read_seconds += elapsed
-        tokens, slots, flops = self._window
-        self._window = [0.0, 0.0, 0.0]
+        tokens, slots, filled, flops = self._window
+        self._window = [0.0] * 4
         rates = {"tokens_per_second": tokens / elapsed if elapsed > 0 else 0.0}
         if slots:
-            rates["padding"] = 1 - tokens / slots
+            rates["padding"] = 1 - filled / slots
         return rates | self._share(flops, elapsed)
 
     def overall(self) -> dict[str, float]:
