@@ -14,7 +14,6 @@ from ptjax.train import main
 from tests import tiny
 from tests.judged import write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-135m-instruct"
 SMALL = (

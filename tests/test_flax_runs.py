@@ -16,8 +16,6 @@ from ptjax.prepare import prepare
 from ptjax.workdir import load_workdir
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MODULE = """
 import flax.linen as nn
 import jax

@@ -10,7 +10,6 @@ from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 NEXT = TrainIterator.__next__
 
 

@@ -36,6 +36,9 @@ class Request(NamedTuple):
     greedy: bool
 
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
+
 def asked(golden):
     return [
         Request(task, sample["doc_id"], *arguments, *response)

@@ -32,15 +32,6 @@ COLLECTIVE = re.compile(
 ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs are compiled more often than they are run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("mesh"), vocab_size=384)

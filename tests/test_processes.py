@@ -79,15 +79,6 @@ def folder(tmp_path_factory):
     return tiny.write(tmp_path_factory.mktemp("processes"), vocab_size=384)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The single process's programs are compiled as those of the two."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def both(folder):
     """Standard output of two processes that ran to their last step."""

@@ -11,8 +11,6 @@ from tests import tiny
 from tests.full import only_in_full
 from tests.judged import write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

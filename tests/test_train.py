@@ -21,7 +21,6 @@ from ptjax.train import main
 from ptjax.workdir import load_workdir
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPTS = ["what is blue", "add one"]
 
 

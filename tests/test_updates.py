@@ -16,7 +16,6 @@ from ptjax.updates import Updates
 from tests import tiny
 from tests.judged import write_prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PULL = Updates.pull
 B, N = 8, 2
 CONFIGS = {

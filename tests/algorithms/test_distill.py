@@ -16,8 +16,6 @@ from ptjax.stages.base import Stage
 from ptjax.step import gradients
 from tests import toy
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 EXAMPLES = toy.examples()
 ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=1)
 

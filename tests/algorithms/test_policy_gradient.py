@@ -17,8 +17,6 @@ from ptjax.types import Outputs
 from tests.golden import weights
 from tests.losses.checks import QUICK, Table
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = weights.load("policy_gradient")
 CASES = {
     name: {key: tuple(x) if isinstance(x, list) else x for key, x in case.items()}

@@ -16,8 +16,6 @@ from ptjax.step import gradients
 from ptjax.types import Outputs
 from tests import toy
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=1, judged=True)
 PPO = ppo_after(ROLLOUT)
 EXAMPLES = toy.examples()

@@ -17,8 +17,6 @@ from ptjax.types import Outputs
 from tests import tiny
 from tests.judged import write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_its_loss_is_sfts_on_what_is_kept():
     draw = np.random.RandomState(0)

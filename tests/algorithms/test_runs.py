@@ -10,7 +10,6 @@ from tests import tiny
 from tests.full import FULL
 from tests.judged import write_judged, write_prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ONLINE = ("grpo", "dapo", "remax", "ppo")
 SAME = PRESETS.keys() - {*ONLINE} | {"cpo", "alphapo"}
 """Other rows of settings, or losses of the same stages, that are run here."""

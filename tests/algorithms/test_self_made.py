@@ -8,7 +8,6 @@ from ptjax.data.iterate import TrainIterator
 from tests import tiny
 from tests.judged import write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KINDS = {"spin": "answers", "online_dpo": "prompts"}
 NEXT = TrainIterator.__next__
 

@@ -18,6 +18,8 @@ from tests.full import only_in_full
 from tests.golden import weights
 from tests.models.test_tokenizer import SHARED
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(scope="module")
 def bundle():

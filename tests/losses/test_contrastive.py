@@ -11,8 +11,6 @@ from ptjax.losses.contrastive import info_nce, similarities
 from ptjax.types import Mean
 from tests.losses.checks import GOLDEN, Table, given, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES = GOLDEN["cases"]["contrastive"]
 
 

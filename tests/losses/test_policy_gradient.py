@@ -14,8 +14,6 @@ from ptjax.losses.ratios import CORRECTIONS, LIMIT, RATIOS, correction, off_poli
 from tests.golden import weights
 from tests.losses.checks import QUICK, Table, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = weights.load("policy_gradient")
 MASK = GOLDEN["mask"]
 FROZEN_RATIO = ("cispo", "vespo")

@@ -22,8 +22,6 @@ from ptjax.losses.reference_free import REFERENCE_FREE, alphapo, simpo
 from ptjax.types import Mean
 from tests.losses.checks import GOLDEN, Table, given, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES = {**GOLDEN["cases"]["pairs"], **GOLDEN["cases"]["reference_free"]}
 LOSSES = {**PAIR_LOSSES, **REFERENCE_FREE}
 # In float32 inside TRL: the α-divergence's scores, ORPO's odds, EXO's label smoothing.

@@ -12,8 +12,6 @@ from ptjax.losses.returns import discounted, gae, last_token, token_rewards, whi
 from tests.golden import weights
 from tests.losses.checks import QUICK
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = weights.load("policy_gradient")
 REWARDS = np.nansum(GOLDEN["rewards"] * GOLDEN["reward_weights"], -1)
 

@@ -15,8 +15,6 @@ from ptjax.losses.reward import (
 from ptjax.types import Mean
 from tests.losses.checks import GOLDEN, Table, given, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES = GOLDEN["cases"]["rewards"]
 PAIRED = {name: case for name, case in CASES.items() if case["loss"] == "bradley_terry"}
 SINGLE = {name: case for name, case in CASES.items() if name not in PAIRED}

@@ -9,8 +9,6 @@ from ptjax.losses.unpaired import UNPAIRED_LOSSES, apo_zero_unpaired, bco, kl_ba
 from ptjax.types import Mean
 from tests.losses.checks import GOLDEN, Table, given, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CASES = GOLDEN["cases"]["unpaired"]
 
 

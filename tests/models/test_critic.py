@@ -18,8 +18,6 @@ from tests.folders import files, write_model
 from tests.tiny import tiny_config, write
 from tests.tiny import write_model as write_tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def both(outputs, batch):
     """Log-probs and values, each to be 1."""

@@ -194,6 +194,12 @@ def test_answers_share_their_prompt(window, monkeypatch):
     wanted = functools.partial(naive, query=span, key=span, window=window, scale=0.4)
     check(run, wanted, q, k, v, ways * (span.segments > 0)[..., None, None])
     out = run(q, k, v)
+
+    @jax.jit
+    def single(q, k, v, segments):
+        span = Span(jnp.arange(65)[None], segments)
+        return attention(q, k, v, span, span, window, scale=0.4, aligned=True)
+
     for row, groups in enumerate(rows):
         at = 0
         for prompt, *answers in groups:
@@ -201,10 +207,12 @@ def test_answers_share_their_prompt(window, monkeypatch):
             at += prompt
             for answer in answers:
                 both = np.append(own, np.arange(at, at + answer))
-                alone = Span(jnp.arange(len(both))[None], jnp.ones((1, len(both)), jnp.int32))
-                one = [x[row : row + 1, both] for x in (q, k, v)]
-                got = attention(*one, alone, alone, window, scale=0.4, aligned=True)
-                np.testing.assert_allclose(out[row, both[prompt:]], got[0, prompt:], atol=1e-5)
+                padded = np.append(both, np.full(65 - len(both), at))
+                segments = jnp.asarray(np.arange(65) < len(both), jnp.int32)[None]
+                got = single(*(x[row : row + 1, padded] for x in (q, k, v)), segments)
+                np.testing.assert_allclose(
+                    out[row, both[prompt:]], got[0, prompt : len(both)], atol=1e-5
+                )
                 at += answer
 
 

@@ -13,8 +13,6 @@ from jax.test_util import check_grads
 from ptjax.ops.divergence import Divergence, Teacher, logit_divergence, token_divergence
 from tests.golden import weights
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = weights.load("divergence")
 S, M, D, E, V = 2, 11, 6, 5, 23
 STATE = np.random.RandomState(0)

@@ -58,7 +58,6 @@ ROWS = [
     {"instruction": "Add one", "input": "to two.", "output": "Three."},
 ]
 SHORT = {"max_tokens": 6, "keep_unfinished": True, "batch_size": 2}
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

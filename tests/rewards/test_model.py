@@ -21,7 +21,6 @@ from ptjax.rewards.scorer import Scorer, scorer
 from tests import tiny
 
 PROMPTS = ["What is blue?", "Name one.", "Hi", "What is blue?"]
-pytestmark = pytest.mark.usefixtures("quick_compile")
 TEXTS = ["the sky", "red green and tea", "cold " * 8, "the sky is blue"]
 
 

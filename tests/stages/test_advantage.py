@@ -19,8 +19,6 @@ from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 from tests.golden import weights
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOLDEN = weights.load("policy_gradient")
 CASES = GOLDEN["advantage_cases"]
 ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=4)

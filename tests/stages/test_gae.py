@@ -9,8 +9,6 @@ from ptjax.stages.base import Context
 from ptjax.stages.gae import gae
 from ptjax.types import Outputs
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, N, T = 3, 2, 9
 STATE = np.random.RandomState(3)
 MASK = (STATE.rand(B, N, T) < 0.6).astype(np.float32)

@@ -16,7 +16,6 @@ from ptjax.prepare import prepare
 from ptjax.rewards.base import rewards
 from tests import judged, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LONGEST, N, B = 6, 3, 8
 TEMPERATURE = 0.7
 LETTERS, LOWER = {"name": "tests.judged.letters", "weight": 0.5}, "tests.judged.lower"

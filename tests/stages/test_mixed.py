@@ -11,7 +11,6 @@ from ptjax.prepare import prepare
 from tests import tiny
 from tests.judged import write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 B, LONGEST = 16, 6
 
 

@@ -11,8 +11,6 @@ from ptjax.stages.sampler import sampled_by, sampler
 from tests import tiny
 from tests.judged import write_prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def context(step, trained, carry, *, training=True):
     def nothing(*_, **__):

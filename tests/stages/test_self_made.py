@@ -16,7 +16,6 @@ from ptjax.prepare import prepare
 from tests import tiny
 from tests.judged import letters, write_judged
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KINDS = {"spin": "answers", "online_dpo": "prompts"}
 LONGEST = 6
 

@@ -592,7 +592,7 @@ _EXHAUSTS = {
         import time
         for _ in range(8):
             if os.fork() == 0:
-                kept = b"x" * (120 * 2**20)
+                kept = b"x" * (60 * 2**20)
                 time.sleep(600)
         time.sleep(600)
         """,
