@@ -94,8 +94,6 @@ class Updates:
         )
         table = with_advantages(found.table, found.batch)
         if run.updates == 1:
-            if found.batch["tokens"] is not columns["tokens"]:  # the policy's answers instead
-                host = _of(jax.device_get(found.batch))
             return Update(host, found.batch, found.carry, found.logged, table)
         kept = {name: found.batch[name] for name in state.carry[BUFFER]}
         self._kept = jax.device_get(kept)
@@ -113,7 +111,7 @@ class Updates:
         columns = {name: column[rows] for name, column in kept.items()}
         once = run.rollout.prompts_once
         columns["pack"] = pack_groups(columns, self._blocks, prompts_once=once)
-        host = _of(columns)
+        host = HostBatch(columns, [0 if any(w) else -1 for w in columns["weights"].tolist()])
         if (step + 1) % run.updates == 0:
             self._kept = None
         return Update(host, put_batch(columns, run.mesh), state.carry, {}, [], fresh=False)
@@ -127,8 +125,3 @@ class Updates:
         shards = np.arange(count).reshape(self._blocks.shards, -1)
         dealt = generator(rollout.seed, _DRAW, begun, epoch).permuted(shards, axis=1)
         return np.split(dealt, rollout.minibatches, axis=1)[part].reshape(-1)
-
-
-def _of(columns: dict[str, np.ndarray]) -> HostBatch:
-    """Columns of the policy's answers; rows without weight are filler."""
-    return HostBatch(columns, [0 if any(w) else -1 for w in columns["weights"].tolist()])
