@@ -77,7 +77,7 @@ def make_optimizer(
       learning_rate: from `make_schedule`.
       name: one of `OPTIMIZERS`. Muon orthogonalises each layer's kernels, updates scaled to Adam's
         (2502.16982), and leaves embeddings, heads, norms and biases to AdamW.
-      weight_decay: decoupled, times the learning rate (adafactor: plain rate).
+      weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm; None for no limit.
       b1: decay of the first moment, of adamw, lion and muon's AdamW.
       b2: decay of the second moment, of the same.
@@ -87,37 +87,19 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
-    decay: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
-    if name == "adamw":
-        tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, **decay)
-    elif name == "lion":
-        tx = optax.lion(learning_rate, b1=b1, b2=b2, **decay)
-    elif name == "adafactor":
-        rate = weight_decay or None
-        tx = optax.adafactor(learning_rate, weight_decay_rate=rate, weight_decay_mask=mask)
-    elif name == "sgd":
-        tx = optax.chain(
-            optax.trace(momentum) if momentum else optax.identity(),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-    else:
-        axes: Any = {key: muon_axes(row) for key, row in rows.items()}
-        # optax would mask the decay of Muon's own leaves only, and run Nesterov's Adam on the rest.
-        # A rate of -1 leaves the directions as they are; decay and rate follow for all leaves.
-        tx = optax.chain(
-            optax.partition(
-                {
-                    "muon": muon(
-                        -1.0, beta=momentum, muon_weight_dimension_numbers=axes, consistent_rms=0.2
-                    ),
-                    "adam": optax.scale_by_adam(b1, b2, eps),
-                },
-                {key: "muon" if axes[key] else "adam" for key in rows},
-            ),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    adam = optax.scale_by_adam(b1, b2, eps)
+    directions = {
+        "adamw": lambda: adam,
+        "adafactor": lambda: optax.adafactor(-1.0),
+        "lion": lambda: optax.scale_by_lion(b1, b2),
+        "muon": lambda: _muon(rows, momentum, otherwise=adam),
+        "sgd": lambda: optax.trace(momentum) if momentum else optax.identity(),
+    }
+    tx = optax.chain(
+        directions[name](),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
@@ -135,6 +117,20 @@ def make_optimizer(
 def _wide(params: Any) -> Any:
     """Parameters in float32, as gradients are: the state's dtypes then never change."""
     return jax.tree.map(lambda p: p.astype(jnp.float32), params)
+
+
+def _muon(
+    rows: Mapping[str, Param], momentum: float, otherwise: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Muon's direction for kernels, another one for all other leaves.
+
+    optax's own would decay Muon's leaves alone, and run Nesterov's Adam on the rest; a rate of -1
+    leaves its directions as they are.
+    """
+    axes: Any = {key: muon_axes(row) for key, row in rows.items()}
+    kernels = muon(-1.0, beta=momentum, muon_weight_dimension_numbers=axes, consistent_rms=0.2)
+    labels = {key: "muon" if axes[key] else "adam" for key in rows}
+    return optax.partition({"muon": kernels, "adam": otherwise}, labels)
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
