@@ -1,5 +1,6 @@
 """Optimizers and schedules from optax, chosen by name; masks follow the table's axes."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,13 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Param
+from ptjax.types import Params
 
 Schedule = Callable[[Any], Any]
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
+FACTORED = 128
+"""Adafactor keeps the second moments of a matrix with a shorter side whole."""
 
 
 def make_schedule(
@@ -76,7 +80,8 @@ def make_optimizer(
       rows: the trainable leaves' rows; kernels and embeddings decay, norms and biases do not.
       learning_rate: from `make_schedule`.
       name: one of `OPTIMIZERS`. Muon orthogonalises each layer's kernels, updates scaled to Adam's
-        (2502.16982), and leaves embeddings, heads, norms and biases to AdamW.
+        (2502.16982), and leaves embeddings, heads, norms and biases to AdamW. Adafactor's steps are
+        relative to the root mean square of a layer's parameter.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm; None for no limit.
       b1: decay of the first moment, of adamw, lion and muon's AdamW.
@@ -90,7 +95,7 @@ def make_optimizer(
     adam = optax.scale_by_adam(b1, b2, eps)
     directions = {
         "adamw": lambda: adam,
-        "adafactor": lambda: optax.adafactor(-1.0),
+        "adafactor": lambda: _adafactor(rows),
         "lion": lambda: optax.scale_by_lion(b1, b2),
         "muon": lambda: _muon(rows, momentum, otherwise=adam),
         "sgd": lambda: optax.trace(momentum) if momentum else optax.identity(),
@@ -117,6 +122,51 @@ def make_optimizer(
 def _wide(params: Any) -> Any:
     """Parameters in float32, as gradients are: the state's dtypes then never change."""
     return jax.tree.map(lambda p: p.astype(jnp.float32), params)
+
+
+def _adafactor(rows: Mapping[str, Param]) -> optax.GradientTransformation:
+    """Adafactor's direction (1804.04235, algorithm 4), of each layer's matrix by itself.
+
+    optax's own takes a stack of layers for one parameter: it would factor along the two largest of
+    its axes, and clip and scale all layers alike. A rate of -1 leaves its directions as they are.
+    """
+
+    def rule(key: str, leaf: Any) -> tuple[optax.GradientTransformation, tuple[int, ...]]:
+        """What to do with a leaf, and the shape to do it in."""
+        row, matrix = rows[key], matrix_shape(rows[key], leaf.shape)
+        factored = min(matrix, default=0) >= FACTORED
+        tx: optax.GradientTransformation
+        tx = optax.adafactor(-1.0, min_dim_size_to_factor=FACTORED, factored=factored)
+        if row.stacked:
+            tx = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+        return tx, leaf.shape[: row.stacked] + matrix if factored else leaf.shape
+
+    def init(params: Any) -> dict[str, Any]:
+        state = {}
+        for key, leaf in params.items():
+            tx, shape = rule(key, leaf)
+            state[key] = tx.init(leaf.reshape(shape))
+        return state
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Params, dict[str, Any]]:
+        directions, after = {}, {}
+        for key, leaf in params.items():
+            tx, shape = rule(key, leaf)
+            given = updates[key].reshape(shape), state[key], leaf.reshape(shape)
+            direction, after[key] = tx.update(*given)
+            directions[key] = direction.reshape(leaf.shape)
+        return directions, after
+
+    return optax.GradientTransformation(init, update)
+
+
+def matrix_shape(row: Param, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A layer's kernel as inputs x outputs, an embedding as it is; () for what is no matrix."""
+    if not row.is_kernel:
+        return shape if "vocab" in row.names else ()
+    sizes = shape[row.stacked :]
+    inputs = len(row.inputs)
+    return math.prod(sizes[:inputs]), math.prod(sizes[inputs:])
 
 
 def _muon(
@@ -156,7 +206,8 @@ def state_shardings(
     shapes = jax.eval_shape(tx.init, dict(params))
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
-        param = params.get(getattr(path[-1], "key", ""))
-        return otherwise if param is None or leaf.shape != param.shape else param.sharding
+        named = [params[part.key] for part in path if getattr(part, "key", None) in params]
+        same = named and leaf.shape == named[0].shape
+        return named[0].sharding if same else otherwise
 
     return jax.tree.map_with_path(place, shapes)
