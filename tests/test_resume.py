@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import host_time
 from ptjax import loop, sharding
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import lora, to_json
@@ -204,6 +205,18 @@ def test_the_speed_is_that_of_the_steps_and_compilation_stands_apart(run, folder
     assert rate > int(summary["tokens"].replace(",", "")) / (usual + 4)
     row = next(row for row in read_rows(folder / "compiling") if "tokens_per_second" in row)
     assert row["tokens_per_second"] > row["tokens"] / 1.5
+
+
+def test_host_time_leaves_out_the_steps_that_compile(folder, prepared, monkeypatch):
+    monkeypatch.setattr(loop, "prepare", prepared)
+    config = tiny.tiny_config(folder, **CONFIGS["adapters"])
+    job = prepared(config)
+    slow = dataclasses.replace(job, train_step=Compiling(job.train_step, 0.5))
+    monkeypatch.setitem(prepared.known, to_json(config), slow)
+    found = host_time.measure(config, folder / "host time")
+    rows = [row for row in read_rows(folder / "host time") if "host_ms" in row]
+    assert [row["host_ms"] > 500 for row in rows] == [True, True, False, False, False, False]
+    assert found == [row["host_ms"] for row in rows[2:]]
 
 
 def test_more_steps_go_on_from_a_finished_run(run, folder, caplog):
