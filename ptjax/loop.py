@@ -25,6 +25,7 @@ from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
+from ptjax.run_files import keep_batch
 from ptjax.types import Params, TrainState
 from ptjax.updates import Update, Updates
 from ptjax.workdir import RunBundle, write_model_files
@@ -281,17 +282,7 @@ class _Loop:
         self.compiled = now
 
     def _give_up(self, step: int, batch: HostBatch, streak: int) -> None:
-        import numpy as np
-        from etils import epath
-
-        path = epath.Path(self.workdir) / f"bad_batch_{step}.npz"
-        kept = f"its batch is in {path}"
-        try:
-            if self.primary:
-                with path.open("wb") as file:
-                    np.savez(file, **dict[str, Any](batch.columns))
-        except OSError as error:
-            kept = f"its batch could not be written ({error.strerror or error})"
+        kept = keep_batch(self.workdir, step, batch.columns)
         raise UserError(
             f"{streak} steps in a row were not finite or were spikes, up to step {step}; the "
             f"parameters are those of before; {kept}; lower optim.learning_rate",

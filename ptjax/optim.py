@@ -1,5 +1,6 @@
 """Optimizers and schedules from optax, chosen by name; masks follow the table's axes."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,13 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Param
+from ptjax.types import Params
 
 Schedule = Callable[[Any], Any]
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
+FACTORED = 128
+"""Adafactor keeps the second moments of a matrix with a shorter side whole."""
 
 
 def make_schedule(
@@ -76,8 +80,9 @@ def make_optimizer(
       rows: the trainable leaves' rows; kernels and embeddings decay, norms and biases do not.
       learning_rate: from `make_schedule`.
       name: one of `OPTIMIZERS`. Muon orthogonalises each layer's kernels, updates scaled to Adam's
-        (2502.16982), and leaves embeddings, heads, norms and biases to AdamW.
-      weight_decay: decoupled, times the learning rate (adafactor: plain rate).
+        (2502.16982), and leaves embeddings, heads, norms and biases to AdamW. Adafactor's steps are
+        relative to the root mean square of a layer's parameter.
+      weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm; None for no limit.
       b1: decay of the first moment, of adamw, lion and muon's AdamW.
       b2: decay of the second moment, of the same.
@@ -87,37 +92,19 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
-    decay: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
-    if name == "adamw":
-        tx = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, **decay)
-    elif name == "lion":
-        tx = optax.lion(learning_rate, b1=b1, b2=b2, **decay)
-    elif name == "adafactor":
-        rate = weight_decay or None
-        tx = optax.adafactor(learning_rate, weight_decay_rate=rate, weight_decay_mask=mask)
-    elif name == "sgd":
-        tx = optax.chain(
-            optax.trace(momentum) if momentum else optax.identity(),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
-    else:
-        axes: Any = {key: muon_axes(row) for key, row in rows.items()}
-        # optax would mask the decay of Muon's own leaves only, and run Nesterov's Adam on the rest.
-        # A rate of -1 leaves the directions as they are; decay and rate follow for all leaves.
-        tx = optax.chain(
-            optax.partition(
-                {
-                    "muon": muon(
-                        -1.0, beta=momentum, muon_weight_dimension_numbers=axes, consistent_rms=0.2
-                    ),
-                    "adam": optax.scale_by_adam(b1, b2, eps),
-                },
-                {key: "muon" if axes[key] else "adam" for key in rows},
-            ),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    adam = optax.scale_by_adam(b1, b2, eps)
+    directions = {
+        "adamw": lambda: adam,
+        "adafactor": lambda: _adafactor(rows),
+        "lion": lambda: optax.scale_by_lion(b1, b2),
+        "muon": lambda: _muon(rows, momentum, otherwise=adam),
+        "sgd": lambda: optax.trace(momentum) if momentum else optax.identity(),
+    }
+    tx = optax.chain(
+        directions[name](),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
@@ -135,6 +122,65 @@ def make_optimizer(
 def _wide(params: Any) -> Any:
     """Parameters in float32, as gradients are: the state's dtypes then never change."""
     return jax.tree.map(lambda p: p.astype(jnp.float32), params)
+
+
+def _adafactor(rows: Mapping[str, Param]) -> optax.GradientTransformation:
+    """Adafactor's direction (1804.04235, algorithm 4), of each layer's matrix by itself.
+
+    optax's own takes a stack of layers for one parameter: it would factor along the two largest of
+    its axes, and clip and scale all layers alike. A rate of -1 leaves its directions as they are.
+    """
+
+    def rule(key: str, leaf: Any) -> tuple[optax.GradientTransformation, tuple[int, ...]]:
+        """What to do with a leaf, and the shape to do it in."""
+        row, matrix = rows[key], matrix_shape(rows[key], leaf.shape)
+        factored = min(matrix, default=0) >= FACTORED
+        tx: optax.GradientTransformation
+        tx = optax.adafactor(-1.0, min_dim_size_to_factor=FACTORED, factored=factored)
+        if row.stacked:
+            tx = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+        return tx, leaf.shape[: row.stacked] + matrix if factored else leaf.shape
+
+    def init(params: Any) -> dict[str, Any]:
+        state = {}
+        for key, leaf in params.items():
+            tx, shape = rule(key, leaf)
+            state[key] = tx.init(leaf.reshape(shape))
+        return state
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Params, dict[str, Any]]:
+        directions, after = {}, {}
+        for key, leaf in params.items():
+            tx, shape = rule(key, leaf)
+            given = updates[key].reshape(shape), state[key], leaf.reshape(shape)
+            direction, after[key] = tx.update(*given)
+            directions[key] = direction.reshape(leaf.shape)
+        return directions, after
+
+    return optax.GradientTransformation(init, update)
+
+
+def matrix_shape(row: Param, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A layer's kernel as inputs x outputs, an embedding as it is; () for what is no matrix."""
+    if not row.is_kernel:
+        return shape if "vocab" in row.names else ()
+    sizes = shape[row.stacked :]
+    inputs = len(row.inputs)
+    return math.prod(sizes[:inputs]), math.prod(sizes[inputs:])
+
+
+def _muon(
+    rows: Mapping[str, Param], momentum: float, otherwise: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Muon's direction for kernels, another one for all other leaves.
+
+    optax's own would decay Muon's leaves alone, and run Nesterov's Adam on the rest; a rate of -1
+    leaves its directions as they are.
+    """
+    axes: Any = {key: muon_axes(row) for key, row in rows.items()}
+    kernels = muon(-1.0, beta=momentum, muon_weight_dimension_numbers=axes, consistent_rms=0.2)
+    labels = {key: "muon" if axes[key] else "adam" for key in rows}
+    return optax.partition({"muon": kernels, "adam": otherwise}, labels)
 
 
 def muon_axes(row: Param) -> MuonDimensionNumbers | None:
@@ -160,7 +206,8 @@ def state_shardings(
     shapes = jax.eval_shape(tx.init, dict(params))
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
-        param = params.get(getattr(path[-1], "key", ""))
-        return otherwise if param is None or leaf.shape != param.shape else param.sharding
+        named = [params[part.key] for part in path if getattr(part, "key", None) in params]
+        same = named and leaf.shape == named[0].shape
+        return named[0].sharding if same else otherwise
 
     return jax.tree.map_with_path(place, shapes)

@@ -3,6 +3,7 @@
 workdir/config.json               the whole config
 workdir/model/                    the Hugging Face layout without weights, and ptjax.json
 workdir/checkpoints/<step>/       trained leaves; frozen ones come again from config.model.source
+workdir/bad_batch_<step>.npz      what a run stopped at; with several processes one of each
 """
 
 import contextlib
@@ -11,10 +12,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
 from ptjax.errors import UserError
@@ -52,6 +55,27 @@ def write_model_files(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for path in Path(local).iterdir():
             (target / path.name).write_bytes(path.read_bytes())
+
+
+def keep_batch(
+    workdir: str | os.PathLike[str], step: int, columns: Mapping[str, np.ndarray]
+) -> str:
+    """Writes the rows that this process has of a step's batch; says where the batch is.
+
+    Each of several processes calls it, and writes a file of its own.
+    """
+    one = jax.process_count() == 1
+    name = f"bad_batch_{step}" if one else f"bad_batch_{step}.{jax.process_index()}"
+    path = epath.Path(workdir) / f"{name}.npz"
+    try:
+        with path.open("wb") as file:
+            np.savez(file, **dict[str, Any](columns))
+    except OSError as error:
+        return f"its batch could not be written ({error.strerror or error})"
+    if one:
+        return f"its batch is in {path}"
+    files = f"{path.parent}/bad_batch_{step}.0.npz to .{jax.process_count() - 1}.npz"
+    return f"its batch is in {files}, a process's rows each"
 
 
 def split_source(source: str) -> tuple[str | None, int | None]:

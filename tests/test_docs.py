@@ -1,6 +1,7 @@
 """What the documentation says exists: config fields, files, commands, methods, figures."""
 
 import ast
+import functools
 import importlib.util
 import inspect
 import re
@@ -42,6 +43,10 @@ _QUOTED = re.compile(r"`([a-z]+)\.([a-z_0-9]+)(?:[ =][^`]*)?`")
 _PATH = re.compile(r"(?<![\w/.:-])((?:ptjax|tests|configs|docs|benchmarks|colabs)/[\w./*-]*\w/?)")
 _MODULE = re.compile(r"python -m (ptjax[\w.]*)")
 _ROW = re.compile(r"^\| `([\w.]+)` \| (.+?) \| .*\|$", re.MULTILINE)
+_COMMAND = re.compile(
+    r"(?:python3? -m ((?:ptjax|benchmarks|tests)[\w.]*)|\b(benchmarks/[\w/]+\.py))(?=\s|$)(.*)"
+)
+_FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _FILES = {"md", "py", "json", "jsonl", "gguf", "safetensors", "toml", "ipynb", "npz"}
 
 
@@ -144,6 +149,83 @@ def test_commands_that_a_page_names_exist(page):
         assert spec is not None, module
         if spec.submodule_search_locations:
             assert importlib.util.find_spec(f"{module}.__main__") is not None, module
+
+
+@functools.cache
+def flags_of(path):
+    """The flags that a command's source defines, and those of them that it cannot do without."""
+    tree = ast.parse(path.read_text())
+    known, required = {"--help"}, set()
+    words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):  # a parser that scripts share
+            beside = [path.with_name(f"{name.name}.py") for name in node.names]
+            for more, needed in map(flags_of, filter(Path.exists, beside)):
+                known, required = known | more, required | needed
+        if not isinstance(node, ast.Call):
+            continue
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        said = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+        if called == "parse" and said.get("config", True):
+            known.add("--config")
+        if called not in ("add_argument", "Flag") or said.get("positional"):
+            continue
+        name = getattr(node.args[0], "value", None)
+        if name is None:  # made in a loop over names
+            known |= {f"--{word}" for word in words}
+        elif called == "Flag" or name.startswith("--"):
+            flag = f"--{name.removeprefix('--')}"
+            known.add(flag)
+            required |= {flag} if said.get("required") else set()
+    return known, required
+
+
+def wrong_flags(text):
+    """Of the commands in a text: flags that they do not have, and required ones that are not given.
+
+    A command is a line of a block, a line that begins with it, or stands between backticks.
+    """
+    text = text.replace("\\\n", " ")
+    blocks, plain = "\n".join(_FENCE.findall(text)), _FENCE.sub("", text)
+    lines = [line for line in plain.splitlines() if re.match(r"\s*(\w+=\S+ )*python3? ", line)]
+    quoted = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", plain)]
+    wrong = []
+    for line in (*blocks.splitlines(), *lines, *quoted):
+        for module, script, rest in _COMMAND.findall(line):
+            rest = re.split(r"\s(?:#|\||&&)\s?", rest)[0]
+            given = set(re.findall(r"(?<=\s)--[\w.-]+", rest))
+            given = {f for f in given if not f.startswith(("--config.", "--noconfig."))}
+            path = ROOT / (script or module.replace(".", "/"))
+            if not path.suffix:
+                path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+            known, required = flags_of(path)
+            wrong += [f"{path.name} {flag}" for flag in sorted(given - known)]
+            if rest.strip() and "..." not in rest:
+                wrong += [f"{path.name} without {flag}" for flag in sorted(required - given)]
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_the_commands_that_a_page_names_exist(page):
+    assert wrong_flags(page.read_text()) == []
+
+
+def test_flags_of_the_commands_that_docstrings_name_exist():
+    files = (*SOURCES, *(ROOT / "benchmarks").rglob("*.py"))
+    wrong = [(path, wrong_flags(text)) for path in files for text in strings(path)]
+    assert [one for one in wrong if one[1]] == []
+
+
+def test_a_wrong_flag_is_found():
+    assert wrong_flags("`python -m ptjax.train --config=a.py --wordkir=runs --config.steps=2`") == [
+        "train.py --wordkir"
+    ]
+    block = "```sh\npython benchmarks/sft.py --mode=ours \\\n  --data=chats.jsonl  # one run\n```\n"
+    assert wrong_flags(block) == ["sft.py without --model"]
+    assert wrong_flags("    python -m ptjax.preferences --model=a --prompt=b --out=c") == [
+        "__main__.py --prompt",
+        "__main__.py without --prompts",
+    ]
 
 
 def page_of(method):

@@ -1,11 +1,14 @@
 """A batch gone bad, through whole runs: the rest of the run is what it would be without it."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from ptjax import loop
 from ptjax.checkpoint import open_step
+from ptjax.data import HostBatch
 from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
 from tests import tiny
@@ -101,6 +104,20 @@ def test_bad_batches_in_a_row_stop_the_run_and_leave_the_last_of_them(run, tmp_p
         run("stops", bad, steps=12)
     whole = run("whole", {}, steps=12)
     assert learned(workdir, 3)[0] == learned(whole, 3)[0]
+
+
+def test_each_of_several_processes_keeps_its_rows(tmp_path, monkeypatch):
+    rows = np.arange(12).reshape(3, 4)
+    stub = types.SimpleNamespace(workdir=str(tmp_path))
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        batch = HostBatch({"tokens": rows[index : index + 1]}, [index])
+        with pytest.raises(UserError, match=r"bad_batch_7\.0\.npz to \.2\.npz, a process's rows"):
+            loop._Loop._give_up(stub, 7, batch, 5)
+    paths = [tmp_path / f"bad_batch_7.{index}.npz" for index in range(3)]
+    assert sorted(tmp_path.iterdir()) == paths
+    np.testing.assert_array_equal(np.concatenate([np.load(p)["tokens"] for p in paths]), rows)
 
 
 def test_fewer_in_a_row_do_not_stop_it(run):

@@ -205,19 +205,42 @@ def test_samples_of_a_mesh_are_those_of_one_device(prepared, trained):
     assert any(reply for _, reply in replies[0])
 
 
-def collectives(job):
+@pytest.fixture(scope="module")
+def program(prepared):
+    """(mesh, kind) -> the compiled train step."""
+
+    @functools.cache
+    def build(name, kind):
+        job = prepared(name, kind)
+        columns = next(iter(job.pipeline.validation())).columns
+        with jax.set_mesh(job.mesh):
+            batch = sharding.put_batch(columns, job.mesh)
+            return job.train_step.lower(job.state, batch).compile()
+
+    return build
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_step_takes_over_the_memory_of_the_state_before(prepared, program, name, kind):
+    state = prepared(name, kind).state
+    here = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves((state.params, state.opt_state))
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[0]
+    )
+    assert program(name, kind).memory_analysis().alias_size_in_bytes >= here
+
+
+def collectives(program):
     """(kind, dtype, entries) of everything that a compiled train step sends between devices."""
-    columns = next(iter(job.pipeline.validation())).columns
-    with jax.set_mesh(job.mesh):
-        batch = sharding.put_batch(columns, job.mesh)
-        text = job.train_step.lower(job.state, batch).compile().as_text()
-    for arrays, kind in COLLECTIVE.findall(text):
+    for arrays, kind in COLLECTIVE.findall(program.as_text()):
         for dtype, sizes in ARRAY.findall(arrays):
             yield kind, dtype, int(np.prod([int(n) for n in sizes.split(",") if n], initial=1))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_only_weights_and_sums_move(prepared, name, kind):
+def test_only_weights_and_sums_move(prepared, program, name, kind):
     """Splitting off a micro-batch, packing, lookup, attention and the head stay on their device."""
     job = prepared(name, kind)
     tensor = job.mesh.shape["tensor"]
@@ -228,7 +251,7 @@ def test_only_weights_and_sums_move(prepared, name, kind):
         cut = any(sharding.RULES[axis] == "tensor" for axis in row.names)
         weights.add(int(np.prod(shape(one_layer, dims))) // (tensor if cut else 1))
     assert not any(size % (LENGTH // 8) == 0 for size in weights)
-    moved = list(collectives(job))
+    moved = list(collectives(program(name, kind)))
     assert not [one for one in moved if one[0] == "all-to-all"]
     assert {size for kind, _, size in moved if kind != "all-reduce"} <= weights
     if kind == "full":

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
 
 from ptjax import sharding
 from ptjax.errors import UserError
@@ -34,14 +33,16 @@ ROWS = {
     "score": Param("embed -> labels"),
 }
 DIMS = dict(labels=1, vocab=24, embed=8, layers=3, heads=2, head_dim=4, rank=2)
+WIDE = DIMS | dict(vocab=160, embed=136, head_dim=64)
+"""Sizes at which Adafactor factors: 64 a head, 128 all heads."""
 DECAYED = {"embed", "layers.q", "layers.o", "layers.q.lora_a", "head", "score"}
 
 
-def leaves(seed, scale=1.0, dtype=np.float32):
+def leaves(seed, scale=1.0, dtype=np.float32, rows=ROWS, dims=DIMS):
     state = np.random.RandomState(seed)
     return {
-        name: jnp.asarray(scale * state.standard_normal([DIMS[a] for a in row.names]), dtype)
-        for name, row in ROWS.items()
+        name: jnp.asarray(scale * state.standard_normal([dims[a] for a in row.names]), dtype)
+        for name, row in rows.items()
     }
 
 
@@ -92,9 +93,8 @@ def test_decay_touches_kernels_and_embeddings_alone(name):
     tx = make_optimizer(ROWS, lambda _: 0.1, name=name, weight_decay=0.5, clip_norm=None)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     after = run_steps(tx, zeros, 3)
-    factor = (1 - 0.5) ** 3 if name == "adafactor" else (1 - 0.1 * 0.5) ** 3
     for key, leaf in PARAMS.items():
-        expected = leaf * factor if key in DECAYED else leaf
+        expected = leaf * (1 - 0.1 * 0.5) ** 3 if key in DECAYED else leaf
         np.testing.assert_allclose(after[key], expected, rtol=1e-5, atol=1e-7, err_msg=key)
 
 
@@ -142,6 +142,58 @@ def test_muon_orthogonalises_each_layers_kernel():
     assert singular.max() / singular.min() < 3 < np.linalg.cond(grads["layers.q"][0].reshape(8, 8))
 
 
+def each_layer(leaves, rows):
+    """The matrices and vectors that stacked leaves are made of, each under a name of its own."""
+    made = {}
+    for name, leaf in leaves.items():
+        row = rows[name]
+        for i, one in enumerate(leaf if row.stacked else [leaf]):
+            inputs = int(np.prod(one.shape[: len(row.inputs)])) if row.is_kernel else len(one)
+            made[name, i] = one.reshape(inputs, -1) if row.is_kernel else one
+    return made
+
+
+def test_adafactor_treats_each_layers_matrix_alone():
+    """Two steps on stacked leaves = optax's own rule on each layer's matrix by itself.
+
+    Layers' sizes differ by magnitudes, in which a clip or a scale that they shared would show.
+    """
+    rows = ROWS | {"layers.q.lora_b": Param("layers rank -> mlp vocab")}
+    dims = WIDE | dict(mlp=128)
+    params, *grads = (leaves(seed, rows=rows, dims=dims) for seed in range(3))
+    for tree, factors in ((params, (0.01, 1, 9)), (grads[1], (100, 1, 0.01))):
+        for name in tree:
+            if rows[name].stacked:
+                tree[name] *= np.reshape(factors, [3] + [1] * (tree[name].ndim - 1))
+    tx = make_optimizer(rows, lambda _: 0.1, name="adafactor", clip_norm=None)
+    plain = optax.adafactor(0.1)
+
+    def two_steps(tx, params, grads):
+        state = tx.init(params)
+        for each in grads:
+            updates, state = tx.update(each, state, params)
+        return updates, state
+
+    @functools.partial(jax.jit, compiler_options=toy.QUICK)
+    def both(params, grads):
+        stacked = two_steps(tx, params, grads)
+        alone = [each_layer(tree, rows) for tree in (params, *grads)]
+        return stacked, two_steps(plain, alone[0], alone[1:])[0]
+
+    (updates, state), wanted = both(params, grads)
+    got = each_layer(updates, rows)
+    assert got.keys() == wanted.keys()
+    for key, matrix in wanted.items():
+        size = float(jnp.abs(matrix).max())
+        np.testing.assert_allclose(got[key], matrix, atol=1e-5 * size, err_msg=key)
+    moments = {name: 0 for name in rows}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        for name in moments.keys() & {getattr(part, "key", None) for part in path}:
+            moments[name] += leaf.size
+    factored = {name for name, count in moments.items() if count < params[name].size / 10}
+    assert factored == {"embed", "layers.q", "layers.o", "head"}
+
+
 def test_muon_leaves_the_rest_to_adam():
     assert {k for k, row in ROWS.items() if muon_axes(row)} == DECAYED - {"embed", "head", "score"}
     settings = dict(weight_decay=0.1, b1=0.8, b2=0.9)
@@ -184,25 +236,41 @@ def test_schedules_refuse_what_cannot_be():
         make_optimizer(ROWS, lambda _: 0.1, name="adam")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_lies_where_its_parameters_do(name):
-    mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
-    tx = make_optimizer(ROWS, lambda _: 0.1, name=name)
-    placed = {
-        key: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding.named(ROWS[key].names, leaf.shape, mesh)
-        )
-        for key, leaf in PARAMS.items()
+def on_mesh(tree, mesh):
+    """The leaves where the rules put them."""
+    return {
+        name: jax.device_put(leaf, sharding.named(ROWS[name].names, leaf.shape, mesh))
+        for name, leaf in tree.items()
     }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_lies_where_its_parameters_do_and_steps_as_on_one_device(name):
+    mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
+    tx = make_optimizer(ROWS, lambda _: 0.1, name=name, weight_decay=0.1)
+    params, grads = (leaves(seed, dims=WIDE) for seed in range(2))
+    placed = on_mesh(params, mesh)
     everywhere = sharding.replicated(mesh)
-    found = state_shardings(tx, placed, everywhere)
-    state = jax.jit(tx.init, out_shardings=found)(PARAMS)
-    places = {}
+    shardings = state_shardings(tx, placed, everywhere)
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    places, moments = {}, 0
     for path, leaf in jax.tree.leaves_with_path(state):
-        name = path[-1].key if hasattr(path[-1], "key") else None
-        if name in PARAMS and leaf.shape == PARAMS[name].shape:
-            places.setdefault(name, set()).add(leaf.sharding.spec)
+        key = next((p.key for p in path if getattr(p, "key", None) in params), None)
+        if key is not None and leaf.shape == params[key].shape:
+            places.setdefault(key, set()).add(leaf.sharding.spec)
         else:
             assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
-    if places:
-        assert places["head"] == {PartitionSpec("fsdp", "tensor")}
+            moments += leaf.size
+    assert all(found == {placed[key].sharding.spec} for key, found in places.items())
+    factored = {"embed", "head", "layers.q", "layers.o"} if name == "adafactor" else set()
+    assert places.keys() == (params.keys() - factored)
+    assert moments < sum(leaf.size for leaf in params.values()) / 20
+
+    step = functools.partial(jax.jit, compiler_options=toy.QUICK)
+    alone, _ = step(tx.update)(grads, tx.init(params), params)
+    together, after = step(tx.update, out_shardings=(None, shardings))(
+        on_mesh(grads, mesh), state, placed
+    )
+    assert jax.tree.map(lambda x: x.sharding, after) == shardings
+    for key, update in alone.items():
+        np.testing.assert_allclose(together[key], update, rtol=1e-4, atol=1e-5, err_msg=key)

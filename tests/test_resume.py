@@ -1,6 +1,9 @@
 """Interrupted and resumed = uninterrupted, bit for bit; and what cannot be resumed says so."""
 
+import copy
 import dataclasses
+import functools
+import math
 import os
 import re
 import shutil
@@ -13,13 +16,16 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import host_time
 from ptjax import loop, sharding
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import lora, to_json
 from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
 from ptjax.metrics import read_rows
-from ptjax.prepare import prepare
+from ptjax.optim import OPTIMIZERS
+from ptjax.prepare import abstract, initial_state, optimizer, prepare
+from ptjax.step import StepOptions
 from tests import tiny
 
 NEXT = TrainIterator.__next__
@@ -201,6 +207,18 @@ def test_the_speed_is_that_of_the_steps_and_compilation_stands_apart(run, folder
     assert row["tokens_per_second"] > row["tokens"] / 1.5
 
 
+def test_host_time_leaves_out_the_steps_that_compile(folder, prepared, monkeypatch):
+    monkeypatch.setattr(loop, "prepare", prepared)
+    config = tiny.tiny_config(folder, **CONFIGS["adapters"])
+    job = prepared(config)
+    slow = dataclasses.replace(job, train_step=Compiling(job.train_step, 0.5))
+    monkeypatch.setitem(prepared.known, to_json(config), slow)
+    found = host_time.measure(config, folder / "host time")
+    rows = [row for row in read_rows(folder / "host time") if "host_ms" in row]
+    assert [row["host_ms"] > 500 for row in rows] == [True, True, False, False, False, False]
+    assert found == [row["host_ms"] for row in rows[2:]]
+
+
 def test_more_steps_go_on_from_a_finished_run(run, folder, caplog):
     copy_of(run, folder, "more")
     assert run("more", steps=8).step == 8
@@ -264,11 +282,36 @@ def test_other_adapters_are_refused(run, folder):
     assert files(workdir) == before
 
 
-def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(folder, tmp_path, monkeypatch):
-    eight = sharding.make_mesh
-    with monkeypatch.context() as one:
-        one.setattr(sharding, "make_mesh", lambda sizes: eight(sizes, jax.devices()[:1]))
-        state = prepare(tiny.tiny_config(folder, **CONFIGS["full"])).state
+@pytest.fixture(scope="module")
+def begun(folder):
+    """(optimizer, mesh) -> the state before the first step, and what a checkpoint holds of it."""
+
+    @functools.cache
+    def prepared(mesh):
+        sizes = {f"mesh.{axis}": size for axis, size in ({"fsdp": 1} | dict(mesh)).items()}
+        config = tiny.tiny_config(folder, **CONFIGS["full"], **sizes)
+        make_mesh, count = sharding.make_mesh, math.prod(dict(mesh).values())
+        with pytest.MonkeyPatch.context() as patch:
+            devices = jax.devices()[:count]
+            patch.setattr(sharding, "make_mesh", lambda sizes: make_mesh(sizes, devices))
+            return config, prepare(config)
+
+    def begin(name, **mesh):
+        config, job = prepared(tuple(mesh.items()))
+        config = copy.deepcopy(config)
+        config.optim.name = name
+        params = job.state.params
+        _, tx = optimizer(config, job.rows, params, job.steps)
+        options = StepOptions(ema=config.ema)
+        state = initial_state(config, params, job.rows, tx, options, job.mesh, job.bound)
+        return state, abstract(state)
+
+    return begin
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(begun, tmp_path, name):
+    state, _ = begun(name)
     draw = np.random.default_rng(0)
 
     def noise(leaf):
@@ -280,13 +323,10 @@ def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(folder, tmp_path,
         checkpoints.save(1, state, {}, {})
     _, bits = tiny.saved(tmp_path)
     for mesh in ({"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}):
-        sizes = {f"mesh.{axis}": size for axis, size in ({"fsdp": 1} | mesh).items()}
-        abstract = prepare(tiny.tiny_config(folder, **CONFIGS["full"], **sizes)).abstract
-        restored = Checkpoints(tmp_path).restore(abstract).state
-        for leaf, asked, old in zip(
-            *map(jax.tree.leaves, (restored, abstract, state)), strict=True
-        ):
-            assert leaf.sharding == asked.sharding
+        _, asked = begun(name, **mesh)
+        restored = Checkpoints(tmp_path).restore(asked).state
+        for leaf, wanted, old in zip(*map(jax.tree.leaves, (restored, asked, state)), strict=True):
+            assert leaf.sharding == wanted.sharding
             assert np.asarray(leaf).tobytes() == np.asarray(old).tobytes()
         assert len(restored.params["layers.q"].sharding.device_set) == 8
     assert tiny.saved(tmp_path) == (1, bits)

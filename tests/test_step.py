@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax import sharding
+from ptjax.algorithms.base import Algorithm
 from ptjax.forward import ForwardOptions, split
 from ptjax.models import lora as lora_module
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.lora import Lora
-from ptjax.optim import make_optimizer, make_schedule
+from ptjax.optim import make_optimizer, make_schedule, state_shardings
 from ptjax.step import StepOptions, eval_step, new_guard, train_step
-from ptjax.types import TrainState
+from ptjax.types import Mean, TrainState
 from tests import toy
 
 EXAMPLES = toy.examples()
@@ -88,6 +90,79 @@ def test_later_steps_are_as_if_nothing_had_been():
     assert learned(poisoned) == learned(clean)
     assert bytes_of(poisoned.guard["losses"]) == bytes_of(clean.guard["losses"])
     assert (poisoned.guard["accepted"], poisoned.guard["streak"], poisoned.step) == (3, 0, 5)
+
+
+@jax.custom_vjp
+def sloped(values, slope):
+    """`values`, whose gradient is multiplied by `slope`."""
+    return values
+
+
+sloped.defvjp(
+    lambda values, slope: (values, slope),
+    lambda slope, gradient: (gradient * slope, jnp.zeros_like(slope)),
+)
+
+
+def sloped_loss(outputs, batch):
+    weights = batch["mask"] * batch["weights"][..., None]
+    return Mean.of(-sloped(outputs.logps, batch["slope"]), weights), {}
+
+
+@pytest.fixture(scope="module")
+def on_eight():
+    """A mesh of eight devices, a step on it, and the state before it."""
+    options, mesh = StepOptions(), sharding.make_mesh(dict(fsdp=8))
+    everywhere = sharding.replicated(mesh)
+    params = toy.on_mesh(toy.MODEL, toy.params(), mesh)
+    state = jax.device_put(start(options), everywhere).replace(params=params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings = shardings.replace(opt_state=state_shardings(TX, params, everywhere))
+    run = functools.partial(
+        train_step,
+        model=toy.MODEL,
+        bound=Algorithm(sloped_loss).bind({}, "hparams"),
+        tx=TX,
+        schedule=SCHEDULE,
+        options=options,
+        forward_options=PLAIN,
+    )
+    run = jax.jit(run, out_shardings=(shardings, None), compiler_options=toy.QUICK)
+    return mesh, run, jax.device_put(state, shardings)
+
+
+def shards(state):
+    """The bits of parameters and optimizer on each device."""
+    return [
+        np.asarray(shard.data).tobytes()
+        for leaf in jax.tree.leaves((state.params, state.opt_state))
+        for shard in leaf.addressable_shards
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("slope", np.inf), ("slope", np.nan), ("weights", np.inf), ("weights", np.nan)],
+)
+def test_what_poisons_one_shard_changes_nothing_on_any(on_eight, column, value):
+    """One row of eight, a row a device: its loss and its gradient, or its gradient alone."""
+    mesh, run, state = on_eight
+    good = toy.batch(EXAMPLES)
+    good["slope"] = np.ones_like(good["mask"])
+    bad = good | {column: good[column].copy()}
+    bad[column][5] = value
+    with jax.set_mesh(mesh):
+        good, bad = (sharding.put_batch(batch, mesh) for batch in (good, bad))
+        before, expected = run(state, good)
+        after, logged = run(before, bad)
+        later, _ = run(after, good)
+        clean, _ = run(before, good)
+    assert np.isfinite(logged["loss"]) == (column == "slope")
+    assert not np.isfinite(logged["grad_norm"])
+    assert (expected["accepted"], logged["accepted"]) == (1, 0)
+    assert shards(after) == shards(before)
+    assert shards(later) == shards(clean) != shards(before)
+    assert (later.guard["accepted"], later.guard["skipped"], later.step) == (2, 1, 3)
 
 
 def with_losses(accepted, losses):
