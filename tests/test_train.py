@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from ptjax import loop, updates
+from ptjax import dry_run, loop, updates
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.evals import evaluate
@@ -255,6 +255,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     workdir = tmp_path / "run"
     words = ["train", f"--config={config}", f"--workdir={workdir}", "--dry_run"]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(dry_run, "_GIB", 1)  # so that a tiny model's sizes show
     main()
     said = capsys.readouterr().out
     assert not workdir.exists()
@@ -263,7 +264,15 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     assert "48 examples, 8 held out" in said
     assert "tokens (8, 64)" in said or "pack (8, 64)" in said
     assert f"over {jax.device_count()} x" in said
-    assert "memory     a device, by XLA" in said
+    memory = re.search(
+        r"memory     a device, by XLA: (.*) GiB arguments, (.*) GiB temporaries, (.*) GiB donated",
+        said,
+    )
+    state = re.search(r"state      (.*) GiB a checkpoint", said)
+    assert memory and state
+    arguments, temporaries, donated = map(float, memory.groups())
+    assert float(state[1]) / jax.device_count() <= donated < arguments
+    assert temporaries > 0
     assert "tokens a step" in said
     assert "example 0: <|im_start|>user" in said
     assert "[" in said.split("example 0")[1]
