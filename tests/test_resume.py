@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 
 from ptjax import loop, sharding
-from ptjax.checkpoint import Checkpoints
+from ptjax.checkpoint import Checkpoints, open_step
 from ptjax.config import lora, to_json
 from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
+from ptjax.export import export
+from ptjax.generate.replies import reply
 from ptjax.metrics import read_rows
+from ptjax.models.decoder import Compute
 from ptjax.prepare import prepare
+from ptjax.workdir import load, load_workdir, merged
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -35,6 +39,15 @@ CONFIGS = {
         "data.tokens_per_batch": 1024,
         "ema": 0.9,
         "checkpoint.async_save": False,
+    },
+    "bfloat16": {
+        "lora": lora(rank=4),
+        "trainable": r".*\.lora_[ab]|norm",
+        "model.param_dtype": "bfloat16",
+        "model.dtype": "bfloat16",
+        "ema": 0.9,
+        "samples.prompts": ["what is blue"],
+        "samples.max_tokens": 4,
     },
 }
 
@@ -64,7 +77,7 @@ def run(folder, prepared, monkeypatch):
 
         monkeypatch.setattr(TrainIterator, "__next__", pull)
         monkeypatch.setattr(loop, "prepare", prepared)
-        config = tiny.tiny_config(folder, **CONFIGS[kind], **changes)
+        config = tiny.tiny_config(folder, **{**CONFIGS[kind], **changes})
         return loop.train(config, str(folder / name), quiet=quiet)
 
     return train
@@ -113,6 +126,21 @@ def test_a_run_cut_short_twice_ends_as_one_that_was_not(run, folder, kind):
     assert same(folder / name, whole(run, folder, kind))
     best = [Checkpoints(folder / n).steps() for n in (name, kind)]
     assert best[0] == best[1]
+
+
+def test_a_run_in_bfloat16_is_read_back_as_it_was_judged(run, folder, tmp_path):
+    workdir = whole(run, folder, "bfloat16")
+    leaves = open_step(workdir).leaves
+    assert (leaves["params/norm"].dtype, leaves["ema/norm"].dtype) == ("bfloat16", "float32")
+    loaded = load_workdir(workdir)
+    assert loaded.params["layers.q"].dtype == "bfloat16"
+    export(str(workdir), tmp_path / "out")
+    exported = load(str(tmp_path / "out"), param_dtype="bfloat16")
+    assert tiny.digest(exported.params) == tiny.digest(merged(loaded).params)
+    prompts, settings = CONFIGS["bfloat16"]["samples.prompts"], {"max_tokens": 4}
+    said = reply(loaded, prompts, compute=Compute(dtype="bfloat16"), **settings)
+    rows = tiny.rows(workdir, "samples.jsonl")
+    assert [(row["step"], row["completion"]) for row in rows][1:] == [(6, said[0])]
 
 
 def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
