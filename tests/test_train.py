@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ from ptjax.workdir import load_workdir
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+README = Path(__file__).parents[1] / "README.md"
 PROMPTS = ["what is blue", "add one"]
 
 
@@ -248,6 +251,37 @@ def test_the_command_trains_and_shows_the_summary(commanded, folder):
     step, _ = tiny.saved(folder / "commanded")
     assert step == 4
     assert [row["step"] for row in tiny.rows(folder / "commanded") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_the_snippet_of_the_readme_does_what_the_command_does(
+    folder, tmp_path, monkeypatch, capsys
+):
+    config = str(tiny.write_config(folder))
+    (block,) = re.findall(
+        r"## As a library\n\n```python\n(.*?)^```", README.read_text(), re.S | re.M
+    )
+    ours = {
+        '"configs/quickstart.py"': repr(config),
+        '"steps": 30': '"steps": 2',
+        "runs/quickstart": str(tmp_path / "snippet"),
+    }
+    for theirs, own in ours.items():
+        assert theirs in block
+        block = block.replace(theirs, own)
+    made: dict[str, Any] = {}
+    exec(compile(block, str(README), "exec"), made)
+    assert capsys.readouterr().out.endswith(made["run"].summary + "\n")
+    words = [f"--config={config}", f"--workdir={tmp_path}/command", "--config.steps=2"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    main()
+    for name in ("config.json", "model/ptjax.json"):
+        texts = [(tmp_path / run / name).read_bytes() for run in ("snippet", "command")]
+        assert texts[0] == texts[1]
+    assert tiny.saved(tmp_path / "snippet") == tiny.saved(tmp_path / "command")
+    assert tiny.rows(tmp_path / "snippet") == tiny.rows(tmp_path / "command")
+    trained = tiny.digest(made["run"].bundle.params)
+    assert tiny.digest(made["model"].params) == trained
+    assert tiny.digest(load(str(tmp_path / "snippet" / "export")).params) == trained
 
 
 def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
