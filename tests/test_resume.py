@@ -22,6 +22,7 @@ from ptjax.export import export
 from ptjax.generate.replies import reply
 from ptjax.metrics import read_rows
 from ptjax.models.decoder import Compute
+from ptjax.models.peft import read_adapter
 from ptjax.prepare import prepare
 from ptjax.workdir import load, load_workdir, merged
 from tests import tiny
@@ -141,6 +142,38 @@ def test_a_run_in_bfloat16_is_read_back_as_it_was_judged(run, folder, tmp_path):
     said = reply(loaded, prompts, compute=Compute(dtype="bfloat16"), **settings)
     rows = tiny.rows(workdir, "samples.jsonl")
     assert [(row["step"], row["completion"]) for row in rows][1:] == [(6, said[0])]
+
+
+def test_a_run_goes_on_from_an_adapter(run, folder, tmp_path):
+    """It begins with the loss that the first ended with; what came whole with it stays as it is."""
+    first = whole(run, folder, "bfloat16")
+    adapter = tmp_path / "adapter"
+    export(str(first), adapter, kind="adapter")
+    changes = {"lora.adapter": str(adapter), "lora.rank": 2, "trainable": None}
+    second = run("second", "bfloat16", **changes)
+    held_out = [
+        [row["eval/loss"] for row in tiny.rows(workdir) if "eval/loss" in row]
+        for workdir in (first, folder / "second")
+    ]
+    assert held_out[1][0] == held_out[0][-1] < held_out[0][0]
+    assert held_out[1][-1] < held_out[1][0]
+    with pytest.raises(PowerCut):
+        run("second cut", "bfloat16", {4: cut_power}, **changes)
+    run("second cut", "bfloat16", **changes)
+    assert same(folder / "second cut", folder / "second")
+    assert not any(name.endswith("/norm") for name in open_step(folder / "second").leaves)
+    loaded = load_workdir(folder / "second")
+    assert loaded.model.lora.rank == 4
+    assert tiny.digest(loaded.params) == tiny.digest(second.bundle.params)
+    export(str(folder / "second"), tmp_path / "again", kind="adapter")
+    model = loaded.model
+    leaves = [
+        read_adapter(path, model.table, model.config.dims)[1]
+        for path in (adapter, tmp_path / "again")
+    ]
+    assert leaves[0].keys() == leaves[1].keys() > {"norm"}
+    moved = {name for name, leaf in leaves[0].items() if (leaf != leaves[1][name]).any()}
+    assert moved == leaves[0].keys() - {"norm"}
 
 
 def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
