@@ -47,6 +47,10 @@ class Bucket(LocalFileSystem):
             self.listings[path] = super().ls(path, detail=True)
         return [found if detail else found["name"] for found in self.listings[path]]
 
+    def glob(self, path: Any, **_: Any) -> list[str]:
+        found = super().glob(self._strip_protocol(path))
+        return [name.removeprefix(f"{self.folder}/") for name in found]
+
     def info(self, path: Any, **_: Any) -> dict[str, Any]:
         if not isinstance(path, os.DirEntry):
             path = self._strip_protocol(path)

@@ -22,15 +22,20 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 NEXT = TrainIterator.__next__
 WORKDIR = "gs://bucket/run"
 CONFIG = {
-    "lora": lora(rank=4),
+    "lora": lora(rank=4, dropout=0.1),
+    "model.dropout": 0.1,
     "samples.prompts": ["what is blue"],
-    "samples.max_tokens": 2,
     "log.tensorboard": True,
 }
 
 
 class MachineLost(Exception):
     """The run ends here, and nothing more of it reaches the bucket."""
+
+
+def said(bundle, prompts, config):
+    """Takes the sampler's place, which knows nothing of workdirs."""
+    return [(prompt, f"{bundle.step}") for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,7 @@ def train(folder):
 
             patch.setattr(TrainIterator, "__next__", pull)
             patch.setattr(loop, "prepare", prepared)
+            patch.setattr(loop, "sample_prompts", said)
             return loop.train(tiny.tiny_config(folder, **CONFIG), workdir, quiet=True)
 
     return run
