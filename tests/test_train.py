@@ -256,13 +256,13 @@ def test_the_command_trains_and_shows_the_summary(commanded, folder):
 def test_the_snippet_of_the_readme_does_what_the_command_does(
     folder, tmp_path, monkeypatch, capsys
 ):
-    config = str(tiny.write_config(folder))
+    config = str(tiny.write_config(folder, ema=0.5, steps=3))
     (block,) = re.findall(
         r"## As a library\n\n```python\n(.*?)^```", README.read_text(), re.S | re.M
     )
     ours = {
         '"configs/quickstart.py"': repr(config),
-        '"steps": 30': '"steps": 2',
+        '"steps": 30': '"steps": 6',
         "runs/quickstart": str(tmp_path / "snippet"),
     }
     for theirs, own in ours.items():
@@ -271,7 +271,7 @@ def test_the_snippet_of_the_readme_does_what_the_command_does(
     made: dict[str, Any] = {}
     exec(compile(block, str(README), "exec"), made)
     assert capsys.readouterr().out.endswith(made["run"].summary + "\n")
-    words = [f"--config={config}", f"--workdir={tmp_path}/command", "--config.steps=2"]
+    words = [f"--config={config}", f"--workdir={tmp_path}/command", "--config.steps=6"]
     monkeypatch.setattr(sys, "argv", ["train", *words])
     main()
     for name in ("config.json", "model/ptjax.json"):
