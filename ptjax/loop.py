@@ -12,6 +12,7 @@ from jaxtyping import Array
 from ptjax.checkpoint.hosts import check_joined
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
+from ptjax.checkpoint.steps import reach, root_of
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
@@ -73,6 +74,7 @@ def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
     """
     # ---- Everything that can be wrong is found before the first step ----
     check_joined()
+    reach(root_of(workdir))
     run = prepare(config, workdir)
     with jax.set_mesh(run.mesh):
         return _Loop(run, workdir, quiet).run()
@@ -292,6 +294,7 @@ class _Loop:
     def save(self, step: int) -> None:
         """Starts saving the state of this step."""
         with self.speed.paused():
+            self.metrics.sync()
             self.checkpoints.save(
                 step,
                 dataclasses.replace(self.state, frozen={}),
@@ -342,6 +345,7 @@ class _Loop:
         steps = self.job.steps
         text = ""
         if self.primary:
+            self.metrics.sync()
             text = write_summary(self.workdir, self._facts(step))
             if not self.quiet and step == steps:
                 show(text)

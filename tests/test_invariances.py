@@ -53,11 +53,10 @@ def test_eight_micro_batches_of_one(case, wanted):
     assert_same(loss_and_gradients(toy.batch(EXAMPLES), accumulate=8, **case), wanted)
 
 
-def test_packed_micro_batches():
+def test_packed_micro_batches(case, wanted):
     columns = toy.packed(EXAMPLES, accumulate=2)
     assert len(columns["pack"]) < len(EXAMPLES)
-    wanted = loss_and_gradients(toy.batch(EXAMPLES))
-    assert_same(loss_and_gradients(columns, accumulate=2), wanted)
+    assert_same(loss_and_gradients(columns, accumulate=2, **case), wanted)
 
 
 def test_a_permutation_of_the_batch(case, wanted):
@@ -82,7 +81,7 @@ def test_weights_scale_together(wanted, case):
     assert_same(loss_and_gradients(toy.batch(heavier), **case), wanted)
 
 
-@pytest.mark.parametrize("case", ["nll", "smoothed_z"])
+@pytest.mark.parametrize("case", CASES)
 def test_bfloat16_is_within_its_rounding(case):
     columns = toy.packed(EXAMPLES)
     wanted = loss_and_gradients(columns, **CASES[case])
@@ -94,13 +93,20 @@ def test_bfloat16_is_within_its_rounding(case):
         assert grads[name].dtype == np.float32
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_packed_on_a_mesh_is_one_device(mesh):
+@pytest.mark.parametrize(
+    ("mesh", "case"),
+    [
+        ("fsdp 8", "nll"),
+        ("fsdp 4 x tensor 2", "dft"),
+        ("data 2 x fsdp 2 x tensor 2", "smoothed_z"),
+    ],
+)
+def test_packed_on_a_mesh_is_one_device(mesh, case):
     mesh = make_mesh(MESHES[mesh])
-    wanted = loss_and_gradients(toy.batch(EXAMPLES))
+    wanted = loss_and_gradients(toy.batch(EXAMPLES), **CASES[case])
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     columns = toy.packed(EXAMPLES, shards=shards)
-    assert_same(loss_and_gradients(columns, mesh=mesh), wanted)
+    assert_same(loss_and_gradients(columns, mesh=mesh, **CASES[case]), wanted)
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,23 @@ import pytest
 
 from benchmarks import host_time
 from ptjax import loop, sharding
-from ptjax.checkpoint import Checkpoints
+from ptjax.checkpoint import Checkpoints, open_step
 from ptjax.config import lora, to_json
 from ptjax.data.iterate import TrainIterator
 from ptjax.errors import UserError
+from ptjax.export import export
+from ptjax.generate.replies import reply
 from ptjax.metrics import read_rows
+from ptjax.models.decoder import Compute
+from ptjax.models.peft import read_adapter
 from ptjax.optim import OPTIMIZERS
 from ptjax.prepare import abstract, initial_state, optimizer, prepare
 from ptjax.step import StepOptions
+from ptjax.workdir import load, load_workdir, merged
 from tests import tiny
 
 NEXT = TrainIterator.__next__
+MAKE_MESH = sharding.make_mesh
 CONFIGS = {
     "adapters": {
         "lora": lora(rank=4, dropout=0.1),
@@ -40,6 +46,15 @@ CONFIGS = {
         "data.tokens_per_batch": 1024,
         "ema": 0.9,
         "checkpoint.async_save": False,
+    },
+    "bfloat16": {
+        "lora": lora(rank=4),
+        "trainable": r".*\.lora_[ab]|norm",
+        "model.param_dtype": "bfloat16",
+        "model.dtype": "bfloat16",
+        "ema": 0.9,
+        "samples.prompts": ["what is blue"],
+        "samples.max_tokens": 4,
     },
 }
 
@@ -69,10 +84,17 @@ def run(folder, prepared, monkeypatch):
 
         monkeypatch.setattr(TrainIterator, "__next__", pull)
         monkeypatch.setattr(loop, "prepare", prepared)
-        config = tiny.tiny_config(folder, **CONFIGS[kind], **changes)
+        if kind == "bfloat16":
+            monkeypatch.setattr(sharding, "make_mesh", on_one_device)
+        config = tiny.tiny_config(folder, **{**CONFIGS[kind], **changes})
         return loop.train(config, str(folder / name), quiet=quiet)
 
     return train
+
+
+def on_one_device(sizes, devices=None):
+    """A mesh whose programs compile in half the time."""
+    return MAKE_MESH(sizes, devices or jax.devices()[:1])
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -118,6 +140,55 @@ def test_a_run_cut_short_twice_ends_as_one_that_was_not(run, folder, kind):
     assert same(folder / name, whole(run, folder, kind))
     best = [Checkpoints(folder / n).steps() for n in (name, kind)]
     assert best[0] == best[1]
+
+
+def test_a_run_in_bfloat16_is_read_back_as_it_was_judged(run, folder, tmp_path):
+    workdir = whole(run, folder, "bfloat16")
+    leaves = open_step(workdir).leaves
+    assert (leaves["params/norm"].dtype, leaves["ema/norm"].dtype) == ("bfloat16", "float32")
+    loaded = load_workdir(workdir)
+    assert loaded.params["layers.q"].dtype == "bfloat16"
+    export(str(workdir), tmp_path / "out")
+    exported = load(str(tmp_path / "out"), param_dtype="bfloat16")
+    assert tiny.digest(exported.params) == tiny.digest(merged(loaded).params)
+    prompts, compute = CONFIGS["bfloat16"]["samples.prompts"], Compute(dtype="bfloat16")
+    said = reply(loaded, prompts, max_tokens=4, compute=compute)
+    samples = tiny.rows(workdir, "samples.jsonl")
+    assert [row["step"] for row in samples] == [0, 6]
+    assert samples[1]["completion"] == said[0]
+
+
+def test_a_run_goes_on_from_an_adapter(run, folder, tmp_path):
+    """It begins with the loss that the first ended with; what came whole with it stays as it is."""
+    first = whole(run, folder, "bfloat16")
+    adapter = tmp_path / "adapter"
+    export(str(first), adapter, kind="adapter")
+    changes = {"lora.adapter": str(adapter), "lora.rank": 2, "trainable": None}
+    changes["samples.prompts"] = []
+    second = run("second", "bfloat16", **changes)
+    held_out = [
+        [row["eval/loss"] for row in tiny.rows(workdir) if "eval/loss" in row]
+        for workdir in (first, folder / "second")
+    ]
+    assert held_out[1][0] == held_out[0][-1] < held_out[0][0]
+    assert held_out[1][-1] < held_out[1][0]
+    with pytest.raises(PowerCut):
+        run("second cut", "bfloat16", {4: cut_power}, **changes)
+    run("second cut", "bfloat16", **changes)
+    assert same(folder / "second cut", folder / "second")
+    assert not any(name.endswith("/norm") for name in open_step(folder / "second").leaves)
+    loaded = load_workdir(folder / "second")
+    assert loaded.model.lora.rank == 4
+    assert tiny.digest(loaded.params) == tiny.digest(second.bundle.params)
+    export(str(folder / "second"), tmp_path / "again", kind="adapter")
+    model = loaded.model
+    leaves = [
+        read_adapter(path, model.table, model.config.dims)[1]
+        for path in (adapter, tmp_path / "again")
+    ]
+    assert leaves[0].keys() == leaves[1].keys() > {"norm"}
+    moved = {name for name, leaf in leaves[0].items() if (leaf != leaves[1][name]).any()}
+    assert moved == leaves[0].keys() - {"norm"}
 
 
 def test_a_run_cut_before_its_first_save_begins_anew(run, folder):

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from ptjax import loop, updates
+from ptjax import dry_run, loop, updates
 from ptjax.checkpoint import open_step
 from ptjax.config import from_json, lora
 from ptjax.evals import evaluate
@@ -21,6 +23,7 @@ from ptjax.train import main
 from ptjax.workdir import load_workdir
 from tests import tiny
 
+README = Path(__file__).parents[1] / "README.md"
 PROMPTS = ["what is blue", "add one"]
 
 
@@ -249,11 +252,43 @@ def test_the_command_trains_and_shows_the_summary(commanded, folder):
     assert [row["step"] for row in tiny.rows(folder / "commanded") if "loss" in row] == [1, 2, 3, 4]
 
 
+def test_the_snippet_of_the_readme_does_what_the_command_does(
+    folder, tmp_path, monkeypatch, capsys
+):
+    config = str(tiny.write_config(folder, ema=0.5, steps=3))
+    (block,) = re.findall(
+        r"## As a library\n\n```python\n(.*?)^```", README.read_text(), re.S | re.M
+    )
+    ours = {
+        '"configs/quickstart.py"': repr(config),
+        '"steps": 30': '"steps": 6',
+        "runs/quickstart": str(tmp_path / "snippet"),
+    }
+    for theirs, own in ours.items():
+        assert theirs in block
+        block = block.replace(theirs, own)
+    made: dict[str, Any] = {}
+    exec(compile(block, str(README), "exec"), made)
+    assert capsys.readouterr().out.endswith(made["run"].summary + "\n")
+    words = [f"--config={config}", f"--workdir={tmp_path}/command", "--config.steps=6"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    main()
+    for name in ("config.json", "model/ptjax.json"):
+        texts = [(tmp_path / run / name).read_bytes() for run in ("snippet", "command")]
+        assert texts[0] == texts[1]
+    assert tiny.saved(tmp_path / "snippet") == tiny.saved(tmp_path / "command")
+    assert tiny.rows(tmp_path / "snippet") == tiny.rows(tmp_path / "command")
+    trained = tiny.digest(made["run"].bundle.params)
+    assert tiny.digest(made["model"].params) == trained
+    assert tiny.digest(load(str(tmp_path / "snippet" / "export")).params) == trained
+
+
 def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, capsys):
     config = tiny.write_config(folder, ema=0.5)
     workdir = tmp_path / "run"
     words = ["train", f"--config={config}", f"--workdir={workdir}", "--dry_run"]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(dry_run, "_GIB", 1)  # so that a tiny model's sizes show
     main()
     said = capsys.readouterr().out
     assert not workdir.exists()
@@ -262,7 +297,15 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     assert "48 examples, 8 held out" in said
     assert "tokens (8, 64)" in said or "pack (8, 64)" in said
     assert f"over {jax.device_count()} x" in said
-    assert "memory     a device, by XLA" in said
+    memory = re.search(
+        r"memory     a device, by XLA: (.*) GiB arguments, (.*) GiB temporaries, (.*) GiB donated",
+        said,
+    )
+    state = re.search(r"state      (.*) GiB a checkpoint", said)
+    assert memory and state
+    arguments, temporaries, donated = map(float, memory.groups())
+    assert float(state[1]) / jax.device_count() <= donated < arguments
+    assert temporaries > 0
     assert "tokens a step" in said
     assert "example 0: <|im_start|>user" in said
     assert "[" in said.split("example 0")[1]

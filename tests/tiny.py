@@ -21,6 +21,7 @@ import numpy as np
 from ptjax.checkpoint import open_step
 from ptjax.config import ConfigDict, defaults, override, to_json
 from ptjax.job import Run
+from ptjax.metrics.files import METRICS, read_rows
 from ptjax.prepare import prepare
 from ptjax.types import Batch, Mean, Outputs
 from tests.data.conftest import make_tokenizer
@@ -161,17 +162,16 @@ def digest(params: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
-def saved(workdir: Path, step: int | None = None) -> tuple[int, str]:
+def saved(workdir: str | Path, step: int | None = None) -> tuple[int, str]:
     """(step, digest of every array) of a workdir's newest checkpoint, or of the one asked for."""
     stored = open_step(workdir, step)
     return stored.step, digest(stored.read(stored.leaves))
 
 
-def rows(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock says."""
+def rows(workdir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """A workdir's metrics.jsonl, or another such file, without what the clock says."""
     clock = ("time", "tokens_per_second", "host_ms", "padding", "mfu")
-    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+    return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(workdir, name)]
 
 
 def main() -> None:

@@ -56,18 +56,30 @@ def folder_of(root: epath.Path, step: int) -> epath.Path:
     return root / f"{step:08d}"
 
 
+def reach(root: epath.Path) -> bool:
+    """Returns whether anything is there yet.
+
+    Raises:
+      UserError: for an object store whose client is not installed, or that lets nobody in.
+
+    """
+    try:
+        return root.exists()
+    except Exception as error:  # each store's client has errors of its own
+        if "://" not in os.fspath(root):
+            raise
+        raise UserError(f"{root} cannot be reached: {error}") from error
+
+
 def scan(root: epath.Path) -> list[Step]:
     """Returns every folder of a step, oldest first; hashes nothing.
 
     Raises:
-      UserError: for an object store whose client is not installed.
+      UserError: for an object store that cannot be reached.
 
     """
-    try:
-        if not root.exists():
-            return []
-    except ImportError as error:
-        raise UserError(f"{root} cannot be reached: {error}") from error
+    if not reach(root):
+        return []
     found = [(match, path) for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
     steps = [_look(int(match[1]), path, renamed=match[2] is not None) for match, path in found]
     return sorted(steps, key=lambda step: (step.step, step.folder.name))

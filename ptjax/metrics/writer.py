@@ -32,7 +32,7 @@ class Metrics:
     `metrics.jsonl` holds `{"step", "time", name: number}` a line, `samples.jsonl`
     `{"step", "time", "prompt", "completion"}`, `tensorboard/` event files. A number that is not
     finite is `null` in JSON. In a workdir of an object store (`gs://...`) the files are kept
-    locally and copied there every `sync_every` seconds and at `close`.
+    locally and copied there every `sync_every` seconds, by `sync` and at `close`.
 
     Args:
       workdir: the run's folder; created if it is not there.
@@ -126,6 +126,12 @@ class Metrics:
             folder = self._folder / "tensorboard"
             self._board = self._guarded(lambda: Board(folder, purge_step=step + 1))
 
+    def sync(self) -> None:
+        """Copies the files to the object store now, where the workdir is in one."""
+        if self._enabled and self._remote:
+            self._synced = self._clock()
+            upload(self._folder, self._remote)
+
     def close(self) -> None:
         """Flushes and closes everything; may be called twice."""
         if not self._enabled:
@@ -135,7 +141,7 @@ class Metrics:
                 file.close()
         if self._wandb is not None:
             self._wandb.finish()
-        self._sync(force=True)
+        self.sync()
         self._board = self._wandb = None
 
     def __enter__(self) -> "Metrics":
@@ -171,10 +177,9 @@ class Metrics:
                 "free space or choose another --workdir, then run the same command to resume"
             ) from error
 
-    def _sync(self, *, force: bool = False) -> None:
-        if self._remote and (force or self._clock() - self._synced >= self._sync_every):
-            self._synced = self._clock()
-            upload(self._folder, self._remote)
+    def _sync(self) -> None:
+        if self._clock() - self._synced >= self._sync_every:
+            self.sync()
 
 
 def _number(value: Any) -> float | int:

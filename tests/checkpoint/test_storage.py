@@ -1,15 +1,14 @@
 import os
 import shutil
 
-import jax.numpy as jnp
 import pytest
 from etils import epath
 from etils.epath.backend import fsspec_backend
-from fsspec.implementations.memory import MemoryFileSystem
 
-from ptjax.checkpoint import Checkpoints, arrays, manager, reading, steps
+from ptjax.checkpoint import Checkpoints, manager, reading, steps
 from ptjax.checkpoint.storage import Bucket, Disk, storage_of
 from ptjax.errors import UserError
+from tests import bucket as buckets
 
 BACKEND = type(fsspec_backend)
 
@@ -115,55 +114,24 @@ def test_a_commit_is_whole_or_absent(tmp_path):
         path.unlink()
 
 
-class FakeGoogle(MemoryFileSystem):
-    """gs:// paths kept in memory; objects cannot be moved."""
-
-    store: dict = {}
-    pseudo_dirs: list = [""]
-
-    def mv(self, *_, **__):
-        raise AssertionError("an object store has no rename")
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-
-class FakeWriter(arrays.Writer):
-    """Stands for Orbax, which reaches gs:// by a client of its own."""
-
-    def __init__(self):
-        pass
-
-    def start(self, folder, leaves):
-        folder.mkdir()
-        (folder / "data").write_bytes(b"".join(bytes(jnp.asarray(x)) for x in leaves.values()))
-
-    def wait(self):
-        pass
-
-    def close(self):
-        pass
-
-
-def test_gs_paths_through_a_store_in_memory(monkeypatch, caplog):
-    monkeypatch.setattr(BACKEND, "_get_filesystem", lambda self, name: FakeGoogle())
-    monkeypatch.setattr(arrays, "Writer", FakeWriter)
-    state = {"w": jnp.arange(4.0)}
+def test_gs_paths_through_a_bucket_of_files(monkeypatch, tmp_path, state_of, same, caplog):
+    buckets.use(monkeypatch, tmp_path)
     with Checkpoints("gs://bucket/run") as checkpoints:
         assert checkpoints.latest() is None
         for step in (1, 2, 3):
-            checkpoints.save(step, state, {"n": step}, {})
+            checkpoints.save(step, state_of(step), {"n": step}, {})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 3]
         assert checkpoints.latest() == 3
-    assert not any("00000001" in name for name in FakeGoogle.store)
-    data = epath.Path("gs://bucket/run/checkpoints/00000003/arrays/data")
-    data.write_bytes(b"X" + data.read_bytes()[1:])
+        assert same(checkpoints.restore(state_of(0)).state, state_of(3))
+    root = epath.Path("gs://bucket/run/checkpoints")
+    assert sorted(path.name for path in root.iterdir()) == ["00000002", "00000003"]
+    assert not (root / "00000001").exists()
+    flip(root / "00000003" / "arrays" / "manifest.ocdbt")
     stored = reading.choose(steps.root_of("gs://bucket/run"), None)
     assert (stored.step, stored.host()) == (2, {"n": 2})
     reading.set_aside(stored, Bucket())
-    assert "arrays/data: SHA-256 differs" in caplog.text
+    assert "arrays/manifest.ocdbt: SHA-256 differs" in caplog.text
     assert Checkpoints("gs://bucket/run").latest() == 2
 
 

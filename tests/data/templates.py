@@ -18,6 +18,20 @@ MARKED = (
 )
 """Marks what is generated, without the end of the turn."""
 
+ANSWERS_MARKED = MARKED.replace(
+    "{% generation %}{{ m['content'] }}",
+    "{% set parts = m['content'].split('</think>') %}"
+    "{% if parts | length > 1 %}{{ parts[0] + '</think>' }}{% endif %}"
+    "{% generation %}{{ parts[-1] }}",
+)
+"""Marks what follows the thinking."""
+
+SIGNED = MARKED.replace("{% endgeneration %}", "{% endgeneration %}{{ ' (sent)' }}")
+"""Writes something of its own between what it marks and the end of the turn."""
+
+COUNTING = "{{ messages | length }} messages\n" + CHATML
+"""Begins otherwise with every message."""
+
 STRIPPING = (
     "{% for m in messages %}{% set c = m['content'] %}"
     "{% if m['role'] == 'assistant' and not loop.last %}"
@@ -34,6 +48,11 @@ OPENING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 """Opens the thinking in the prompt and hides it in every turn."""
+
+OPENING_CALLS = OPENING.replace(
+    "+ c + '<|im_end|>\n' }}", "+ c }}{{ m.tool_calls or '' }}{{ '<|im_end|>\n' }}"
+)
+"""The same, with tool calls."""
 
 BARE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"

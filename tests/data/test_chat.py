@@ -152,6 +152,43 @@ def test_thinking_opened_by_the_prompt():
     assert int((first.tokens == CHATML.eos_token_id).sum()) == 2
 
 
+def test_thinking_that_the_template_hides_before_tool_calls_is_refused():
+    one = chat("OPENING_CALLS")
+    messages = talk("hi", "<think>why</think>ok")
+    assert trained(one, encode(one, messages)[0]) == ["why\n</think>\n\nok<|im_end|>"]
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages[1]["tool_calls"] = [call]
+    made = encode(one, messages)
+    assert isinstance(made, BadForm)
+    assert made.reason == "the chat template hides an assistant turn's thinking before tool calls"
+
+
+def test_a_turn_that_changes_the_text_before_it_is_refused():
+    made = encode(chat("COUNTING"), talk("hi", "yes", "more", "no"))
+    assert isinstance(made, BadForm)
+    assert made.reason == "the chat template's assistant turns cannot be told from their prompts"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("CHATML", "[<think>hm</think>yes<|im_end|>]", "[no<|im_end|>]"),
+        ("ANSWERS_MARKED", "<think>hm</think>[yes<|im_end|>]", "[no<|im_end|>]"),
+        ("SIGNED", "[<think>hm</think>yes] (sent)<|im_end|>", "[no] (sent)<|im_end|>"),
+    ],
+)
+def test_marks_say_which_part_of_a_turn_is_trained(name, first, second):
+    """To the token; the end of the turn only where it follows what is marked."""
+    (sequence,) = encode(chat(name), talk("hi", "<think>hm</think>yes", "more", "no"))
+    pieces = np.split(sequence.tokens, np.flatnonzero(np.diff(sequence.mask, prepend=False)))
+    texts = [CHATML.decode(piece) for piece in pieces]
+    shown = "".join(f"[{text}]" if i % 2 else text for i, text in enumerate(texts))
+    assert shown == (
+        f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{first}\n"
+        f"<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n{second}"
+    )
+
+
 def test_a_template_without_control_tokens_gets_an_end():
     one = chat("BARE")
     (sequence,) = encode(one, talk("hi", "yes", "more", "no"))
