@@ -6,7 +6,7 @@ import pytest
 
 from ptjax import logps_cache, loop, sharding
 from ptjax.errors import UserError
-from ptjax.prepare import prepare
+from ptjax.prepare import _cache, prepare
 from tests import tiny
 from tests.full import only_in_full
 from tests.judged import write_judged
@@ -16,6 +16,7 @@ from tests.judged import write_judged
 def folder(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("reference"))
     write_judged(folder / "pairs.jsonl", "pairs", 24)
+    write_judged(folder / "other_pairs.jsonl", "pairs", 24, seed=1)
     write_judged(folder / "labels.jsonl", "unpaired", 24)
     tiny.write_model(folder / "other", seed=7)
     return folder
@@ -75,7 +76,7 @@ def test_another_model(folder):
 def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch):
     given = dict(method=method, data="pairs" if method == "dpo" else "labels")
     loop.train(config(folder, **given), str(tmp_path / "live"), quiet=True)
-    cached = {"reference.mode": "cached", "data.cache": str(tmp_path / "cache")}
+    cached = {"reference.mode": "cached"}
     loop.train(config(folder, **given, **cached), str(tmp_path / "cached"), quiet=True)
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-5)
     np.testing.assert_allclose(
@@ -85,17 +86,41 @@ def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch)
     computed = []
     compute = logps_cache._compute
     monkeypatch.setattr(logps_cache, "_compute", lambda *args: computed.append(1) or compute(*args))
-    run = prepare(config(folder, **given, **cached))
-    assert (computed, run.reference) == ([], None)
-    for path in (tmp_path / "cache").glob("ref-logps-*.npy"):
+
+    def again(**changes):
+        """Whether a run that is prepared anew has none of its two files, or both."""
+        computed.clear()
+        run = prepare(config(folder, **{**given, **cached, **changes}), str(tmp_path / "cached"))
+        assert run.reference is None and len(computed) in (0, 2)
+        return bool(computed)
+
+    assert not again()
+    files = set((tmp_path / "cached" / "data").glob("ref-logps-*.npy"))
+    assert len(files) == 2
+    for path in files:
         whole = bytearray(path.read_bytes())
         whole[-2] ^= 1
         path.write_bytes(whole)
-    prepare(config(folder, **given, **cached))
-    assert computed == [1, 1]
-    other = {"model.source": str(folder / "other")}
-    prepare(config(folder, **given, **cached, **other))
-    assert computed == [1, 1, 1, 1]
+    assert again()
+    assert again(**{"model.source": str(folder / "other")})
+    if method == "dpo":
+        assert again(data="other_pairs")
+    assert again(**{"data.cache": str(tmp_path / "cache")})
+    assert len(list((tmp_path / "cache").glob("ref-logps-*.npy"))) == 2
+    kept = set((tmp_path / "cached" / "data").glob("ref-logps-*.npy"))
+    assert kept > files and len(kept) == (6 if method == "dpo" else 4)
+
+
+def test_a_cache_that_a_resumed_run_would_not_find_is_warned_of(folder, caplog):
+    given = config(folder, **{"reference.mode": "cached"})
+    with caplog.at_level("WARNING", logger="ptjax"):
+        assert _cache(given, "gs://bucket/run") is None
+        (said,) = caplog.messages
+        assert "gs://bucket/run is no local folder" in said and "set config.data.cache" in said
+        given.data.cache = str(folder / "cache")
+        assert _cache(given, "gs://bucket/run") is None
+        assert _cache(config(folder), "gs://bucket/run") is None
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize(
