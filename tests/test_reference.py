@@ -1,5 +1,7 @@
 """The reference: adapters off, a copy, another model, one that follows; live and cached."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -150,6 +152,26 @@ def test_a_reference_that_follows_is_the_policy_of_before(folder, tmp_path):
     follows = dict(hparams={"sync_every": 1, "sync_alpha": 1.0})
     loop.train(config(folder, **follows), str(tmp_path / "run"), quiet=True)
     np.testing.assert_allclose(losses(tmp_path / "run"), np.log(2), atol=1e-5)
+
+
+def test_with_adapters_the_copy_of_them_follows(folder):
+    given = dict(lora={"rank": 2}, hparams={"sync_every": 2, "sync_alpha": 0.6})
+    run = prepare(config(folder, **given))
+    begun = run.state.carry["synced_reference"]
+    assert run.reference is None and begun.keys() == run.state.params.keys() < run.rows.keys()
+    moved = {name: leaf + 0.3 for name, leaf in run.state.params.items()}
+    mixed = {name: 0.6 * leaf + 0.4 * begun[name] for name, leaf in moved.items()}
+    said = {}
+    with jax.set_mesh(run.mesh):
+        batch = sharding.put_batch(next(run.pipeline.train()).columns, run.mesh)
+        state = dataclasses.replace(run.state, params=moved)
+        for step, reference in ((1, begun), (2, mixed)):
+            staged = run.stage(state, batch, step=step)
+            leaves = {**state.frozen, **reference}
+            wanted = run.policy_pass(leaves, batch, fields=("logps",)).logps
+            said[step] = np.asarray(staged.batch["ref_logps"])
+            np.testing.assert_allclose(said[step], wanted, atol=1e-5)
+    assert np.abs(said[2] - said[1]).max() > 0.01
 
 
 @pytest.mark.parametrize(
