@@ -48,8 +48,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
 
     Args:
       config: the whole config.
-      workdir: where a local run keeps what `reference.mode = "cached"` computes, unless
-        `data.cache` says where.
+      workdir: where a run, if this is a local folder, keeps what `reference.mode = "cached"`
+        computes, unless `data.cache` says where.
 
     Raises:
       UserError: anything in the config, the model or the data that cannot be.
@@ -222,9 +222,16 @@ def _cache(config: Config, workdir: str | None) -> str | None:
 
     What a reference said of them is worth keeping with the run.
     """
-    if workdir is None or "://" in workdir or config.data.cache is not None:
+    if config.reference.mode != "cached" or config.data.cache is not None or workdir is None:
         return None
-    return str(Path(workdir) / "data") if config.reference.mode == "cached" else None
+    if "://" in workdir:
+        _log.warning(
+            "config.reference.mode = 'cached': %s is no local folder, so the reference's log-probs "
+            "are gone with this process and computed again on resume; set config.data.cache",
+            workdir,
+        )
+        return None
+    return str(Path(workdir) / "data")
 
 
 def _check_best(run: Run, metric: str) -> None:

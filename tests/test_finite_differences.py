@@ -9,6 +9,7 @@ import pytest
 
 from ptjax.forward import ForwardOptions, forward
 from ptjax.models.decoder import Compute
+from tests import test_judged_invariances as judged
 from tests import toy
 from tests.test_invariances import CASES, EXAMPLES
 
@@ -17,18 +18,30 @@ OPTIONS = ForwardOptions(Compute(dtype="float64"), head_chunk=32)
 
 
 @pytest.fixture(scope="module")
-def params():
-    """The toy model's, while all that the package keeps in float32 is kept in float64."""
-    narrow = toy.params()
+def wide():
+    """The toy models' by head, while all that the package keeps in float32 is kept in float64."""
+    narrow = {head: toy.params(head=head) for head in ("lm", "score")}
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr(jnp, "float32", jnp.float64)
-        yield {name: jnp.asarray(leaf, jnp.float64) for name, leaf in narrow.items()}
+        yield {
+            head: {name: jnp.asarray(leaf, jnp.float64) for name, leaf in params.items()}
+            for head, params in narrow.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def params(wide):
+    return wide["lm"]
+
+
+def widened(columns):
+    """Columns of numbers in float64."""
+    return {k: np.float64(v) if v.dtype == np.float32 else v for k, v in columns.items()}
 
 
 @pytest.fixture(scope="module")
 def columns():
-    packed = toy.packed(EXAMPLES, accumulate=2)
-    return packed | {name: np.float64(packed[name]) for name in ("mask", "weights")}
+    return widened(toy.packed(EXAMPLES, accumulate=2))
 
 
 def evaluate(columns, params, **hparams):
@@ -69,3 +82,32 @@ def test_every_leafs_gradient_is_the_slope_of_the_loss(params, columns, case):
         assert gradients[name].dtype == np.float64 and size > 1e-3, name
         slope, difference = (gradients[name] * way).sum(), (ahead - behind) / (2 * STEP)
         np.testing.assert_allclose(slope, difference, atol=1e-8 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["dpo, mixed", "reward", "embed"])
+def test_losses_of_judged_answers_along_a_way_of_all_leaves(wide, name):
+    """Pairs with a token mean beside them, a scalar head, pooled states."""
+    case = (judged.CASES | judged.COUPLED)[name]
+    accumulate = 1 if name in judged.COUPLED else 2
+    params = wide["score" if name == "reward" else "lm"]
+    batch = widened(judged.packed(judged.answers(case[0]), accumulate=accumulate))
+
+    def run(params):
+        given = dict(params=params, accumulate=accumulate, dtype=OPTIONS.compute.dtype)
+        return judged.loss_and_gradients(case, batch, **given)
+
+    loss, gradients = run(params)
+    assert loss.dtype == np.float64 and gradients["layers.q"].dtype == np.float64
+    state = np.random.RandomState(0)
+    for _ in range(3):
+        way = {key: state.standard_normal(leaf.shape) for key, leaf in params.items()}
+        long = np.sqrt(sum((part**2).sum() for part in way.values()))
+        way = {key: part / long for key, part in way.items()}
+        ahead, behind = (
+            run({key: leaf + s * way[key] for key, leaf in params.items()})[0]
+            for s in (STEP, -STEP)
+        )
+        slope = sum((gradient * way[key]).sum() for key, gradient in gradients.items())
+        size = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * STEP), atol=1e-8 * size)
+    assert size > 1e-3

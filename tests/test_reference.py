@@ -1,12 +1,14 @@
 """The reference: adapters off, a copy, another model, one that follows; live and cached."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from ptjax import logps_cache, loop, sharding
 from ptjax.errors import UserError
-from ptjax.prepare import prepare
+from ptjax.prepare import _cache, prepare
 from tests import tiny
 from tests.full import only_in_full
 from tests.judged import write_judged
@@ -16,6 +18,7 @@ from tests.judged import write_judged
 def folder(tmp_path_factory):
     folder = tiny.write(tmp_path_factory.mktemp("reference"))
     write_judged(folder / "pairs.jsonl", "pairs", 24)
+    write_judged(folder / "other_pairs.jsonl", "pairs", 24, seed=1)
     write_judged(folder / "labels.jsonl", "unpaired", 24)
     tiny.write_model(folder / "other", seed=7)
     return folder
@@ -75,7 +78,7 @@ def test_another_model(folder):
 def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch):
     given = dict(method=method, data="pairs" if method == "dpo" else "labels")
     loop.train(config(folder, **given), str(tmp_path / "live"), quiet=True)
-    cached = {"reference.mode": "cached", "data.cache": str(tmp_path / "cache")}
+    cached = {"reference.mode": "cached"}
     loop.train(config(folder, **given, **cached), str(tmp_path / "cached"), quiet=True)
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-5)
     np.testing.assert_allclose(
@@ -85,17 +88,48 @@ def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch)
     computed = []
     compute = logps_cache._compute
     monkeypatch.setattr(logps_cache, "_compute", lambda *args: computed.append(1) or compute(*args))
-    run = prepare(config(folder, **given, **cached))
-    assert (computed, run.reference) == ([], None)
-    for path in (tmp_path / "cache").glob("ref-logps-*.npy"):
+
+    def again(**changes):
+        """Whether a run that is prepared anew has none of its two files, or both."""
+        computed.clear()
+        run = prepare(config(folder, **{**given, **cached, **changes}), str(tmp_path / "cached"))
+        assert run.reference is None and len(computed) in (0, 2)
+        return bool(computed)
+
+    assert not again()
+    files = set((tmp_path / "cached" / "data").glob("ref-logps-*.npy"))
+    assert len(files) == 2
+    for path in files:
         whole = bytearray(path.read_bytes())
         whole[-2] ^= 1
         path.write_bytes(whole)
-    prepare(config(folder, **given, **cached))
-    assert computed == [1, 1]
-    other = {"model.source": str(folder / "other")}
-    prepare(config(folder, **given, **cached, **other))
-    assert computed == [1, 1, 1, 1]
+    assert again()
+    assert again(**{"model.source": str(folder / "other")})
+    if method == "dpo":
+        assert again(data="other_pairs")
+    assert again(**{"data.cache": str(tmp_path / "cache")})
+    assert len(list((tmp_path / "cache").glob("ref-logps-*.npy"))) == 2
+    kept = set((tmp_path / "cached" / "data").glob("ref-logps-*.npy"))
+    assert kept > files and len(kept) == (6 if method == "dpo" else 4)
+
+
+def test_a_cache_that_a_resumed_run_would_not_find_is_warned_of(folder, caplog):
+    given = config(folder, **{"reference.mode": "cached"})
+    with caplog.at_level("WARNING", logger="ptjax"):
+        assert _cache(given, "gs://bucket/run") is None
+        (said,) = caplog.messages
+        assert "gs://bucket/run is no local folder" in said and "set config.data.cache" in said
+        given.data.cache = str(folder / "cache")
+        assert _cache(given, "gs://bucket/run") is None
+        assert _cache(config(folder), "gs://bucket/run") is None
+    assert caplog.messages == [said]
+
+
+def test_weights_far_off_the_balance_of_labels_are_warned_of(folder, caplog):
+    with caplog.at_level("WARNING", logger="ptjax"):
+        prepare(config(folder, "kto", "labels", hparams={"desirable_weight": 50.0}))
+    (said,) = (text for text in caplog.messages if text.startswith("kto: "))
+    assert "undesirable answers weigh" in said and "hparams.desirable_weight between" in said
 
 
 @pytest.mark.parametrize(
@@ -118,6 +152,26 @@ def test_a_reference_that_follows_is_the_policy_of_before(folder, tmp_path):
     follows = dict(hparams={"sync_every": 1, "sync_alpha": 1.0})
     loop.train(config(folder, **follows), str(tmp_path / "run"), quiet=True)
     np.testing.assert_allclose(losses(tmp_path / "run"), np.log(2), atol=1e-5)
+
+
+def test_with_adapters_the_copy_of_them_follows(folder):
+    given = dict(lora={"rank": 2}, hparams={"sync_every": 2, "sync_alpha": 0.6})
+    run = prepare(config(folder, **given))
+    begun = run.state.carry["synced_reference"]
+    assert run.reference is None and begun.keys() == run.state.params.keys() < run.rows.keys()
+    moved = {name: leaf + 0.3 for name, leaf in run.state.params.items()}
+    mixed = {name: 0.6 * leaf + 0.4 * begun[name] for name, leaf in moved.items()}
+    said = {}
+    with jax.set_mesh(run.mesh):
+        batch = sharding.put_batch(next(run.pipeline.train()).columns, run.mesh)
+        state = dataclasses.replace(run.state, params=moved)
+        for step, reference in ((1, begun), (2, mixed)):
+            staged = run.stage(state, batch, step=step)
+            leaves = {**state.frozen, **reference}
+            wanted = run.policy_pass(leaves, batch, fields=("logps",)).logps
+            said[step] = np.asarray(staged.batch["ref_logps"])
+            np.testing.assert_allclose(said[step], wanted, atol=1e-5)
+    assert np.abs(said[2] - said[1]).max() > 0.01
 
 
 @pytest.mark.parametrize(

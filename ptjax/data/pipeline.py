@@ -25,6 +25,7 @@ from ptjax.data.report import Report
 from ptjax.data.schedule import Schedule
 from ptjax.data.select import hold_out, select
 from ptjax.data.shortcuts import shortcuts
+from ptjax.data.steps import step_labels
 from ptjax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ def build(
     if held_out is not None:
         held_schedule = _once(held_out, layout, schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
-    found = shortcuts(examples, what, tokenizer)
+    stepwise = "labels" in what.columns
+    found = step_labels(examples) if stepwise else shortcuts(examples, what, tokenizer)
     if found is not None and process_index == 0:
         for line in found.lines():
             _log.info("without reading the answers: %s", line)

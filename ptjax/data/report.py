@@ -10,6 +10,7 @@ from ptjax.data.examples import Examples, SourceReport
 from ptjax.data.planning import Layout
 from ptjax.data.schedule import Schedule
 from ptjax.data.shortcuts import Shortcuts
+from ptjax.data.steps import StepLabels
 
 
 @dataclasses.dataclass
@@ -34,8 +35,8 @@ class Report:
     rows_per_step: int | None
     examples_per_block: int
     steps_per_epoch: int
-    shortcuts: Shortcuts | None = None
-    """What the better side could be told by without reading; None where nothing is judged."""
+    shortcuts: Shortcuts | StepLabels | None = None
+    """What judgements could be told by without reading; None where nothing is judged."""
 
     @classmethod
     def of(
@@ -46,7 +47,7 @@ class Report:
         held_out: Examples | None,
         layout: Layout,
         schedule: Schedule,
-        found: Shortcuts | None = None,
+        found: Shortcuts | StepLabels | None = None,
     ) -> "Report":
         """Adds up the sources."""
         drops: collections.Counter[str] = collections.Counter()

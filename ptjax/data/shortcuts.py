@@ -68,7 +68,7 @@ class Shortcuts:
 
 
 def shortcuts(examples: Examples, kind: Kind, tokenizer: Any) -> Shortcuts | None:
-    """Looks for shortcuts in what is trained on; None for kinds that judge no answers.
+    """Looks for shortcuts in what is trained on; None for kinds that judge no whole answers.
 
     Args:
       examples: of pairs, rankings (best against worst), labels or ratings (above the median).

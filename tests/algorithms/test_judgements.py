@@ -49,6 +49,109 @@ def test_a_ranking_counts_each_prompt_once():
     assert (metrics["accuracy"].value(), metrics["best_found"].value()) == (1, 1)
 
 
+def alone(*rewards):
+    """Scored answers of one each, and where their tokens stand."""
+    scores = scored(*((reward, 9.0) for reward in rewards)).scores
+    return Outputs(scores=scores[:, :1]), VALID[:, :1]
+
+
+def measured(method, outputs, batch, **hparams):
+    """The loss and the metrics as numbers."""
+    terms, metrics = METHODS[method].bind(hparams, "hparams").terms(outputs, batch)
+    return float(terms["loss"][1].value()), {
+        name: float(mean.value()) for name, mean in metrics.items()
+    }
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_verdicts_on_answers():
+    outputs, valid = alone(2.0, 0.5, -1.0)
+    batch = {
+        "valid": valid,
+        "weights": jnp.array([[1.0], [3], [1]]),
+        "scores": jnp.array([[1.0], [0], [0]]),
+    }
+    loss, metrics = measured("outcome_reward", outputs, batch)
+    assert loss == pytest.approx((softplus(-2) + 3 * softplus(0.5) + softplus(-1)) / 5)
+    wanted = {"accuracy": 2 / 5, "rewards/right": 2.0, "rewards/wrong": (3 * 0.5 - 1) / 4}
+    assert metrics == pytest.approx(wanted)
+
+
+def test_ratings():
+    outputs, valid = alone(2.0, -1.0, 50.0)
+    batch = {
+        "valid": valid,
+        "weights": jnp.array([[1.0], [3], [0]]),
+        "scores": jnp.array([[1.5], [1], [0]]),
+    }
+    loss, metrics = measured("reward_regression", outputs, batch)
+    assert loss == pytest.approx((0.5**2 + 3 * 2**2) / 4)
+    assert metrics == pytest.approx({"error": (0.5 + 3 * 2) / 4, "rewards/mean": (2 - 3) / 4})
+
+
+def test_verdicts_on_steps():
+    """A good step that is found and a bad one that is not; a bad one found, a good one not."""
+    outputs = Outputs(scores=jnp.array([[[9.0, 2, 9, 1]], [[9, 9, -1, -3]]]))
+    batch = {
+        "mask": jnp.array([[[0.0, 1, 0, 1]], [[0, 0, 1, 1]]]),
+        "labels": jnp.array([[[0.0, 1, 0, 0]], [[0, 0, 0.25, 1]]]),
+        "weights": jnp.array([[1.0], [2]]),
+    }
+    loss, metrics = measured("process_reward", outputs, batch)
+    first = softplus(-2) + softplus(1)
+    second = 0.25 * softplus(1) + 0.75 * softplus(-1) + softplus(3)
+    assert loss == pytest.approx((first + 2 * second) / 6)
+    shares = {"accuracy": 3 / 6, "accuracy/bad_steps": 2 / 3, "accuracy/good_steps": 1 / 3}
+    assert metrics == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline", "value", "level", "accuracy"),
+    [
+        ("kto", 1.6, sigmoid, 0.8, 6 / 7),
+        ("bco", 0.8, softplus, 0.8, 6 / 7),
+        ("apo_zero_unpaired", None, sigmoid, 0.0, 3 / 7),
+    ],
+)
+def test_single_answers_beside_a_baseline(method, baseline, value, level, accuracy):
+    """Two desirable answers, an undesirable one and filler, of two tokens each."""
+    mask = jnp.broadcast_to(jnp.array([0.0, 1, 1]), (4, 1, 3))
+    ratios, weights = np.array([1.0, 2.4, 1.2, 50]), np.array([1.0, 2, 4, 0])
+    batch = {
+        "mask": mask,
+        "weights": jnp.array(weights)[:, None],
+        "scores": jnp.array([[1.0], [1], [0], [0]]),
+        "ref_logps": -mask,
+    }
+    if baseline is not None:
+        batch["baseline"] = jnp.full(4, baseline)
+    outputs = Outputs(logps=mask * (jnp.array(ratios)[:, None, None] / 2 - 1))
+    factors = dict(beta=0.5, desirable_weight=1.5, undesirable_weight=0.25)
+    loss, metrics = measured(method, outputs, batch, **factors)
+    rewards = 0.5 * ratios
+    sides = [1.5 * value(level - rewards[:2]), 0.25 * value(rewards[2:] - level)]
+    assert loss == pytest.approx(np.average(np.concatenate(sides), weights=weights))
+    if method != "kto":  # whose divergence is another, that its stage logs
+        token = ratios / 2
+        kl = np.average(np.exp(-token) + token - 1, weights=weights)
+        assert metrics.pop("kl") == pytest.approx(kl)
+    wanted = {
+        "rewards/desirable": (0.5 + 2 * 1.2) / 3,
+        "rewards/undesirable": 0.6,
+        "logps/desirable": (-1 + 2 * 0.4) / 3,
+        "logps/undesirable": -0.8,
+        "accuracy": accuracy,
+    }
+    assert metrics == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("labels", "hparams", "said"),
     [

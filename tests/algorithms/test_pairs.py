@@ -1,6 +1,7 @@
 """What is measured of preference pairs, by hand."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ptjax.algorithms import METHODS
@@ -28,6 +29,10 @@ def test_rewards_and_warning_signs():
     assert found["accuracy"] == 1
     assert found["logps/chosen"] == pytest.approx((-2 - 2) / 2)
     assert found["both_fall"] == 0.5
+    divergence = [
+        count * (np.exp(-u) + u - 1) for count, u in ((4, 0.5), (1, 1), (1, -1), (4, -0.5))
+    ]
+    assert found["kl"] == pytest.approx(sum(divergence) / 10)
     assert found["longer/preferred"] == 0.5 and found["longer/chosen"] == 0.5
     assert found["longer/reward"] == pytest.approx(0.5 * (2 - 2) / 2)
     assert found["shorter/reward"] == pytest.approx(0.5 * (1 - 1) / 2)

@@ -3,6 +3,7 @@ import pytest
 
 from ptjax.data import build
 from ptjax.data.shortcuts import wilson
+from ptjax.data.steps import StepLabels
 
 FRUIT = ["apple", "pear", "plum", "fig", "lime", "date"]
 RNG = np.random.default_rng(0)
@@ -117,11 +118,31 @@ def test_rankings_and_ratings(tokenizer, write, kind, row, sides):
     [
         ("sequences", {"text": "t"}),
         ("contrastive", {"query": "q", "positive": "p"}),
-        ("stepwise", {"prompt": "p", "completions": ["s"], "labels": [1]}),
     ],
 )
 def test_where_no_answers_are_judged_there_is_none(tokenizer, write, kind, row):
     assert found([row], tokenizer, write, kind) is None
+
+
+def test_labels_of_steps(tokenizer, write):
+    """Two sources; labels above one half are good ones; a row that is cut loses its last steps."""
+    given = [[1, 1, 0], [0, 0.4], [1, 0.6, 1, 1], [0, 1], [1] * 70 + [0]]
+    rows = [
+        {"prompt": f"{i}?", "completions": [some(1)] * len(labels), "labels": labels}
+        for i, labels in enumerate(given)
+    ]
+    both = [{"path": write(rows[:2], "one.jsonl")}, {"path": write(rows[2:], "two.jsonl")}]
+    report = found(rows, tokenizer, write, "stepwise", sources=both, max_length=128)
+    cut = report.steps - 11
+    assert 0 < cut < 71
+    assert report == StepLabels(rows=5, steps=11 + cut, good=7 + cut, mistaken=3, last=1)
+    (line,) = report.lines()
+    assert line == (
+        f"{(7 + cut) / (11 + cut):.1%} of {11 + cut} steps are good, {(11 + cut) / 5:.1f} steps a "
+        "row; of 3 rows with a bad one the first is the last step in 33.3% (6.1% to 79.2%)"
+    )
+    fine = found(rows[2:3], tokenizer, write, "stepwise")
+    assert fine.lines() == ["100.0% of 4 steps are good, 4.0 steps a row; no row has a bad one"]
 
 
 def test_the_interval_is_wilsons():

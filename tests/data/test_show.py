@@ -85,6 +85,13 @@ def test_shortcuts_are_shown(tokenizer, write, capsys):
     assert "what could be learnt without reading" in printed and "the longer is chosen" in printed
 
 
+def test_labels_of_steps_are_shown(tokenizer, write, capsys):
+    show(build({"sources": write([STEPS])}, tokenizer, kind="stepwise", seed=0), tokenizer)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "what could be learnt without reading" in printed
+    assert "50.0% of 2 steps are good" in printed and "is the last step in 100.0%" in printed
+
+
 def test_the_histogram_counts_everything():
     import numpy as np
 

@@ -18,6 +18,12 @@ def given(name, dtype=None):
     return jnp.asarray(GOLDEN[name], dtype)
 
 
+def minimised(method, outputs, batch):
+    """The loss of a bound method: its terms, added up."""
+    terms, _ = method.terms(outputs, batch)
+    return sum(coefficient * mean.value() for coefficient, mean in terms.values())
+
+
 def rows(function):
     """jit of x, ... -> (values [n, *B], gradients [n, *x.shape] of each row's sum)."""
 

@@ -1,14 +1,14 @@
 """Pair losses on arrays: TRL's values and gradients, closed forms, invariances, extremes."""
 
 import itertools
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptjax.losses.nll import nll
+from ptjax.algorithms import METHODS
 from ptjax.losses.pair import (
     F_DIVERGENCES,
     Pair,
@@ -19,49 +19,47 @@ from ptjax.losses.pair import (
 )
 from ptjax.losses.preference import COUPLED, F_DIVERGENCE_LOSSES, PAIR_LOSSES, options
 from ptjax.losses.reference_free import REFERENCE_FREE, alphapo, simpo
-from ptjax.types import Mean
-from tests.losses.checks import GOLDEN, Table, given, rows
+from ptjax.types import Outputs
+from tests.losses.checks import GOLDEN, Table, given, minimised, rows
 
-CASES = {**GOLDEN["cases"]["pairs"], **GOLDEN["cases"]["reference_free"]}
 LOSSES = {**PAIR_LOSSES, **REFERENCE_FREE}
+CASES = GOLDEN["cases"]["pairs"] | GOLDEN["cases"]["reference_free"]
+
+
+def bound(loss, *, nll_weight=None, nll_of="mask", **settings):
+    """A golden case's method: TRL's script says in words of its own how likelihoods are added."""
+    if isinstance(loss, list) or loss not in REFERENCE_FREE:
+        return METHODS["dpo"].bind({"loss": loss, **settings}, "hparams")
+    if nll_weight is not None:
+        settings["cpo_alpha"] = nll_weight
+    if nll_of == "valid":
+        settings["nll_prompt"] = True
+    return METHODS[loss].bind(settings, "hparams")
+
+
+BOUND = {name: bound(**case) for name, case in CASES.items()}
 # In float32 inside TRL: the α-divergence's scores, ORPO's odds, EXO's label smoothing.
 COARSE = {"alpha", "alpha_far", "orpo", "orpo_prompt", "exo_pair", "exo_pair_soft", "js_exo"}
 
 
+def columns(dtype):
+    """The golden pairs as a batch."""
+    return {
+        "valid": given("valid", bool),
+        "mask": given("mask", dtype),
+        "weights": jnp.ones(GOLDEN["mask"].shape[:2], dtype),
+        "ref_logps": given("ref_logps", dtype),
+    }
+
+
 def means(logps, frozen):
-    """Every case's loss, likelihoods and mixtures included, from per-token log-probabilities."""
-    dtype = logps.dtype
-    mask = given("mask", dtype)
-    ones = jnp.ones(mask.shape[:2], dtype)
+    """Every case's loss by its method, as a run computes it, from per-token log-probabilities.
 
-    @lru_cache
-    def pair(reference, ld_alpha):
-        return Pair.of(
-            logps, reference and given("ref_logps", dtype), mask, ones, ld_alpha=ld_alpha
-        )
-
-    def likelihood(tokens):
-        return Mean.of(nll(logps[:, 0]), given(tokens, dtype)[:, 0].at[:, 0].set(0)).value()
-
-    def term(name, settings):
-        if name == "sft":
-            return likelihood("mask")
-        settings = dict(settings)
-        given_pair = pair(None if name in REFERENCE_FREE else "ref", settings.pop("ld_alpha", 1.0))
-        if "f_divergence" in settings:
-            keys = [key for key in ("f_divergence", "f_alpha") if key in settings]
-            given_pair = with_f_divergence(given_pair, **{key: settings.pop(key) for key in keys})
-        factor = 1.0
-        if settings.pop("wpo", False):
-            factor = wpo_weight(frozen, given("sum_squares", dtype), mask).prod(-1)
-        return (factor * LOSSES[name](given_pair, **settings)).mean()
-
-    def total(loss, *, loss_weights=(1.0,), nll_weight=0.0, nll_of="mask", **settings):
-        names = [loss] if isinstance(loss, str) else loss
-        value = sum(c * term(n, settings) for c, n in zip(loss_weights, names, strict=True))
-        return value + nll_weight * likelihood(nll_of) if nll_weight else value
-
-    return {name: total(**case) for name, case in CASES.items()}
+    WPO's weights get no gradient: they are those of `frozen`.
+    """
+    batch = columns(logps.dtype)
+    outputs = Outputs(logps=logps, sum_squares=given("sum_squares", logps.dtype) + (logps - frozen))
+    return {name: minimised(method, outputs, batch) for name, method in BOUND.items()}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +90,31 @@ def test_every_loss_has_a_golden_case():
     assert flat == {*LOSSES, "sft"}
     divergences = {case.get("f_divergence", "reverse_kl") for case in CASES.values()}
     assert divergences == set(F_DIVERGENCES)
+
+
+def test_a_methods_defaults_are_those_of_its_losses():
+    """What a method says again, what it leaves to the loss by None, and weights of 1."""
+    batch = columns(jnp.float32)
+
+    @jax.jit
+    def by_method_and_by_loss(logps):
+        pair = Pair.of(logps, batch["ref_logps"], batch["mask"], batch["weights"])
+
+        def value(method, **settings):
+            return minimised(METHODS[method].bind(settings, "hparams"), Outputs(logps=logps), batch)
+
+        one = [
+            value(name, cpo_alpha=0.0) if name in REFERENCE_FREE else value("dpo", loss=name)
+            for name in LOSSES
+        ]
+        other = [loss(pair).mean() for loss in LOSSES.values()]
+        one.append(value("dpo", loss=("hinge", "sft")))
+        other.append(value("dpo", loss="hinge") + value("dpo", loss="sft"))
+        return jnp.stack(one), jnp.stack(other)
+
+    np.testing.assert_allclose(*by_method_and_by_loss(given("logps", jnp.float32)), rtol=1e-5)
+    likelihoods = {name: METHODS[name].hyperparameters()["cpo_alpha"] for name in REFERENCE_FREE}
+    assert likelihoods == {"cpo": 1, "simpo": 0, "alphapo": 0, "orpo": 1}
 
 
 def pairs(a, b, *, chosen=None, rejected=None, lengths=(3.0, 5.0), weights=None):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax.algorithms import METHODS
 from ptjax.losses.reward import (
     bradley_terry,
     cross_entropy,
@@ -12,32 +13,43 @@ from ptjax.losses.reward import (
     ranked,
     squared_error,
 )
-from ptjax.types import Mean
-from tests.losses.checks import GOLDEN, Table, given, rows
+from ptjax.types import Outputs
+from tests.losses.checks import GOLDEN, Table, given, minimised, rows
 
 CASES = GOLDEN["cases"]["rewards"]
 PAIRED = {name: case for name, case in CASES.items() if case["loss"] == "bradley_terry"}
 SINGLE = {name: case for name, case in CASES.items() if name not in PAIRED}
 
 
+def by_method(name, rewards, settings, **columns):
+    """A method's loss of rewards [B, N], each at its sequence's one token."""
+    batch = {"valid": jnp.ones((*rewards.shape, 1), bool), "weights": jnp.ones_like(rewards)}
+    method = METHODS[name].bind(settings, "hparams")
+    return minimised(method, Outputs(scores=rewards[..., None]), batch | columns)
+
+
 def paired(rewards, frozen):
-    def mean(loss, *, margin=False, center=0.0):
-        by = given("margin", rewards.dtype) if margin else 0.0
-        return bradley_terry(rewards[:, 0], rewards[:, 1], by, center=center).mean()
+    def mean(loss, *, margin=False, **settings):
+        by = given("margin", rewards.dtype) * margin
+        return by_method("reward", rewards, settings, margin=by)
 
     return {name: mean(**case) for name, case in PAIRED.items()}
 
 
 def single(rewards, frozen):
-    dtype = rewards.dtype
-    labels = given("labels", dtype)
-    pairs = ordered_pairs(given("scores", dtype), given("present", dtype))
-    some = (pairs.sum((1, 2)) > 0).astype(dtype)
+    scores, labels, present = (
+        given(name, rewards.dtype) for name in ("scores", "labels", "present")
+    )
+    alone = rewards.reshape(-1, 1)
+    hard = (labels > 0.5).astype(rewards.dtype).reshape(-1, 1)
+    steps = {"labels": labels[:, None], "mask": jnp.ones_like(labels[:, None])}
+    steps |= {"weights": jnp.ones_like(labels[:, :1])}
+    solutions = Outputs(scores=rewards[:, None])
     return {
-        "ranked": Mean.of(ranked(rewards, pairs), some).value(),
-        "squared_error": squared_error(rewards, given("scores", dtype)).mean(),
-        "cross_entropy": cross_entropy(rewards, labels).mean(),
-        "cross_entropy_hard": cross_entropy(rewards, (labels > 0.5).astype(dtype)).mean(),
+        "ranked": by_method("reward_ranked", rewards, {}, scores=scores, weights=present),
+        "squared_error": by_method("reward_regression", alone, {}, scores=scores.reshape(-1, 1)),
+        "cross_entropy": minimised(METHODS["process_reward"].bind({}, ""), solutions, steps),
+        "cross_entropy_hard": by_method("outcome_reward", alone, {}, scores=hard),
     }
 
 

@@ -5,24 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax.algorithms import METHODS
 from ptjax.losses.unpaired import UNPAIRED_LOSSES, apo_zero_unpaired, bco, kl_baseline, kto
-from ptjax.types import Mean
-from tests.losses.checks import GOLDEN, Table, given, rows
+from ptjax.types import Mean, Outputs
+from tests.losses.checks import GOLDEN, Table, given, minimised, rows
 
 CASES = GOLDEN["cases"]["unpaired"]
 
 
 def means(logps, frozen):
-    """Every case's mean over the sequences, each judged by itself."""
+    """Every case's mean over the sequences, each judged by itself, as its method computes it."""
     dtype = logps.dtype
-    mask, desirable = given("mask", dtype), given("desirable", dtype)
-    logratio = ((logps - given("ref_logps", dtype)) * mask).sum(-1)
-    apart = (given("kl_logps", dtype) - given("kl_ref_logps", dtype)).sum(-1)
+
+    def column(name):
+        """[B, 2, ...] as [2B, 1, ...]."""
+        values = given(name, dtype)
+        return values.reshape(-1, 1, *values.shape[2:])
+
+    apart = (column("kl_logps") - column("kl_ref_logps")).sum(-1)
+    ones = jnp.ones_like(apart)
+    names = {"mask": "mask", "ref_logps": "ref_logps", "scores": "desirable"}
+    batch = {key: column(name) for key, name in names.items()} | {"weights": ones}
+    outputs = Outputs(logps=logps.reshape(batch["mask"].shape))
 
     def mean(loss, *, swap=False, shift=0.0, **settings):
-        kl = kl_baseline(-apart if swap else apart, jnp.ones_like(apart))
-        third = {"kto": [kl], "bco": [jnp.asarray(shift, dtype)]}.get(loss, [])
-        return UNPAIRED_LOSSES[loss](logratio, desirable, *third, **settings).mean()
+        kl = kl_baseline(-apart if swap else apart, ones)
+        baseline = (kl if loss == "kto" else shift) * ones[:, 0]
+        method = METHODS[loss].bind(settings, "hparams")
+        return minimised(method, outputs, batch | {"baseline": baseline})
 
     return {name: mean(**case) for name, case in CASES.items()}
 
