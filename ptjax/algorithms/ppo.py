@@ -28,6 +28,7 @@ def ppo(
     batch: Batch,
     *,
     denominator: str = "tokens",
+    max_tokens: int = 0,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
@@ -46,6 +47,7 @@ def ppo(
       batch: `mask`, `weights`, `advantages`, `returns`, `old_logps`, `old_values`, `policy_coef`;
         `sampler_logps` where something corrects for the sampler.
       denominator: of the surrogate's mean, see `ptjax.algorithms.policy_gradient`.
+      max_tokens: L_max of the denominator `constant`; 0: the batch's length T.
       clip_low: ε_low.
       clip_high: ε_high.
       dual_clip: c: where A < 0 the surrogate is at most -c A.
@@ -65,6 +67,7 @@ def ppo(
         outputs,
         batch,
         denominator=denominator,
+        max_tokens=max_tokens,
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
@@ -105,6 +108,7 @@ def _needs(**values: Any) -> tuple[str, ...]:
     clip, dual, cap = values["value_clip"], values["dual_clip"], values["ratio_cap"]
     value_lam, target = values["value_lam"], values["kl_target"]
     wrong = {
+        "max_tokens": ("not negative", values["max_tokens"] < 0),
         "clip_low": ("not negative", not values["clip_low"] >= 0),
         "clip_high": ("not negative", not values["clip_high"] >= 0),
         "dual_clip": ("above 1", dual is not None and not dual > 1),

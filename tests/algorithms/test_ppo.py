@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
+from ptjax.algorithms.policy_gradient import DENOMINATORS
 from ptjax.algorithms.ppo import ppo_after
+from ptjax.config import defaults
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions
+from ptjax.prepare import hyperparameters
 from ptjax.stages.base import Stage
 from ptjax.step import gradients
 from ptjax.types import Outputs
@@ -114,6 +117,33 @@ def test_only_the_critic_learns_while_the_policy_waits():
     _, grads = stepped(columns(policy_coef=0.0), "separate")
     for name, gradient in grads.items():
         assert bool(np.abs(gradient).max() > 0) == name.startswith("critic."), name
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_padding_changes_no_mean(denominator):
+    """L_max is what the rollout's config says an answer may have, whatever T is."""
+    config = defaults()
+    config.method, config.rollout.max_tokens = "ppo", 7
+    config.hparams.denominator = denominator
+    asked = hyperparameters(config, PPO)
+    assert asked["max_tokens"] == 7
+    batch = columns()
+    shape = batch["mask"].shape
+    drawn = np.random.RandomState(3).standard_normal((3, *shape)).astype(np.float32)
+    given = dict(zip(("logps", "entropy", "values"), drawn * batch["mask"], strict=True))
+
+    def policy(longer, **more):
+        def padded(x):
+            return jnp.pad(x, ((0, 0), (0, 0), (0, longer if x.shape == shape else 0))[: x.ndim])
+
+        wide = {name: padded(x) for name, x in batch.items()}
+        outputs = Outputs(**{name: padded(x) for name, x in given.items()})
+        terms, _ = PPO.bind(asked | more, "config.hparams").terms(outputs, wide)
+        return float(terms["policy"][1].value())
+
+    assert policy(0) == pytest.approx(policy(9), rel=1e-6) and policy(0) != 0
+    if denominator == "constant":
+        assert policy(0) * 7 == pytest.approx(policy(0, denominator="sequence_sum"), rel=1e-5)
 
 
 def test_hyperparameters_and_stages():
