@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
-from ptjax.algorithms.policy_gradient import DENOMINATORS
+from ptjax.algorithms.policy_gradient import DENOMINATORS, policy_gradient
 from ptjax.algorithms.ppo import ppo_after
 from ptjax.config import defaults
 from ptjax.errors import UserError
@@ -155,6 +155,34 @@ def test_hyperparameters_and_stages():
     assert [stage.name for stage in free.stages] == ["rollout", "gae"]
     led = PPO.bind({"kl_target": 6.0}, "config.hparams")
     assert [stage.name for stage in led.stages] == ["rollout", "ref_logps", "kl_control", "gae"]
+    forking = PPO.bind({"beta": 0.0, "top_entropy": 0.2}, "config.hparams")
+    assert [stage.name for stage in forking.stages] == ["rollout", "gae_and_entropy"]
+    aimed = PPO.bind({"beta": 0.0, "entropy_target": 0.5}, "config.hparams")
+    assert [stage.name for stage in aimed.stages][1:] == ["gae_and_entropy", "entropy_control"]
+
+
+def test_kl_entropy_and_stale_samples_are_those_of_the_policy_gradient():
+    batch = {k: jnp.asarray(v) for k, v in columns().items()}
+    count = batch["mask"].shape[0]
+    state = np.random.RandomState(4)
+    for name in ("ref_logps", "sampler_logps"):
+        gap = 0.3 * state.standard_normal(batch["mask"].shape)
+        batch[name] = batch["mask"] * (batch["old_logps"] + jnp.asarray(gap, jnp.float32))
+    batch["entropy_coef"] = jnp.full(count, 0.25)
+    logps = batch["old_logps"] + 0.1 * batch["mask"]
+    outputs = Outputs(logps=logps, entropy=-logps, values=batch["old_values"])
+    shared = {"beta": 0.3, "kl": "k2", "kl_in": "loss", "kl_ratio": True, "off_policy": 0.05}
+    found, metrics = PPO.bind(shared, "config.hparams").terms(outputs, batch)
+    wanted, _ = policy_gradient(outputs, batch, denominator="tokens", **shared)
+    assert {*found} == {*wanted, "value"} == {"policy", "kl", "entropy", "value"}
+    for name, (coefficient, mean) in wanted.items():
+        assert float(found[name][0]) == pytest.approx(float(coefficient)), name
+        assert float(found[name][1].value()) == pytest.approx(float(mean.value())), name
+    assert float(found["kl"][0]) == pytest.approx(0.3)
+    assert 0 < float(metrics["off_policy"].value()) < 1
+    waiting = batch | {"policy_coef": jnp.zeros(count)}
+    terms, _ = PPO.bind(shared, "config.hparams").terms(outputs, waiting)
+    assert [name for name, (coefficient, _) in terms.items() if float(coefficient)] == ["value"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +192,11 @@ def test_hyperparameters_and_stages():
         ({"kl": "k4"}, "kl = 'k4'"),
         ({"value_clip": 0.0}, "value_clip = 0.0: it must be above 0, or None"),
         ({"lam": 1.5}, r"lam = 1.5: it must be in \[0, 1\]"),
-        ({"kl_target": 6.0, "beta": 0.0}, "kl_target = 6.0: it must be above 0, and beta too"),
+        ({"kl_target": 6.0, "beta": 0.0}, "it moves beta, which is to begin above 0"),
+        ({"kl_in": "reward"}, "kl_in = 'reward'"),
+        ({"kl_ratio": True}, "it goes with beta > 0 and kl_in = 'loss'"),
+        ({"top_entropy": 0.0}, r"top_entropy = 0.0: it must be in \(0, 1\]"),
+        ({"clip_low": -0.1}, "clip_low = -0.1: it must be not negative"),
         ({"value_coeff": 1.0}, "did you mean 'value_coef'"),
     ],
 )

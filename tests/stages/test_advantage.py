@@ -1,5 +1,7 @@
 """The advantage's stages: golden numbers, statistics over the real answers, controllers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,8 @@ def test_truncated_answers_count_in_their_group_and_not_in_the_loss():
     plain, masked = run(batch), run(batch, mask_truncated=True)
     np.testing.assert_array_equal(masked["advantages"], plain["advantages"])
     np.testing.assert_array_equal(masked["weights"], 1 - cut)
+    held_out = run(batch, dataclasses.replace(context(), training=False), mask_truncated=True)
+    np.testing.assert_array_equal(held_out["weights"], 1)
 
 
 def test_only_the_tokens_of_greatest_entropy_keep_an_advantage():
