@@ -95,12 +95,6 @@ def train(folder, prepared, monkeypatch):
     return run
 
 
-def rows(workdir):
-    """metrics.jsonl without what the clock says."""
-    clock = {"rollout/seconds", "rollout/tokens_per_second", "reward/seconds"}
-    return [{k: v for k, v in row.items() if k not in clock} for row in tiny.rows(workdir)]
-
-
 def tables(workdir):
     paths = sorted((workdir / "completions").glob("*.parquet"))
     return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
@@ -192,8 +186,8 @@ def test_a_run_killed_between_updates_ends_as_one_that_was_not(train, folder, de
             train(name, method, cut=step)
     assert train(name, method).step == whole.step == 8
     assert tiny.saved(folder / name) == tiny.saved(folder / method)
-    found = rows(folder / method)
-    assert rows(folder / name) == found
+    found = tiny.rows(folder / method)
+    assert tiny.rows(folder / name) == found
     assert tables(folder / name) == tables(folder / method)
     assert [*tables(folder / method)] == ["step_000001.parquet", "step_000005.parquet"]
     ratios = [row["ratio"] for row in found if "ratio" in row]
@@ -215,7 +209,7 @@ def test_data_that_end_before_the_run_are_said(train, folder, devices):
     }
     with pytest.raises(UserError, match="their epochs ended before step 3, since dynamic sampling"):
         train("ends", "dapo", **ends)
-    rounds = [row["rollout/rounds"] for row in rows(folder / "ends") if "loss" in row]
+    rounds = [row["rollout/rounds"] for row in tiny.rows(folder / "ends") if "loss" in row]
     assert rounds == [2, 1]
 
 
@@ -240,4 +234,4 @@ def test_a_run_killed_on_two_devices_goes_on_with_the_rest_of_its_rollout(train,
         train("two killed", "grpo", cut=3, **sizes)
     train("two killed", "grpo", **sizes)
     assert tiny.saved(folder / "two killed") == tiny.saved(folder / "two")
-    assert rows(folder / "two killed") == rows(folder / "two")
+    assert tiny.rows(folder / "two killed") == tiny.rows(folder / "two")

@@ -169,9 +169,12 @@ def saved(workdir: Path, step: int | None = None) -> tuple[int, str]:
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock says."""
-    clock = ("time", "tokens_per_second", "host_ms", "padding", "mfu")
+    clock = ("time", "tokens_per_second", "host_ms", "padding", "mfu", "seconds")
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k.split("/")[-1] not in clock}
+        for line in lines
+    ]
 
 
 def main() -> None:
