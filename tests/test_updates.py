@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pyarrow.parquet
 import pytest
 
 from ptjax import loop
@@ -95,11 +94,6 @@ def train(folder, prepared, monkeypatch):
     return run
 
 
-def tables(workdir):
-    paths = sorted((workdir / "completions").glob("*.parquet"))
-    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
-
-
 def parts(run, steps):
     """Each step's update, the state's carry handed on and nothing learnt."""
     state, updates = run.state, Updates(run, run.pipeline.train())
@@ -188,8 +182,8 @@ def test_a_run_killed_between_updates_ends_as_one_that_was_not(train, folder, de
     assert tiny.saved(folder / name) == tiny.saved(folder / method)
     found = tiny.rows(folder / method)
     assert tiny.rows(folder / name) == found
-    assert tables(folder / name) == tables(folder / method)
-    assert [*tables(folder / method)] == ["step_000001.parquet", "step_000005.parquet"]
+    assert tiny.tables(folder / name) == tiny.tables(folder / method)
+    assert [*tiny.tables(folder / method)] == ["step_000001.parquet", "step_000005.parquet"]
     ratios = [row["ratio"] for row in found if "ratio" in row]
     assert ratios[0] == ratios[4] == 1 and all(x != 1 for x in ratios[1:4] + ratios[5:])
     assert ["rollout/reward" in row for row in found if "loss" in row] == [True, *[False] * 3] * 2
@@ -217,7 +211,7 @@ def test_what_is_written_of_answers_has_their_advantages(train, folder, devices)
     devices(1)
     if not (folder / "grpo").exists():
         train("grpo", "grpo")
-    table = tables(folder / "grpo")["step_000001.parquet"]
+    table = tiny.tables(folder / "grpo")["step_000001.parquet"]
     assert len(table) == B * N
     for first, second in zip(table[::2], table[1::2], strict=True):
         assert first["prompt"] == second["prompt"] and first["example"] == second["example"]

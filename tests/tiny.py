@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet
 
 from ptjax.checkpoint import open_step
 from ptjax.config import ConfigDict, defaults, override, to_json
@@ -175,6 +176,12 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
         {k: v for k, v in json.loads(line).items() if k.split("/")[-1] not in clock}
         for line in lines
     ]
+
+
+def tables(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What a run kept of its policy's answers, by file."""
+    paths = sorted((Path(workdir) / "completions").glob("*.parquet"))
+    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
 
 
 def main() -> None:
