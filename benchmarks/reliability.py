@@ -3,10 +3,14 @@ r"""The reliability campaign: damage, kills inside saves, kills and SIGTERM at r
     python -m benchmarks.reliability --flips=1000 --truncations=200 --deletions=50 \
       --phases=100 --kills=100
 
+    python -m benchmarks.reliability --methods=grpo --run_kills=50
+
 The parts named `run_...` are about whole runs, which must end in the very bits of one that nothing
-disturbed (tests/whole_runs.py); the others about a small state that is saved again and again.
-Prints one line a part and exits with 1 where a promise was broken. Modules are loaded once and
-every trial runs in a forked process, as a kill needs a process to kill.
+disturbed (tests/whole_runs.py): so many kills and SIGTERMs for each of `--methods`, sft, dpo, grpo
+and ppo, of which the last two are stopped between the updates that follow a rollout too. The others
+are about a small state that is saved again and again. Prints one line a part and exits with 1 where
+a promise was broken. Modules are loaded once and every trial runs in a forked process, as a kill
+needs a process to kill.
 """
 
 import argparse
@@ -188,6 +192,8 @@ def main() -> None:
     defaults = alone | {f"run_{name}": default for name, default in whole.items()}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    methods = tuple(whole_runs.CONFIGS)
+    parser.add_argument("--methods", type=whole_runs.listed, default=methods)
     asked = parser.parse_args()
     started = time.monotonic()
     print(f"jax {jax.__version__}, orbax {ocp.__version__}, {cpu()}, {os.cpu_count()} cores")
@@ -199,7 +205,11 @@ def main() -> None:
             damage(folder, "deletions", asked.deletions, lambda whole: None),
             phases(folder, asked.phases),
             kills(folder, asked.kills),
-            whole_runs.campaign(folder, **{name: getattr(asked, f"run_{name}") for name in whole}),
+            whole_runs.campaign(
+                folder,
+                methods=asked.methods,
+                **{name: getattr(asked, f"run_{name}") for name in whole},
+            ),
         ]
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; every promise held: {all(kept)}")
     sys.exit(0 if all(kept) else 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ptjax.buckets import bucket
 from ptjax.config import Config
+from ptjax.generate import writer
 from ptjax.job import Run
 from ptjax.prepare import prepare
 from ptjax.sharding import BATCH, batch_shards
@@ -78,17 +79,39 @@ def largest_step(run: Run, staged: Mapping[str, tuple[int, ...]]) -> dict[str, t
     return shapes | {"pack": (bucket(prompts * n // blocks) * blocks, length)}
 
 
-def _sampling(run: Run) -> str:
-    """What a rollout takes beside the training state: its rows' keys and values."""
-    rollout, model = run.rollout, run.bundle.model.config
+class Cache(NamedTuple):
+    """The keys and values of answers that are written together."""
+
+    rows: int
+    slots: int
+    size: int
+    """Bytes, over all devices."""
+
+
+def rollout_cache(run: Run) -> Cache:
+    """What a rollout takes beside the training state, at most: as the sampler allocates it."""
+    rollout, model = run.rollout, run.bundle.model
     assert rollout is not None
-    places = bucket(rollout.length, least=32)
-    numbers = 2 * model.layers * model.kv_heads * model.head_dim * rollout.rows * places
-    size = numbers * jnp.dtype(run.config.model.dtype).itemsize / _GIB
+    parts = (run.pipeline.examples, run.pipeline.held_out)
+    prompt = max(int(part.prompts.max()) for part in parts if part is not None)
+    answers = rollout.n * max(shapes["tokens"][0] for shapes in run.pipeline.shapes)
+    rows = writer.rows_at_once(min(rollout.rows, answers), run.mesh)
+    slots = writer.slots(min(prompt + rollout.max_tokens, model.config.max_positions))
+
+    def keys_and_values() -> tuple[jax.Array, jax.Array]:
+        cache = model.new_cache(rows, slots, rollout.compute.dtype)
+        return cache.k, cache.v
+
+    return Cache(rows, slots, tree_bytes(jax.eval_shape(keys_and_values)))
+
+
+def _sampling(run: Run) -> str:
+    rollout, cache = run.rollout, rollout_cache(run)
+    assert rollout is not None
     return (
         f"rollout    {rollout.n} answer(s) a prompt of up to {rollout.max_tokens:,} tokens; "
-        f"{rollout.rows} rows of {places:,} places: {size:.2f} GiB of keys and values over all "
-        "devices, and at most as much again while prompts are read"
+        f"{cache.rows} rows of {cache.slots:,} places: {cache.size / _GIB:.2f} GiB of keys and "
+        "values over all devices, and at most as much again while prompts are read"
     )
 
 

@@ -106,7 +106,10 @@ class _Loop:
         )
         kind = jax.devices()[0].device_kind
         peak = peak_flops(kind, config.model.dtype)
-        self.speed = Throughput(peak=None if peak is None else peak * jax.device_count())
+        self.speed = Throughput(
+            peak=None if peak is None else peak * jax.device_count(),
+            samples=run.rollout is not None,
+        )
         self.flops = FlopCounter(run)
         self.updates = Updates(run, self.batches)
         self.watch = RewardWatch(run.rollout.monitors if run.rollout else ())
@@ -245,7 +248,8 @@ class _Loop:
         self.watch.trained(values)
         began = time.perf_counter()
         work = self.flops.of(update.host, stages=update.fresh)
-        self.speed.update(tokens=values["tokens"], **work._asdict())
+        sampling = values.get("rollout/seconds", 0.0) + values.get("reward/seconds", 0.0)
+        self.speed.update(tokens=values["tokens"], sampling=sampling, **work._asdict())
         streak = values.pop("streak")
         if _due(step, self.config.log.every) or step == self.job.steps:
             values |= self.speed.read() | {"host_ms": 1000 * host_seconds}

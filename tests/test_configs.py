@@ -48,7 +48,7 @@ def get(variant, **overrides):
 JUDGED = [variant for variant in VARIANTS if METHODS[get(variant).method].data != "sequences"]
 READY = [variant for variant in JUDGED if ":" not in variant]
 READY += ["kto.py:bco", "reward.py:ranked,lora", "embed.py:simcse", "grpo.py:rloo,lora"]
-READY += ["ppo.py:separate,lora", "raft.py:all"]
+READY += ["ppo.py:separate,lora", "raft.py:all", "offline.py:dro,lora"]
 READY += ["distill.py:on_policy", "distill.py:gkd_on_policy", "distill.py:gkd_mixed"]
 
 
@@ -60,6 +60,7 @@ def test_every_recipe_is_here():
     assert {"quickstart.py", "sft.py", "sft_colab_tpu.py", "sft_v5e_8.py"} <= set(FILES)
     assert {f"grpo.py:{preset}" for preset in PRESETS} <= set(VARIANTS)
     assert len(VARIANTS) > len(FILES)
+    assert {get(variant).method for variant in VARIANTS} == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,8 +1,17 @@
-"""What a dry run shows of the data."""
+"""What a dry run shows of the data, and of a rollout's memory."""
 
+import dataclasses
+
+import jax
 import numpy as np
+import pytest
 
-from ptjax.dry_run import examples
+from ptjax.dry_run import examples, rollout_cache
+from ptjax.generate import steps
+from ptjax.prepare import prepare
+from ptjax.sharding import put_batch
+from tests import tiny
+from tests.judged import write_prompts
 
 
 class Letters:
@@ -38,3 +47,50 @@ def test_all_sequences_of_an_example_that_are_there():
         "example 1 (1 of 2): b[F]",
         "example 1 (2 of 2): b[G]",
     ]
+
+
+@pytest.fixture(scope="module")
+def sampling(tmp_path_factory):
+    """A run of 16 prompts of three answers, on all devices."""
+    folder = tiny.write(tmp_path_factory.mktemp("dry run"))
+    settings = {
+        "data.sources[0].path": str(write_prompts(folder / "prompts.jsonl", 16)),
+        "data.validation": None,
+        "data.batch_size": 16,
+        "data.packing": False,
+        "rollout.n": 3,
+        "rollout.max_tokens": 40,
+        "rewards": ["tests.judged.lower"],
+    }
+    return prepare(tiny.tiny_config(folder, method="grpo", **settings))
+
+
+class Enough(Exception):
+    """All that is allocated is there."""
+
+
+@pytest.mark.parametrize(("asked", "written"), [(40, 48), (64, 48), (20, 24), (5, 8), (1, 8)])
+def test_a_rollouts_memory_is_that_of_the_cache_that_is_allocated(
+    sampling, asked, written, monkeypatch
+):
+    run = dataclasses.replace(sampling, rollout=dataclasses.replace(sampling.rollout, rows=asked))
+    begin, made = steps.begin, []
+
+    def begun(*args):
+        made.append(begin(*args).cache)
+        return begin(*args)
+
+    def prefill(model, params, tokens, counts, *, compute):
+        made.append(tokens.shape)
+        raise Enough
+
+    monkeypatch.setattr(steps, "begin", begun)
+    monkeypatch.setattr(steps, "prefill", prefill)
+    host = next(run.pipeline.train())
+    with pytest.raises(Enough), jax.set_mesh(run.mesh):
+        run.stage(run.state, put_batch(host.columns, run.mesh), host=host)
+    cache, (prompts, length) = made
+    said = rollout_cache(run)
+    assert (said.rows, said.slots) == cache.k.shape[1:3] and said.rows == written
+    assert said.size == cache.k.nbytes + cache.v.nbytes
+    assert prompts <= said.rows and length <= said.slots

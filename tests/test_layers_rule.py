@@ -27,7 +27,7 @@ ORDER = (
     "job",
     "prepare",
     "evals flops dry_run export preferences updates",
-    "loop",
+    "loop answers",
     "train",
     "__init__",
     "__main__",

@@ -190,6 +190,23 @@ def test_throughput_counts_useful_tokens_and_leaves_pauses_out():
     assert (meter.tokens, meter.seconds) == (60, 3.0)
 
 
+def test_throughput_of_training_leaves_sampling_and_rewards_out():
+    """A rollout of 3 s before two updates of 1 s each, then an update alone."""
+    now = [0.0]
+    meter = Throughput(samples=True, clock=lambda: now[0])
+    for seconds, sampling in ((4.0, 3.0), (1.0, 0.0)):
+        now[0] += seconds
+        meter.update(tokens=20, sampling=sampling)
+    assert meter.read() == {
+        "tokens_per_second": 8.0, "train/seconds": 2.0, "train/tokens_per_second": 20.0,
+    }  # fmt: skip
+    meter.update(tokens=20)
+    now[0] += 2.0
+    assert meter.read() == {
+        "tokens_per_second": 10.0, "train/seconds": 2.0, "train/tokens_per_second": 10.0,
+    }  # fmt: skip
+
+
 def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session():
     now = [0.0]
     meter = Throughput(peak=100.0, clock=lambda: now[0])

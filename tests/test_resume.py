@@ -31,7 +31,7 @@ from ptjax.optim import OPTIMIZERS
 from ptjax.prepare import abstract, initial_state, optimizer, prepare
 from ptjax.step import StepOptions
 from ptjax.workdir import load, load_workdir, merged
-from tests import tiny
+from tests import tiny, whole_runs
 
 NEXT = TrainIterator.__next__
 MAKE_MESH = sharding.make_mesh
@@ -401,6 +401,20 @@ def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(begun, tmp_path, 
             assert np.asarray(leaf).tobytes() == np.asarray(old).tobytes()
         assert len(restored.params["layers.q"].sharding.device_set) == 8
     assert tiny.saved(tmp_path) == (1, bits)
+
+
+def test_the_campaigns_runs_are_of_every_kind_and_stop_inside_rollouts(tmp_path, monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: list(first))
+    tiny.write(tmp_path)
+    updates, remembered = {}, {}
+    for method, own in whole_runs.CONFIGS.items():
+        settings = whole_runs.settings(tmp_path, method, own)
+        run = prepare(tiny.tiny_config(tmp_path, **settings))
+        updates[method], remembered[method] = run.updates, {*run.state.carry}
+    assert updates == {"sft": 1, "dpo": 1, "grpo": 4, "ppo": 4} and whole_runs.EVERY % 4
+    assert remembered["grpo"] == {"buffer", "kl_control"}
+    assert remembered["ppo"] == {"buffer", "kl_control", "entropy_control"}
 
 
 def test_killed_processes_end_in_the_bits_of_one_that_was_not():

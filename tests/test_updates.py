@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pyarrow.parquet
 import pytest
 
 from ptjax import loop
@@ -95,17 +94,6 @@ def train(folder, prepared, monkeypatch):
     return run
 
 
-def rows(workdir):
-    """metrics.jsonl without what the clock says."""
-    clock = {"rollout/seconds", "rollout/tokens_per_second", "reward/seconds"}
-    return [{k: v for k, v in row.items() if k not in clock} for row in tiny.rows(workdir)]
-
-
-def tables(workdir):
-    paths = sorted((workdir / "completions").glob("*.parquet"))
-    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
-
-
 def parts(run, steps):
     """Each step's update, the state's carry handed on and nothing learnt."""
     state, updates = run.state, Updates(run, run.pipeline.train())
@@ -124,7 +112,8 @@ def answers(update):
     ]
 
 
-def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder):
+def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder, devices):
+    devices(1)
     run = prepare(config(folder, **{"rollout.epochs": 1, "rollout.minibatches": 1}))
     (update,) = parts(run, 1)
     columns = update.host.columns
@@ -191,10 +180,10 @@ def test_a_run_killed_between_updates_ends_as_one_that_was_not(train, folder, de
             train(name, method, cut=step)
     assert train(name, method).step == whole.step == 8
     assert tiny.saved(folder / name) == tiny.saved(folder / method)
-    found = rows(folder / method)
-    assert rows(folder / name) == found
-    assert tables(folder / name) == tables(folder / method)
-    assert [*tables(folder / method)] == ["step_000001.parquet", "step_000005.parquet"]
+    found = tiny.rows(folder / method)
+    assert tiny.rows(folder / name) == found
+    assert tiny.tables(folder / name) == tiny.tables(folder / method)
+    assert [*tiny.tables(folder / method)] == ["step_000001.parquet", "step_000005.parquet"]
     ratios = [row["ratio"] for row in found if "ratio" in row]
     assert ratios[0] == ratios[4] == 1 and all(x != 1 for x in ratios[1:4] + ratios[5:])
     assert ["rollout/reward" in row for row in found if "loss" in row] == [True, *[False] * 3] * 2
@@ -214,7 +203,7 @@ def test_data_that_end_before_the_run_are_said(train, folder, devices):
     }
     with pytest.raises(UserError, match="their epochs ended before step 3, since dynamic sampling"):
         train("ends", "dapo", **ends)
-    rounds = [row["rollout/rounds"] for row in rows(folder / "ends") if "loss" in row]
+    rounds = [row["rollout/rounds"] for row in tiny.rows(folder / "ends") if "loss" in row]
     assert rounds == [2, 1]
 
 
@@ -222,7 +211,7 @@ def test_what_is_written_of_answers_has_their_advantages(train, folder, devices)
     devices(1)
     if not (folder / "grpo").exists():
         train("grpo", "grpo")
-    table = tables(folder / "grpo")["step_000001.parquet"]
+    table = tiny.tables(folder / "grpo")["step_000001.parquet"]
     assert len(table) == B * N
     for first, second in zip(table[::2], table[1::2], strict=True):
         assert first["prompt"] == second["prompt"] and first["example"] == second["example"]
@@ -239,4 +228,4 @@ def test_a_run_killed_on_two_devices_goes_on_with_the_rest_of_its_rollout(train,
         train("two killed", "grpo", cut=3, **sizes)
     train("two killed", "grpo", **sizes)
     assert tiny.saved(folder / "two killed") == tiny.saved(folder / "two")
-    assert rows(folder / "two killed") == rows(folder / "two")
+    assert tiny.rows(folder / "two killed") == tiny.rows(folder / "two")

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet
 
 from ptjax.checkpoint import open_step
 from ptjax.config import ConfigDict, defaults, override, to_json
@@ -170,8 +171,17 @@ def saved(workdir: str | Path, step: int | None = None) -> tuple[int, str]:
 
 def rows(workdir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
     """A workdir's metrics.jsonl, or another such file, without what the clock says."""
-    clock = ("time", "tokens_per_second", "host_ms", "padding", "mfu")
-    return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(workdir, name)]
+    clock = ("time", "tokens_per_second", "host_ms", "padding", "mfu", "seconds")
+    return [
+        {k: v for k, v in row.items() if k.split("/")[-1] not in clock}
+        for row in read_rows(workdir, name)
+    ]
+
+
+def tables(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What a run kept of its policy's answers, by file."""
+    paths = sorted((Path(workdir) / "completions").glob("*.parquet"))
+    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 r"""Whole runs that are killed, told to stop or damaged, and what they come to in the end.
 
     python -m tests.whole_runs --kills=25 --save_kills=10 --flips=100 --truncations=40 --sigterms=10
+    python -m tests.whole_runs --methods=dpo,grpo,ppo --kills=50
 
 Each trial is `python -m ptjax.train` of a tiny model, in a process forked from one that has loaded
 the modules and nothing else. A run that was interrupted must end in the very bits and rows of one
@@ -19,29 +20,62 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 from jax._src.xla_bridge import backends_are_initialized
 
 from ptjax import errors, loop
+from ptjax.algorithms import METHODS
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import load, lora
 from ptjax.train import main as train_main
 from tests import tiny
+from tests.judged import write_judged
 
 PHASES = ("copied", "arrays-written", "hashed", "manifest-tmp", "manifest-renamed", "verified")
 STEPS, EVERY = 24, 3
-ADAPTERS = {
-    "steps": STEPS,
-    "checkpoint.every": EVERY,
-    "eval.every": 8,
-    "model.dropout": 0.1,
-    "lora": lora(rank=4, dropout=0.1).to_dict(),
+RUN = {"steps": STEPS, "checkpoint.every": EVERY, "eval.every": 8}
+ADAPTERS = {"model.dropout": 0.1, "lora": lora(rank=4, dropout=0.1).to_dict()}
+FULL = {"accumulate": 2, "data.tokens_per_batch": 1024}
+SAMPLED = {
+    "data.packing": False,
+    "data.batch_size": 4,
+    "rollout.n": 2,
+    "rollout.max_tokens": 8,
+    "rollout.epochs": 2,
+    "rollout.minibatches": 2,
+    "rewards": [{"name": "tests.judged.letters"}],
+    "hparams.beta": 0.05,
+    "hparams.kl_target": 1.0,
+    "log.completions": 4,
 }
-FULL = {"steps": STEPS, "checkpoint.every": EVERY, "eval.every": 8, "accumulate": 2}
-FULL["data.tokens_per_batch"] = 1024
+CONFIGS = {
+    "sft": ADAPTERS,
+    "dpo": {**ADAPTERS, "data.tokens_per_batch": 1024},
+    "grpo": {**SAMPLED, "hparams.dynamic_sampling": True, "lora": ADAPTERS["lora"]},
+    "ppo": {**SAMPLED, "hparams.entropy_target": 3.0},
+}
+"""What the runs of a method are beside `RUN`; stages that remember, where there are any."""
+
+
+def settings(folder: Path, method: str, overrides: dict) -> dict:
+    """What a run's config says beyond `tiny_config`; writes rows of the kind that the method reads.
+
+    Args:
+      folder: what `tiny.write` was given.
+      method: what is trained.
+      overrides: of this run.
+    """
+    kind, data = METHODS[method].data, {}
+    if kind != "sequences":  # those are the chats of `tiny`
+        train, held_out = (
+            str(write_judged(folder / f"{kind}{seed}.jsonl", kind, count, seed=seed))
+            for seed, count in enumerate((40, 8))
+        )
+        data = {"data.sources[0].path": train, "data.validation": [{"path": held_out}]}
+    return {"method": method, **RUN, **data, **overrides}
 
 
 class Runs:
@@ -49,17 +83,18 @@ class Runs:
 
     Args:
       folder: for everything.
-      name: of the config.
+      name: of the runs.
       overrides: what the config says beyond `tiny_config`.
+      method: what is trained.
     """
 
-    def __init__(self, folder: Path, name: str, overrides: dict):
+    def __init__(self, folder: Path, name: str, overrides: dict, method: str = "sft"):
         self.folder = folder / name
         self.folder.mkdir()
         self.log = self.folder / "log"
         tiny.write(self.folder)
         assert not backends_are_initialized(), "a process with devices must not be forked"
-        self.config = tiny.write_config(self.folder, **overrides)
+        self.config = tiny.write_config(self.folder, **settings(self.folder, method, overrides))
         assert ended(self.start(self.folder / "whole")) == 0, self.log.read_text()
         self.whole = self.outcome(self.folder / "whole")
         started = time.monotonic()
@@ -81,14 +116,9 @@ class Runs:
         return fork(command)
 
     def outcome(self, workdir: Path) -> str:
-        """What a finished run left: its step, the bits of its state, its metrics."""
+        """What a finished run left: its step, the bits of its state, metrics, answers."""
         note = self.folder / "outcome"
-
-        def look() -> None:
-            step, bits = tiny.saved(workdir)
-            note.write_text(f"{step} {bits} {tiny.rows(workdir)}")
-
-        inside(look)
+        inside(lambda: note.write_text(said(workdir)))
         return note.read_text()
 
     def finish(self, workdir: Path) -> bool:
@@ -103,6 +133,12 @@ class Runs:
             if rows.exists() and rows.stat().st_size > before:
                 return
             time.sleep(0.01)
+
+
+def said(workdir: Path) -> str:
+    """What a run left, as text."""
+    step, bits = tiny.saved(workdir)
+    return f"{step} {bits} {tiny.rows(workdir)} {tiny.tables(workdir)}"
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -144,7 +180,7 @@ def at_random(runs: Runs, number: int, wanted: int, seed: int) -> Iterator[tuple
         place += 1
         workdir = runs.folder / f"signal {number} {place}"
         for _ in range(4):
-            said, started = len(runs.log.read_text()), time.monotonic()
+            before, started = len(runs.log.read_text()), time.monotonic()
             child = runs.start(workdir)
             if draw.random() < 0.8:
                 runs.begun(workdir, child)
@@ -154,7 +190,7 @@ def at_random(runs: Runs, number: int, wanted: int, seed: int) -> Iterator[tuple
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
             code = ended(child)
-            if code == 0 and "stopped at step" not in runs.log.read_text()[said:]:
+            if code == 0 and "stopped at step" not in runs.log.read_text()[before:]:
                 runs.seconds = min(runs.seconds, time.monotonic() - started)
                 break
             met += 1
@@ -241,8 +277,7 @@ def damage(runs: Runs, what: str, tries: int, change: Callable) -> bool:
             path = draw.choice(files)
             path.write_bytes(change(path.read_bytes(), draw))
             loop.train(config, str(workdir), quiet=True)
-            step, bits = tiny.saved(workdir)
-            same = f"{step} {bits} {tiny.rows(workdir)}" == runs.whole
+            same = said(workdir) == runs.whole
             aside = (workdir / "checkpoints" / f"{STEPS:08d}.bad").exists()
             good += same and aside
             before += "" if same and aside else f"; {path.name}: {same=} {aside=}"
@@ -263,13 +298,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("kills", "save_kills", "sigterms", "flips", "truncations"):
         parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--methods", type=listed, default=("sft",))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ptjax-runs-", ignore_cleanup_errors=True) as name:
         sys.exit(0 if campaign(Path(name), **vars(asked)) else 1)
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Methods of `CONFIGS`, with commas between them."""
+    names = tuple(text.split(","))
+    if unknown := set(names) - CONFIGS.keys():
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not of {', '.join(CONFIGS)}")
+    return names
+
+
 def campaign(
-    folder: Path, *, kills: int, save_kills: int, sigterms: int, flips: int, truncations: int
+    folder: Path,
+    *,
+    kills: int,
+    save_kills: int,
+    sigterms: int,
+    flips: int,
+    truncations: int,
+    methods: Sequence[str],
 ) -> bool:
     """Does the asked number of each; whether every promise held."""
     os.environ["XLA_FLAGS"] = ""
@@ -282,9 +333,10 @@ def campaign(
     for module in ("grain", "orbax.checkpoint"):  # a fork need not import them again
         importlib.import_module(module)
     held = []
-    if kills or sigterms or save_kills:
-        runs = Runs(folder, "adapters", ADAPTERS)
-        print(f"LoRA with dropout, {STEPS} steps, a save every {EVERY}: {runs.seconds:.1f} s")
+    for method in methods if kills or sigterms or save_kills else ():
+        runs = Runs(folder, method, CONFIGS[method], method)
+        how = ", LoRA" * ("lora" in CONFIGS[method])
+        print(f"{method}{how}, {STEPS} steps, a save every {EVERY}: {runs.seconds:.1f} s")
         if kills:
             held.append(kill_at_random(runs, kills))
         if save_kills:

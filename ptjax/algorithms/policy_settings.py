@@ -1,5 +1,6 @@
 """Which settings of the policy gradient go together: what nothing would read is refused."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ptjax.algorithms.hparams import keywords
@@ -36,7 +37,16 @@ _READ_BY = {
 
 
 def needs(**values: Any) -> tuple[str, ...]:
-    """The outputs that the loss reads.
+    """The outputs that the loss reads; refuses what `check` does."""
+    check(values)
+    return ("logps", "entropy")
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuses settings that do not go together.
+
+    Args:
+      values: all hyperparameters of `policy_gradient` and of the stage `advantage`.
 
     Raises:
       UserError: names the setting that has no meaning, or that nothing reads.
@@ -46,10 +56,9 @@ def needs(**values: Any) -> tuple[str, ...]:
             raise UserError(f"hparams.{name} = {values[name]!r}{did_you_mean(values[name], known)}")
     _unread(values)
     _ranges(values)
-    return ("logps", "entropy")
 
 
-def _unread(values: dict[str, Any]) -> None:
+def _unread(values: Mapping[str, Any]) -> None:
     defaults = keywords(policy_gradient)
     for name, readers in _READ_BY.items():
         if values[name] != defaults[name] and values["surrogate"] not in readers:
@@ -81,7 +90,7 @@ def _unread(values: dict[str, Any]) -> None:
             raise UserError(f"hparams.{name} = {values[name]!r}: {reason}")
 
 
-def _ranges(values: dict[str, Any]) -> None:
+def _ranges(values: Mapping[str, Any]) -> None:
     cap, dual = values["ratio_cap"], values["dual_clip"]
     target = values["kl_target"]
     pairs = ("taus", "phi_positive", "phi_negative")

@@ -65,14 +65,14 @@ class Writer:
         """Writes all completions, `rows` at a time, those of the longest prompts first."""
         order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
         self._waiting.extend(i * self.n + copy for i in order for copy in range(self.n))
-        size = self._size(min(rows, len(self._waiting)))
-        together = self._size(min(-(-size // self.n), len(order)))
+        size = rows_at_once(min(rows, len(self._waiting)), self.mesh)
+        prompts = rows_at_once(min(-(-size // self.n), len(order)), self.mesh)
+        together = min(prompts, size)
         batches = [order[i : i + together] for i in range(0, len(order), together)]
         longest = max(
             len(self.prompts[i // self.n]) + self.transcripts[i].limit for i in self._waiting
         )
-        slots = bucket(longest, least=32)
-        state = steps.begin(self.model, size, slots, self.compute.dtype)
+        state = steps.begin(self.model, size, slots(longest), self.compute.dtype)
         owner, ended = np.full(size, -1), np.ones(size, bool)
         stride = STREAMED if self.on_tokens else steps.STRETCH
         cache = None
@@ -135,7 +135,13 @@ class Writer:
             return jnp.asarray(x)
         return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(sharding.BATCH)))
 
-    def _size(self, rows: int) -> int:
-        """A bucket for so many rows that divides over the mesh."""
-        size = bucket(rows)
-        return size if self.mesh is None else size + -size % sharding.batch_shards(self.mesh)
+
+def rows_at_once(rows: int, mesh: Mesh | None) -> int:
+    """A bucket for so many rows that divides over the mesh: what is decoded together."""
+    size = bucket(rows)
+    return size if mesh is None else size + -size % sharding.batch_shards(mesh)
+
+
+def slots(longest: int) -> int:
+    """Places of a row for completions that have, with their prompts, at most so many tokens."""
+    return bucket(longest, least=32)

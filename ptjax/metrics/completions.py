@@ -12,6 +12,7 @@ from ptjax.errors import UserError
 FOLDER = "completions"
 _SHOWN = 4
 _CHARACTERS = 160
+_TEXTS = ("prompt", "completion")
 
 Rows = list[dict[str, Any]]
 
@@ -82,29 +83,42 @@ def as_table(step: int, rows: Rows) -> Any:
     """A rich table of the extremes: prompt, answer, each reward, advantage."""
     from rich.table import Table
 
-    shown = extremes(rows)
-    parts = [name for name in shown[0] if name.startswith("reward/")]
+    heads, cells = _shown(rows)
     table = Table(title=f"answers of step {step}", title_justify="left", show_lines=True)
-    for name in ("prompt", "completion"):
-        table.add_column(name, ratio=1, overflow="fold")
-    names = (*(parts if len(parts) > 1 else ()), "reward", "advantage")
-    for name in names:
-        table.add_column(name.removeprefix("reward/"), justify="right")
-    for row in shown:
-        numbers = [row.get(name, math.nan) for name in names]
-        cells = [_short(row["prompt"]), _short(row["completion"])]
-        table.add_row(*cells, *("-" if math.isnan(x) else f"{x:.2f}" for x in numbers))
+    for name in heads:
+        wide = name in _TEXTS
+        table.add_column(
+            name,
+            ratio=1 if wide else None,
+            overflow="fold" if wide else "ellipsis",
+            justify="left" if wide else "right",
+        )
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
 def as_markdown(rows: Rows) -> str:
     """The same for TensorBoard."""
-    lines = ["| prompt | completion | reward | advantage |", "|---|---|---|---|"]
-    for row in extremes(rows):
-        texts = [_short(row[name]).replace("|", "\\|") for name in ("prompt", "completion")]
-        numbers = [f"{row.get(name, math.nan):.2f}" for name in ("reward", "advantage")]
-        lines.append("| " + " | ".join([*texts, *numbers]) + " |")
-    return "\n".join(lines)
+    heads, cells = _shown(rows)
+    lines = [heads, ["---"] * len(heads), *([x.replace("|", "\\|") for x in row] for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the extremes; one reward alone is its own sum."""
+    shown = extremes(rows)
+    parts = [name for name in shown[0] if name.startswith("reward/")]
+    numbers = [*(parts if len(parts) > 1 else ()), "reward", "advantage"]
+    cells = [
+        [_short(row[name]) for name in _TEXTS] + [_number(row.get(name)) for name in numbers]
+        for row in shown
+    ]
+    return [*_TEXTS, *(name.removeprefix("reward/") for name in numbers)], cells
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def _short(text: str) -> str:

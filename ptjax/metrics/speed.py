@@ -115,7 +115,13 @@ def mfu(flops: Real, seconds: Real, peak: Real | None) -> float | None:
 class Throughput:
     """Useful tokens a second and MFU between two reads, and over all sessions of a run.
 
-    Time inside `paused()` and what is given to `compiled` does not count.
+    Time inside `paused()` and what is given to `compiled` does not count. Of a run that samples,
+    the rate of training apart from sampling and rewards too.
+
+    Args:
+      peak: floating-point operations a second of all devices; None: unknown.
+      samples: whether the run samples answers.
+      clock: seconds, for tests.
 
     Attributes:
       tokens: useful tokens of all steps.
@@ -124,8 +130,15 @@ class Throughput:
       compile_seconds: seconds of compilation.
     """
 
-    def __init__(self, *, peak: Real | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        peak: Real | None = None,
+        samples: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._peak = peak
+        self._samples = samples
         self._clock = clock
         self.begin({})
 
@@ -133,7 +146,7 @@ class Throughput:
         """Starts the clock, after what earlier sessions came to (their `state()`)."""
         self._start = self._clock() - before.get("seconds", 0.0)
         self._read_seconds = self.seconds
-        self._window = [0.0] * 4
+        self._window = [0.0] * 5
         self.tokens = before.get("tokens", 0.0)
         self.flops = before.get("flops", 0.0)
         self.programs = before.get("programs", 0)
@@ -149,7 +162,15 @@ class Throughput:
         """Seconds of training in all, pauses and compilation left out."""
         return self._clock() - self._start
 
-    def update(self, *, tokens: Real, slots: Real = 0, filled: Real = 0, flops: Real = 0) -> None:
+    def update(
+        self,
+        *,
+        tokens: Real,
+        slots: Real = 0,
+        filled: Real = 0,
+        flops: Real = 0,
+        sampling: Real = 0,
+    ) -> None:
         """Adds a step.
 
         Args:
@@ -157,10 +178,11 @@ class Throughput:
           slots: places that it computed, with padding.
           filled: those that hold a token.
           flops: model flops.
+          sampling: seconds that its answers took to write and to be judged.
         """
         self.tokens += tokens
         self.flops += flops
-        for i, amount in enumerate((tokens, slots, filled, flops)):
+        for i, amount in enumerate((tokens, slots, filled, flops, sampling)):
             self._window[i] += amount
 
     @contextmanager
@@ -179,12 +201,22 @@ class Throughput:
         self._start += seconds
 
     def read(self) -> dict[str, float]:
-        """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known."""
+        """Rates since the last read: `tokens_per_second`, `padding` (0..1), `mfu` where known.
+
+        Of a run that samples `train/seconds` and `train/tokens_per_second` too: the time that is
+        left without sampling and rewards.
+        """
         elapsed = self.seconds - self._read_seconds
         self._read_seconds += elapsed
-        tokens, slots, filled, flops = self._window
-        self._window = [0.0] * 4
-        rates = {"tokens_per_second": tokens / elapsed if elapsed > 0 else 0.0}
+        tokens, slots, filled, flops, sampling = self._window
+        self._window = [0.0] * 5
+        rates = {"tokens_per_second": _rate(tokens, elapsed)}
+        if self._samples:
+            training = max(elapsed - sampling, 0.0)
+            rates |= {
+                "train/seconds": training,
+                "train/tokens_per_second": _rate(tokens, training),
+            }
         if slots:
             rates["padding"] = 1 - filled / slots
         return rates | self._share(flops, elapsed)
@@ -199,3 +231,7 @@ class Throughput:
     def _share(self, flops: Real, seconds: Real) -> dict[str, float]:
         share = mfu(flops, seconds, self._peak)
         return {} if share is None or not flops else {"mfu": share}
+
+
+def _rate(amount: Real, seconds: Real) -> float:
+    return amount / seconds if seconds > 0 else 0.0

@@ -1,15 +1,25 @@
-"""Preference pairs of a model's own answers: `make_pairs`, and `python -m ptjax.preferences`."""
+"""Files of a model's own answers: `make_pairs` and `make_answers`, each with a command.
+
+`python -m ptjax.preferences`, `python -m ptjax.answers`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptjax.preferences.answers import make_answers
     from ptjax.preferences.make import Made, make_pairs
-    from ptjax.preferences.settings import Settings
+    from ptjax.preferences.settings import AnswerSettings, Settings
 
-__all__ = ["Made", "Settings", "make_pairs"]
+__all__ = ["AnswerSettings", "Made", "Settings", "make_answers", "make_pairs"]
 
-_HOME = {"Made": "make", "Settings": "settings", "make_pairs": "make"}
+_HOME = {
+    "AnswerSettings": "settings",
+    "Made": "make",
+    "Settings": "settings",
+    "make_answers": "answers",
+    "make_pairs": "make",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,35 +1,24 @@
-"""Prompts in, pairs out: the model answers, rewards or an edit judge, the journal keeps."""
+"""Prompts in, pairs out: the model answers, rewards or an edit judge."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ptjax.data.config import SourceConfig
 from ptjax.data.pipeline import build
-from ptjax.data.prompts import Prompt
-from ptjax.data.template import Template
 from ptjax.errors import UserError
-from ptjax.generate.chat import chat_ids
-from ptjax.generate.engine import sample
-from ptjax.models.decoder import Compute
-from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import Bundle
-from ptjax.preferences.journal import Journal
-from ptjax.preferences.prompts import digest, read_prompts
-from ptjax.preferences.settings import Judges, Settings, plain
+from ptjax.preferences.answering import Answering, Row, write_rows
+from ptjax.preferences.prompts import read_prompts
+from ptjax.preferences.settings import Judges, Settings
 from ptjax.preferences.totals import Totals
-from ptjax.progress import Progress
 from ptjax.rewards.base import accepted
 from ptjax.rewards.choose import best_against, enough
-from ptjax.rewards.score import score
 from ptjax.workdir import load
-
-Row = dict[str, Any]
 
 
 class Made(NamedTuple):
@@ -41,7 +30,7 @@ class Made(NamedTuple):
 
     def lines(self) -> list[str]:
         """The summary, for people."""
-        return [*self.totals.lines(), *(f"sides       {line}" for line in self.shortcuts)]
+        return [*self.totals.lines("pairs"), *(f"sides       {line}" for line in self.shortcuts)]
 
 
 class Pair(NamedTuple):
@@ -85,107 +74,36 @@ def make_pairs(
     if settings.chosen == "given" and not any(prompt.given for prompt in asked):
         raise UserError(f"{source.path}: no row has an answer of its own (a completion)")
     bundle = load(model, head="lm")
-    maker = _Maker(bundle, asked, settings, judges)
-    record = {
-        "model": bundle.source,
-        "weights": _digest(bundle),
-        "template": bundle.tokenizer.chat_template,
-        "prompts": digest(asked),
-        **plain(vars(settings)),
-    }
-    journal = Journal(Path(out), record)
-    totals = Totals.of(journal.totals)
-    start = journal.done * settings.batch_size
-    with Progress(len(asked), unit="prompt", start=start, quiet=quiet) as progress:
-        for first in range(start, len(asked), settings.batch_size):
-            batch = range(first, min(first + settings.batch_size, len(asked)))
-            rows = maker.batch(batch, totals)
-            journal.append(rows, totals.to_dict())
-            progress.update(batch.stop, {"pairs": totals.pairs})
-    if not totals.pairs:
-        raise UserError(f"{source.path}: no pair was made of it: {totals.reasons()}")
-    if not journal.finished:
-        journal.finish()
-    return Made(totals, _shortcuts(journal.path, bundle))
+    maker = _Maker(Answering(bundle, asked, settings, judges.rewards), settings, judges)
+    path, totals = write_rows(
+        maker.answering, out, settings, maker.batch, source=source, what="pairs", quiet=quiet
+    )
+    return Made(totals, _shortcuts(path, bundle))
 
 
 class _Maker:
     """Makes the pairs of one batch after the other; a batch depends on nothing before it."""
 
-    def __init__(self, bundle: Bundle, prompts: list[Prompt], settings: Settings, judges: Judges):
-        self._bundle = bundle
+    def __init__(self, answering: Answering, settings: Settings, judges: Judges):
+        self.answering = answering
         self._settings = settings
         self._judges = judges
-        self._template = Template(bundle.tokenizer) if bundle.tokenizer.chat_template else None
-        self._prompts = prompts
-        self._ids = [self._encode(prompt) for prompt in prompts]
-        self._names = sorted({name for prompt in prompts for name in prompt.columns})
 
     def batch(self, numbers: Sequence[int], totals: Totals) -> list[Row]:
         """The rows of these prompts, added to the totals."""
-        totals.prompts += len(numbers)
-        answers = self._answers(numbers, totals)
+        answers = self.answering.answers(numbers, totals)
         make = {"best": self._best, "edited": self._edited, "given": self._given}
         pairs = list(make[self._settings.chosen](answers, totals))
         for pair in pairs:
-            totals.add(pair.scores)
+            scores = pair.scores and dict(zip(("chosen", "rejected"), pair.scores, strict=True))
+            totals.add(scores)
         return [self._row(pair) for pair in pairs]
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if self._template is None:
-            if not isinstance(prompt.asked, str):
-                raise UserError(
-                    f"{prompt.where}: {self._bundle.source} has no chat template, so it takes "
-                    "prompts of text only"
-                )
-            return self._bundle.tokenizer.encode(prompt.asked)
-        try:
-            return chat_ids(self._template, prompt.messages, prompt.tools)
-        except UserError as error:
-            raise UserError(f"{prompt.where}: {error}") from error
-
-    def _answers(self, numbers: Sequence[int], totals: Totals) -> dict[int, list[str]]:
-        """What the model says to each prompt, without answers that cannot stand in a pair."""
-        settings, bundle = self._settings, self._bundle
-        room = bundle.model.config.max_positions
-        fitting = [i for i in numbers if len(self._ids[i]) < room]
-        totals.skip("the prompt is too long for the model", len(numbers) - len(fitting))
-        repeated = [i for i in fitting for _ in range(settings.samples)]
-        found = sample(
-            bundle.model,
-            bundle.params,
-            [self._ids[i] for i in repeated],
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-            stop_ids=bundle.stop_ids,
-            tokenizer=bundle.tokenizer,
-            seed=[seed for i in fitting for seed in self._seeds(i)],
-            compute=Compute(dtype=settings.dtype),
-        )
-        totals.answers += len(found)
-        answers: dict[int, list[str]] = {i: [] for i in fitting}
-        for i, one in zip(repeated, found, strict=True):
-            if one.finished != "stop" and not settings.keep_unfinished:
-                totals.drop("unfinished")
-            elif not one.text.strip():
-                totals.drop("empty")
-            elif one.text in answers[i]:
-                totals.drop("said before")
-            else:
-                answers[i].append(one.text)
-        return answers
-
-    def _seeds(self, number: int) -> list[int]:
-        """Of a prompt's samples, whatever batch it is in."""
-        sequence = np.random.SeedSequence([self._settings.seed, number])
-        return sequence.generate_state(self._settings.samples).tolist()
 
     def _best(self, answers: dict[int, list[str]], totals: Totals) -> Iterator[Pair]:
         settings = self._settings
-        scores = iter(self._score([(i, text) for i in answers for text in answers[i]], totals))
+        scores = iter(
+            self.answering.scores([(i, text) for i in answers for text in answers[i]], totals)
+        )
         for i, texts in answers.items():
             own = [next(scores) for _ in texts]
             draw = np.random.default_rng([settings.seed, i, 1])
@@ -202,7 +120,7 @@ class _Maker:
         """The row's answer against each of the model's."""
         pairs = []
         for i, texts in answers.items():
-            given = self._prompts[i].given
+            given = self.answering.prompts[i].given
             if given is None:
                 totals.skip("the row has no answer", len(texts))
             else:
@@ -234,8 +152,8 @@ class _Maker:
     def _edit(self, number: int, text: str) -> str | None:
         assert self._judges.edit is not None
         where = f"edit {self._settings.edit}"
-        columns = accepted(self._judges.edit, self._columns(number), where)
-        edited = self._judges.edit(self._prompts[number].text, text, **columns)
+        columns = accepted(self._judges.edit, self.answering.columns(number), where)
+        edited = self._judges.edit(self.answering.prompts[number].text, text, **columns)
         if edited is not None and not isinstance(edited, str):
             raise UserError(f"{where} returned {type(edited).__name__}, neither text nor None")
         return edited
@@ -248,7 +166,7 @@ class _Maker:
             yield from different
             return
         sides = [(pair.prompt, text) for pair in different for text in pair[1:3]]
-        scores = self._score(sides, totals)
+        scores = self.answering.scores(sides, totals)
         for pair, good, bad in zip(different, scores[::2], scores[1::2], strict=True):
             if good != good or bad != bad:
                 totals.skip("no answer with a score")
@@ -257,37 +175,8 @@ class _Maker:
             else:
                 yield pair._replace(scores=(good, bad))
 
-    def _score(self, answers: Sequence[tuple[int, str]], totals: Totals) -> list[float]:
-        rows = [self._columns(i) for i, _ in answers]
-        names = rows[0] if rows else ()
-        found = score(
-            self._judges.rewards,
-            [self._prompts[i].text for i, _ in answers],
-            [text for _, text in answers],
-            {name: [row[name] for row in rows] for name in names},
-            max_missing=self._settings.max_missing,
-        )
-        for reason, times in found.failed.items():
-            totals.drop(reason, times)
-        return found.total.tolist()
-
-    def _columns(self, number: int) -> Row:
-        """A row's other columns, its conversation and its own answer."""
-        prompt = self._prompts[number]
-        columns = {name: prompt.columns.get(name) for name in self._names}
-        return {**columns, **prompt.facts()}
-
     def _row(self, pair: Pair) -> Row:
-        """In TRL's form: messages where the model has a chat template, else text."""
-        prompt = self._prompts[pair.prompt]
-        asked: Any = prompt.asked
-        sides: list[Any] = [pair.chosen, pair.rejected]
-        if self._template is not None:
-            asked = prompt.messages
-            sides = [[{"role": "assistant", "content": side}] for side in sides]
-        row = {"prompt": asked, "chosen": sides[0], "rejected": sides[1]}
-        if prompt.tools:
-            row["tools"] = prompt.tools
+        row = self.answering.row(pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected})
         if pair.scores is not None:
             row["score_chosen"], row["score_rejected"] = (round(s, 6) for s in pair.scores)
         return row
@@ -307,9 +196,3 @@ def _shortcuts(path: Path, bundle: Bundle) -> list[str]:
     except UserError as error:
         return [str(error)]
     return [] if found is None else found.lines()
-
-
-def _digest(bundle: Bundle) -> str:
-    """One checksum of all weights."""
-    leaves = sorted(fingerprint(bundle.params).items())
-    return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]

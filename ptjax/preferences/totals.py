@@ -12,21 +12,19 @@ class Totals:
     Attributes:
       prompts: read so far.
       answers: sampled.
-      pairs: made.
-      skipped: why a pair was not made, and how often.
-      dropped: why an answer stands in no pair, and how often.
-      score_chosen: sum over the pairs that have scores.
-      score_rejected: likewise.
-      scored: pairs that have scores.
+      rows: made.
+      skipped: why a row was not made, and how often.
+      dropped: why an answer stands in no row, and how often.
+      scores: sums over the rows that have scores, by what is scored.
+      scored: rows that have scores.
     """
 
     prompts: int = 0
     answers: int = 0
-    pairs: int = 0
+    rows: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    score_chosen: float = 0.0
-    score_rejected: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
     scored: int = 0
 
     @staticmethod
@@ -38,36 +36,36 @@ class Totals:
         """JSON-able."""
         return asdict(self)
 
-    def add(self, scores: tuple[float, float] | None) -> None:
-        """One more pair, of these scores."""
-        self.pairs += 1
+    def add(self, scores: Mapping[str, float] | None) -> None:
+        """One more row, of these scores."""
+        self.rows += 1
         if scores is not None:
             self.scored += 1
-            self.score_chosen += scores[0]
-            self.score_rejected += scores[1]
+            for name, value in scores.items():
+                self.scores[name] = self.scores.get(name, 0.0) + value
 
     def skip(self, reason: str, times: int = 1) -> None:
-        """No pair, for this reason."""
+        """No row, for this reason."""
         _count(self.skipped, reason, times)
 
     def drop(self, reason: str, times: int = 1) -> None:
-        """An answer that stands in no pair, for this reason."""
+        """An answer that stands in no row, for this reason."""
         _count(self.dropped, reason, times)
 
     def reasons(self) -> str:
         """`3 x identical sides, 1 x unfinished`."""
         return _listed({**self.dropped, **self.skipped}) or "there are no prompts"
 
-    def lines(self) -> list[str]:
-        """The summary, for people."""
-        lines = [f"pairs       {self.pairs} of {self.prompts} prompts, {self.answers} answers"]
+    def lines(self, what: str) -> list[str]:
+        """The summary, for people; `what` the rows are."""
+        lines = [f"{what:<11} {self.rows} of {self.prompts} prompts, {self.answers} answers"]
         if self.skipped:
             lines.append(f"skipped     {_listed(self.skipped)}")
         if self.dropped:
             lines.append(f"left out    of the answers: {_listed(self.dropped)}")
         if self.scored:
-            chosen, rejected = self.score_chosen / self.scored, self.score_rejected / self.scored
-            lines.append(f"mean score  chosen {chosen:.3f}, rejected {rejected:.3f}")
+            means = (f"{name} {total / self.scored:.3f}" for name, total in self.scores.items())
+            lines.append(f"mean score  {', '.join(means)}")
         return lines
 
 

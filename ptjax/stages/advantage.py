@@ -1,6 +1,6 @@
 """From rewards to advantages of tokens, with all that looks at the whole batch."""
 
-from ptjax.stages.base import Context, Stage
+from ptjax.stages.base import Context, Stage, without_truncated
 from ptjax.stages.token_advantages import token_advantages
 from ptjax.types import Batch
 
@@ -63,10 +63,9 @@ def _advantage(
     ctx.logged["advantage/std"] = figures["std"]
     if kl_in != "loss" and "ref_logps" in batch:
         ctx.logged["kl/reward"] = figures["kl"]
-    batch = batch | {"advantages": found}
     if mask_truncated:
-        batch["weights"] = batch["weights"] * (1 - batch["truncated"])
-    return batch, carry
+        batch = without_truncated(ctx, batch)
+    return batch | {"advantages": found}, carry
 
 
 advantage = Stage("advantage", _advantage, writes={"advantages": "B N T"})

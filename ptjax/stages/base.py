@@ -103,6 +103,13 @@ def in_place(ctx: Context, batch: Batch, made: Mapping[str, np.ndarray]) -> Batc
     return batch | put_batch(made, ctx.mesh)
 
 
+def without_truncated(ctx: Context, batch: Batch) -> Batch:
+    """Training answers that ran out of room with weight 0; held-out ones are judged as they are."""
+    if not ctx.training:
+        return batch
+    return batch | {"weights": batch["weights"] * (1 - batch["truncated"])}
+
+
 def run_stages(
     stages: tuple[Stage, ...],
     call: Callable[..., tuple[Batch, Carry]],

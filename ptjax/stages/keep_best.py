@@ -18,12 +18,14 @@ def _keep_best(
     keep: int = 1,
     least: float | None = None,
     drop_no_signal: bool = False,
+    mask_truncated: bool = False,
 ) -> tuple[Batch, None]:
     """Keeps the best `keep` answers of each prompt; held-out answers stay as they are.
 
     The best of n: RAFT (2304.06767, algorithm 1). With `keep` = n and a `least` reward all answers
     that are good enough: rejection-sampling fine-tuning (2308.01825). The others get weight 0 and
-    no place in a row, so that no pass reads them.
+    no place in a row, so that no pass reads them; with `mask_truncated` so do all that ran out of
+    room, whatever their reward.
     """
     if not ctx.training:
         return batch, carry
@@ -31,7 +33,8 @@ def _keep_best(
     assert host is not None and rollout is not None
     given = host.columns
     rewards, there = given["rewards"], given["weights"] > 0
-    kept = best(rewards, there, keep=keep, least=least, drop_no_signal=drop_no_signal)
+    eligible = there & (given["truncated"] == 0) if mask_truncated else there
+    kept = best(rewards, eligible, keep=keep, least=least, drop_no_signal=drop_no_signal)
     ctx.logged["keep/answers"] = kept.sum() / max(there.sum(), 1)
     ctx.logged["keep/prompts"] = kept.any(1).sum() / max(there.any(1).sum(), 1)
     if kept.any():
@@ -62,7 +65,8 @@ def best(
 
     Args:
       rewards: of the answers.
-      there: False for fillers and answers whose reward is missing: never kept, whatever it says.
+      there: False for fillers, answers whose reward is missing, and those that are not to be
+        imitated: never kept, whatever it says.
       keep: answers of a group that stay, at most. Of equal ones those drawn first stay.
       least: reward that an answer needs; None: any.
       drop_no_signal: whether a group whose rewards are all equal stays out.

@@ -15,7 +15,8 @@ def _old_outputs(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
     return batch | {"old_logps": outputs.logps, "old_entropy": outputs.entropy}, carry
 
 
-def _asks_entropy(*, top_entropy: float, entropy_target: float | None) -> bool:
+def asks_entropy(*, top_entropy: float, entropy_target: float | None) -> bool:
+    """Whether something reads `old_entropy`."""
     return top_entropy < 1 or entropy_target is not None
 
 
@@ -32,7 +33,7 @@ def _asks_log_probs(
     minibatches: int = 1,
     sampler_every: int = 1,
 ) -> bool:
-    asked = _asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
+    asked = asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
     apart = off_policy(epochs=epochs, minibatches=minibatches, sampler_every=sampler_every)
     return apart and not asked
 
@@ -51,6 +52,6 @@ old_outputs = Stage(
     _old_outputs,
     writes={"old_logps": "B N T", "old_entropy": "B N T"},
     passes=1,
-    wanted=_asks_entropy,
+    wanted=asks_entropy,
 )
 """Where something asks for entropy."""

@@ -155,14 +155,117 @@ def test_coefficients_of_controllers_take_the_place_of_fixed_ones():
     assert (terms["kl"][0], terms["entropy"][0]) == (np.float32(0.7), -np.float32(0.2))
 
 
+PLAIN = {
+    "surrogate": "clipped",
+    "ratio": "token",
+    "denominator": "sequence",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "dual_clip": None,
+    "ratio_cap": None,
+    "taus": (1.0, 1.05),
+    "phi_positive": (2.0, 3.0),
+    "phi_negative": (3.0, 2.0),
+    "baseline": "group",
+    "scale": "group",
+    "eps": 1e-4,
+    "several": "sum_then_normalize",
+    "whitened": False,
+    "gamma": 1.0,
+    "beta": 0.0,
+    "kl": "k3",
+    "kl_in": "loss",
+    "kl_ratio": False,
+    "kl_target": None,
+    "entropy_coef": 0.0,
+    "entropy_target": None,
+    "top_entropy": 1.0,
+    "mask_truncated": False,
+    "dynamic_sampling": False,
+    "correction": "none",
+    "off_policy": None,
+    "sync_every": 0,
+    "sampler_every": 1,
+}
+"""What GRPO is (2402.03300, β = 0), and what a paper does not speak of is elsewhere."""
+GSPO = {"clip_low": 3e-4, "clip_high": 4e-4}
+ALONE = {"surrogate": "reinforce", "denominator": "sequence_sum", "scale": "none"}
+PAPERS = {
+    "grpo": {},
+    "dr_grpo": {"denominator": "constant", "scale": "none"},
+    "dapo": {"denominator": "tokens", "clip_high": 0.28, "dynamic_sampling": True},
+    "gspo": {"ratio": "sequence", **GSPO},
+    "gspo_token": {"ratio": "sequence_token", **GSPO},
+    "cispo": {"surrogate": "cispo", "denominator": "tokens", "clip_low": 1.0, "clip_high": 4.0},
+    "gmpo": {"surrogate": "gmpo", "clip_low": 0.4, "clip_high": 0.4},
+    "sapo": {"surrogate": "sapo"},
+    "luspo": {"ratio": "sequence", "denominator": "sequence_sum", **GSPO},
+    "vespo": {"surrogate": "vespo", "denominator": "tokens"},
+    "rloo": {"ratio": "sequence_sum", "baseline": "leave_one_out", "scale": "none"}
+    | {"beta": 0.05, "kl": "k1", "kl_in": "reward"},
+    "reinforce": {**ALONE, "baseline": "batch"},
+    "reinforce_pp": {"denominator": "tokens", "baseline": "none", "scale": "none"}
+    | {"whitened": True, "beta": 0.01, "kl": "k1", "kl_in": "token_reward"},
+    "reinforce_pp_baseline": {"denominator": "tokens", "scale": "none", "whitened": True}
+    | {"beta": 1e-3, "kl": "k2"},
+    "remax": {**ALONE, "baseline": "greedy"},
+    "opo": {**ALONE, "baseline": "length_weighted"},
+    "gpg": {"surrogate": "reinforce", "denominator": "tokens", "scale": "signal"},
+}
+"""The papers' own constants once more, as numbers: nothing here is read from the package."""
+
+
+def test_presets_bind_the_constants_of_their_papers():
+    assert PAPERS.keys() == PRESETS.keys()
+    for name, differs in PAPERS.items():
+        bound = dict(METHODS[name].bind({}, "hparams").values)
+        assert {key: bound[key] for key in PLAIN} == PLAIN | differs, name
+
+
+OWN_LOSS = {
+    "grpo": "grpo",
+    "dr_grpo": "dr_grpo",
+    "dapo": "dapo",
+    "sapo": "sapo",
+    "vespo": "vespo",
+    "rloo": "rloo",
+    **dict.fromkeys(("reinforce", "remax", "opo"), "reinforce"),
+}
+"""Presets whose loss is one of the golden cases, and which."""
+
+
+@pytest.fixture(scope="module")
+def losses():
+    """Of presets as they are bound: values and gradients."""
+    length = {"dr_grpo": {"max_tokens": 9}}
+    bound = {name: METHODS[name].bind(length.get(name, {}), "hparams") for name in OWN_LOSS}
+
+    def each(logps):
+        outputs, batch = Outputs(logps=logps, entropy=-logps), columns(jnp.float64)
+        del batch["ref_logps"]  # β is 0 in the loss of all of them
+        terms = {name: one.terms(outputs, batch)[0] for name, one in bound.items()}
+        assert all(found.keys() == {"policy"} for found in terms.values())
+        return {name: found["policy"][1].value() for name, found in terms.items()}
+
+    with jax.enable_x64(True):
+        run = jax.jit(lambda x: (each(x), jax.jacrev(each)(x)), compiler_options=QUICK)
+        return jax.device_get(run(jnp.asarray(GOLDEN["logps"], jnp.float64)))
+
+
+@pytest.mark.parametrize(("name", "case"), OWN_LOSS.items())
+def test_a_preset_as_it_is_bound_has_the_references_loss(losses, name, case):
+    values, gradients = losses
+    assert float(values[name]) == pytest.approx(GOLDEN["values"][case], rel=1e-6)
+    wanted = GOLDEN[f"grad_{case}"]
+    np.testing.assert_allclose(gradients[name], wanted, atol=1e-6 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_set_what_exists_and_bind(name):
-    known = METHODS[name].hyperparameters()
-    assert {key: known[key] for key in PRESETS[name]} == PRESETS[name]
+def test_the_stages_of_presets(name):
     bound = METHODS[name].bind({}, "hparams")
     stages = [stage.name for stage in bound.stages]
     greedy = ["greedy_rewards"] if name == "remax" else []
-    reference = ["ref_logps"] if known["beta"] else []
+    reference = ["ref_logps"] if PAPERS[name].get("beta") else []
     assert stages == ["rollout", *greedy, *reference, "advantage"]
 
 

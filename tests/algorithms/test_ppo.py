@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
+from ptjax.algorithms.policy_gradient import DENOMINATORS, policy_gradient
 from ptjax.algorithms.ppo import ppo_after
+from ptjax.config import defaults
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions
+from ptjax.prepare import hyperparameters
 from ptjax.stages.base import Stage
 from ptjax.step import gradients
 from ptjax.types import Outputs
@@ -116,6 +119,33 @@ def test_only_the_critic_learns_while_the_policy_waits():
         assert bool(np.abs(gradient).max() > 0) == name.startswith("critic."), name
 
 
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_padding_changes_no_mean(denominator):
+    """L_max is what the rollout's config says an answer may have, whatever T is."""
+    config = defaults()
+    config.method, config.rollout.max_tokens = "ppo", 7
+    config.hparams.denominator = denominator
+    asked = hyperparameters(config, PPO)
+    assert asked["max_tokens"] == 7
+    batch = columns()
+    shape = batch["mask"].shape
+    drawn = np.random.RandomState(3).standard_normal((3, *shape)).astype(np.float32)
+    given = dict(zip(("logps", "entropy", "values"), drawn * batch["mask"], strict=True))
+
+    def policy(longer, **more):
+        def padded(x):
+            return jnp.pad(x, ((0, 0), (0, 0), (0, longer if x.shape == shape else 0))[: x.ndim])
+
+        wide = {name: padded(x) for name, x in batch.items()}
+        outputs = Outputs(**{name: padded(x) for name, x in given.items()})
+        terms, _ = PPO.bind(asked | more, "config.hparams").terms(outputs, wide)
+        return float(terms["policy"][1].value())
+
+    assert policy(0) == pytest.approx(policy(9), rel=1e-6) and policy(0) != 0
+    if denominator == "constant":
+        assert policy(0) * 7 == pytest.approx(policy(0, denominator="sequence_sum"), rel=1e-5)
+
+
 def test_hyperparameters_and_stages():
     bound = PPO.bind({}, "config.hparams")
     assert bound.head == "lm_value"
@@ -125,6 +155,34 @@ def test_hyperparameters_and_stages():
     assert [stage.name for stage in free.stages] == ["rollout", "gae"]
     led = PPO.bind({"kl_target": 6.0}, "config.hparams")
     assert [stage.name for stage in led.stages] == ["rollout", "ref_logps", "kl_control", "gae"]
+    forking = PPO.bind({"beta": 0.0, "top_entropy": 0.2}, "config.hparams")
+    assert [stage.name for stage in forking.stages] == ["rollout", "gae_and_entropy"]
+    aimed = PPO.bind({"beta": 0.0, "entropy_target": 0.5}, "config.hparams")
+    assert [stage.name for stage in aimed.stages][1:] == ["gae_and_entropy", "entropy_control"]
+
+
+def test_kl_entropy_and_stale_samples_are_those_of_the_policy_gradient():
+    batch = {k: jnp.asarray(v) for k, v in columns().items()}
+    count = batch["mask"].shape[0]
+    state = np.random.RandomState(4)
+    for name in ("ref_logps", "sampler_logps"):
+        gap = 0.3 * state.standard_normal(batch["mask"].shape)
+        batch[name] = batch["mask"] * (batch["old_logps"] + jnp.asarray(gap, jnp.float32))
+    batch["entropy_coef"] = jnp.full(count, 0.25)
+    logps = batch["old_logps"] + 0.1 * batch["mask"]
+    outputs = Outputs(logps=logps, entropy=-logps, values=batch["old_values"])
+    shared = {"beta": 0.3, "kl": "k2", "kl_in": "loss", "kl_ratio": True, "off_policy": 0.05}
+    found, metrics = PPO.bind(shared, "config.hparams").terms(outputs, batch)
+    wanted, _ = policy_gradient(outputs, batch, denominator="tokens", **shared)
+    assert {*found} == {*wanted, "value"} == {"policy", "kl", "entropy", "value"}
+    for name, (coefficient, mean) in wanted.items():
+        assert float(found[name][0]) == pytest.approx(float(coefficient)), name
+        assert float(found[name][1].value()) == pytest.approx(float(mean.value())), name
+    assert float(found["kl"][0]) == pytest.approx(0.3)
+    assert 0 < float(metrics["off_policy"].value()) < 1
+    waiting = batch | {"policy_coef": jnp.zeros(count)}
+    terms, _ = PPO.bind(shared, "config.hparams").terms(outputs, waiting)
+    assert [name for name, (coefficient, _) in terms.items() if float(coefficient)] == ["value"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +192,11 @@ def test_hyperparameters_and_stages():
         ({"kl": "k4"}, "kl = 'k4'"),
         ({"value_clip": 0.0}, "value_clip = 0.0: it must be above 0, or None"),
         ({"lam": 1.5}, r"lam = 1.5: it must be in \[0, 1\]"),
-        ({"kl_target": 6.0, "beta": 0.0}, "kl_target = 6.0: it must be above 0, and beta too"),
+        ({"kl_target": 6.0, "beta": 0.0}, "it moves beta, which is to begin above 0"),
+        ({"kl_in": "reward"}, "kl_in = 'reward'"),
+        ({"kl_ratio": True}, "it goes with beta > 0 and kl_in = 'loss'"),
+        ({"top_entropy": 0.0}, r"top_entropy = 0.0: it must be in \(0, 1\]"),
+        ({"clip_low": -0.1}, "clip_low = -0.1: it must be not negative"),
         ({"value_coeff": 1.0}, "did you mean 'value_coef'"),
     ],
 )

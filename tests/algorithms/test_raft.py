@@ -11,6 +11,7 @@ from ptjax.algorithms.raft import raft
 from ptjax.algorithms.sft import sft
 from ptjax.config import defaults
 from ptjax.errors import UserError
+from ptjax.metrics import read_rows
 from ptjax.prepare import prepare
 from ptjax.train import train
 from ptjax.types import Outputs
@@ -74,7 +75,12 @@ def test_a_run(config, tmp_path, monkeypatch):
     rows = tiny.rows(tmp_path)
     steps = [row for row in rows if "loss" in row]
     assert [("keep/reward" in row) for row in steps] == [True, False]
-    row = steps[0]
+    row, part = (row for row in read_rows(tmp_path) if "loss" in row)
+    assert row["train/seconds"] < row["tokens"] / row["tokens_per_second"]  # sampling is off it
+    sampled = row["train/seconds"] + row["rollout/seconds"] + row["reward/seconds"]
+    assert sampled == pytest.approx(row["tokens"] / row["tokens_per_second"], rel=1e-3)
+    whole = part["tokens"] / part["train/seconds"]
+    assert part["tokens_per_second"] == part["train/tokens_per_second"] == pytest.approx(whole)
     assert row["keep/answers"] == 0.25 and row["keep/prompts"] == 1
     assert row["keep/margin"] > 0 and row["entropy"] > 0
     assert row["keep/reward"] == pytest.approx(row["rollout/reward"] + row["keep/margin"])

@@ -10,6 +10,7 @@ from ptjax.errors import UserError
 from ptjax.metrics import Metrics
 from ptjax.metrics.completions import (
     as_markdown,
+    as_table,
     extremes,
     read_completions,
     with_advantages,
@@ -64,8 +65,25 @@ def test_the_best_and_the_worst_are_shown():
     found = extremes(rows(0.5, 3.0, math.nan, -1.0, 2.0, 0.0))
     assert [row["prompt"] for row in found] == ["p1", "p4", "p3", "p2"]
     assert [row["prompt"] for row in extremes(rows(0.0, 1.0))] == ["p1", "p0"]
-    text = as_markdown(rows(0.0, 1.0)).splitlines()
-    assert text[2] == r"| p1 | a\|1 b | 1.00 | nan |" and len(text) == 4
+
+
+def test_the_terminal_and_tensorboard_show_each_reward():
+    """One reward alone is the sum; what abstained is a dash."""
+    alone = as_markdown(rows(0.0, 1.0)).splitlines()
+    assert alone[0] == "| prompt | completion | reward | advantage |" and len(alone) == 4
+    assert alone[2] == r"| p1 | a\|1 b | 1.00 | - |"
+    several = [row | {"reward/y": math.nan, "advantage": -0.5} for row in rows(1.0)]
+    assert as_markdown(several).splitlines() == [
+        "| prompt | completion | x | y | reward | advantage |",
+        "| --- | --- | --- | --- | --- | --- |",
+        r"| p0 | a\|0 b | 1.00 | - | 1.00 | -0.50 |",
+    ]
+    table = as_table(3, several)
+    assert [column.header for column in table.columns] == [
+        "prompt", "completion", "x", "y", "reward", "advantage",
+    ]  # fmt: skip
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells[2:] == ["1.00", "-", "1.00", "-0.50"]
 
 
 def test_a_run_s_metrics_keep_the_table_and_nothing_of_none(tmp_path):

@@ -99,7 +99,7 @@ def text(side):
 
 def test_the_best_by_reward_against_the_worst(run):
     totals, rows = run(rewards=("helpers.size",))
-    assert totals.pairs == len(rows) == totals.prompts == 5 and totals.answers == 20
+    assert totals.rows == len(rows) == totals.prompts == 5 and totals.answers == 20
     assert [row["prompt"][-1]["content"] for row in rows] == [
         "What is blue?", "Name the sea.", "Hi", "Ask me one.", "Add one\n\nto two.",
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_the_best_by_reward_against_the_worst(run):
         chosen, rejected = text(row["chosen"]), text(row["rejected"])
         assert (row["score_chosen"], row["score_rejected"]) == (len(chosen), len(rejected))
         assert len(chosen) > len(rejected)
-    assert totals.score_chosen == sum(row["score_chosen"] for row in rows)
+    assert totals.scores["chosen"] == sum(row["score_chosen"] for row in rows)
 
 
 def test_the_best_against_another_at_random_and_a_margin(run):
@@ -139,7 +139,7 @@ def test_rewards_see_columns_and_where_they_abstain_there_is_no_pair(run):
 
 def test_an_edit_of_the_models_own_answer(run):
     totals, rows = run(chosen="edited", edit="helpers.shout", samples=2)
-    assert totals.skipped == {"the edit gives none": 2} and totals.pairs == 8
+    assert totals.skipped == {"the edit gives none": 2} and totals.rows == 8
     for row in rows:
         question, rejected = row["prompt"][-1]["content"], text(row["rejected"])
         given = {"Hi": "Ho.", "Ask me one.": "Which?", "Add one\n\nto two.": "Three."}
@@ -152,7 +152,7 @@ def test_an_edit_that_the_rewards_do_not_like_makes_no_pair(run):
     totals, rows = run(
         chosen="edited", edit="helpers.shout", samples=1, rewards=("helpers.size",), margin=16.0
     )
-    assert totals.pairs + totals.skipped["below the margin"] == 4
+    assert totals.rows + totals.skipped["below the margin"] == 4
     assert all(row["score_chosen"] - row["score_rejected"] >= 16 for row in rows) and rows
 
 
@@ -163,7 +163,7 @@ def test_the_rows_own_answer_against_the_models(run):
 
 
 def test_identical_sides_are_no_pair(run):
-    with pytest.raises(UserError, match="no pair was made of it: 5 x identical sides"):
+    with pytest.raises(UserError, match="no pairs were made of it: 5 x identical sides"):
         run(chosen="edited", edit="helpers.same", samples=1)
 
 
@@ -180,7 +180,7 @@ def test_answers_that_ran_out_and_prompts_that_do_not_fit_are_counted(run, folde
     (folder / "long.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (ROWS[0], long)))
     totals, _ = run(prompts="long.jsonl", rewards=("helpers.size",))
     assert totals.skipped["the prompt is too long for the model"] == 1 and totals.answers == 4
-    with pytest.raises(UserError, match="no pair was made of it: 20 x unfinished"):
+    with pytest.raises(UserError, match="no pairs were made of it: 20 x unfinished"):
         run(rewards=("helpers.size",), keep_unfinished=False, out="other.jsonl")
 
 

@@ -1,5 +1,7 @@
 """The advantage's stages: golden numbers, statistics over the real answers, controllers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,36 @@ def test_advantages_are_the_references(case):
     np.testing.assert_allclose(found, wanted * GOLDEN["mask"], rtol=1e-7, atol=1e-9)
 
 
+OWN = {
+    **dict.fromkeys(
+        ("grpo", "dapo", "gspo", "gspo_token", "cispo", "gmpo", "sapo", "luspo", "vespo"), "group"
+    ),
+    "dr_grpo": "group_none",
+    "rloo": "rloo_kl",
+    "reinforce": "batch",
+    "reinforce_pp_baseline": "reinforce_pp_baseline",
+    "remax": "remax",
+    "opo": "opo",
+    "gpg": "gpg",
+}
+"""Presets, and the golden case of their advantage; REINFORCE++'s has another β and γ."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_preset_as_it_is_bound_has_the_references_advantage(name):
+    assert {*PRESETS} - {*OWN} == {"reinforce_pp"}
+    algorithm = online(ROLLOUT)[name]
+    (stage,) = [one for one in algorithm.stages if one.name == "advantage"]
+    values = dict(algorithm.bind({}, "hparams").values)
+    with jax.enable_x64(True):
+        batch, _ = known_call(stage.run, values, context(), columns(np.float64), None)
+    wanted = GOLDEN[f"advantage_{OWN[name]}"]
+    wanted = wanted if wanted.ndim == 3 else wanted[..., None]
+    np.testing.assert_allclose(
+        batch["advantages"], wanted * GOLDEN["mask"], rtol=1e-7, atol=1e-9, err_msg=name
+    )
+
+
 @pytest.mark.parametrize("name", [n for n in PRESETS if n not in ("rloo", "reinforce_pp")])
 def test_a_group_of_equal_rewards_has_exactly_none(name):
     """In every preset whose reward holds no KL; the greedy answer's reward is as good."""
@@ -126,6 +158,8 @@ def test_truncated_answers_count_in_their_group_and_not_in_the_loss():
     plain, masked = run(batch), run(batch, mask_truncated=True)
     np.testing.assert_array_equal(masked["advantages"], plain["advantages"])
     np.testing.assert_array_equal(masked["weights"], 1 - cut)
+    held_out = run(batch, dataclasses.replace(context(), training=False), mask_truncated=True)
+    np.testing.assert_array_equal(held_out["weights"], 1)
 
 
 def test_only_the_tokens_of_greatest_entropy_keep_an_advantage():

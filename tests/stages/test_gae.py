@@ -6,7 +6,8 @@ import pytest
 
 from ptjax import sharding
 from ptjax.stages.base import Context
-from ptjax.stages.gae import gae
+from ptjax.stages.gae import gae, gae_and_entropy
+from ptjax.stages.token_advantages import high_entropy
 from ptjax.types import Outputs
 
 B, N, T = 3, 2, 9
@@ -19,20 +20,22 @@ WEIGHTS[1, 1] = 0  # its reward is missing
 LOGPS, REF, VALUES = (
     np.where(MASK == 0, 0, STATE.standard_normal((B, N, T))).astype(np.float32) for _ in range(3)
 )
+ENTROPY = np.where(MASK == 0, 0, STATE.rand(B, N, T)).astype(np.float32)
 REWARDS = np.where(WEIGHTS > 0, STATE.standard_normal((B, N)), 0).astype(np.float32)
 
 
-def staged(step=0, extra=None, **hparams):
-    """(columns, logged) of the stage over the batch."""
+def staged(step=0, extra=None, stage=gae, training=True, **hparams):
+    """(columns and weights, logged) of the stage over the batch."""
     asked = []
 
     def policy(batch, fields):
         asked.append(fields)
-        return Outputs(logps=jnp.asarray(LOGPS), values=jnp.asarray(VALUES))
+        said = Outputs(logps=jnp.asarray(LOGPS), values=jnp.asarray(VALUES))
+        return said._replace(entropy=jnp.asarray(ENTROPY)) if "entropy" in fields else said
 
     context = Context(
         step=step,
-        training=True,
+        training=training,
         trained={},
         policy=policy,
         reference=policy,
@@ -41,10 +44,12 @@ def staged(step=0, extra=None, **hparams):
     )
     given = {"mask": MASK, "weights": WEIGHTS, "rewards": REWARDS, "ref_logps": REF}
     batch = {k: jnp.asarray(v) for k, v in (given | (extra or {})).items() if v is not None}
-    found, carry = gae.run(context, batch, None, **hparams)
-    assert asked == [("logps", "values")] and carry is None
-    assert set(found) - set(batch) == set(gae.writes)
-    return {name: np.asarray(found[name]) for name in gae.writes}, context.logged
+    found, carry = stage.run(context, batch, None, **hparams)
+    fields = ("logps", "values", *(("entropy",) if "old_entropy" in stage.writes else ()))
+    assert asked == [fields] and carry is None
+    assert set(found) - set(batch) == set(stage.writes)
+    names = (*stage.writes, "weights")
+    return {name: np.asarray(found[name]) for name in names}, context.logged
 
 
 def by_hand(*, gamma, lam, beta, ref=REF):
@@ -120,6 +125,43 @@ def test_no_reference_and_a_controller():
     np.testing.assert_allclose(
         led["advantages"], by_hand(gamma=1.0, lam=0.95, beta=0.4)[0], atol=1e-5
     )
+
+
+def test_truncated_answers_may_be_left_out_of_everything():
+    """As if their reward were missing; the held-out ones are judged all the same."""
+    cut = np.zeros((B, N), np.float32)
+    cut[0, 1] = cut[2, 0] = 1
+    left = WEIGHTS * (1 - cut)
+    plain, _ = staged(extra={"truncated": cut})
+    np.testing.assert_array_equal(plain["weights"], WEIGHTS)
+    wanted, told = staged(extra={"weights": left})
+    found, logged = staged(extra={"truncated": cut}, mask_truncated=True)
+    for name, column in wanted.items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
+    np.testing.assert_array_equal(found["weights"], left)
+    assert logged == told and not found["advantages"][0, 1].any()
+    held_out, _ = staged(extra={"truncated": cut}, mask_truncated=True, training=False)
+    np.testing.assert_array_equal(held_out["weights"], WEIGHTS)
+
+
+def test_only_the_tokens_of_greatest_entropy_keep_an_advantage():
+    tokens = MASK * WEIGHTS[..., None]
+    kept = high_entropy(jnp.asarray(ENTROPY), jnp.asarray(tokens), 0.4)
+    assert 0 < kept.sum() < tokens.sum()
+    plain, _ = staged()
+    found, _ = staged(stage=gae_and_entropy, top_entropy=0.4)
+    np.testing.assert_array_equal(found["old_entropy"], ENTROPY)
+    np.testing.assert_array_equal(found["advantages"], plain["advantages"] * kept)
+    np.testing.assert_array_equal(found["returns"], plain["returns"])
+    told, _ = staged(stage=gae_and_entropy, entropy_target=0.5)
+    np.testing.assert_array_equal(told["advantages"], plain["advantages"])
+
+
+def test_kl_in_the_loss_leaves_rewards_alone():
+    found, logged = staged(kl_in="loss", beta=0.3)
+    wanted, _ = staged(extra={"ref_logps": None})
+    np.testing.assert_array_equal(found["advantages"], wanted["advantages"])
+    assert "kl/reward" not in logged
 
 
 def test_the_value_function_learns_alone_at_first():

@@ -21,7 +21,7 @@ def nothing(*_, **__):
     raise AssertionError("this stage asks the model nothing")
 
 
-def run(*, training=True, **settings):
+def run(*, training=True, truncated=None, **settings):
     valid = np.arange(T) < LENGTHS[..., None]
     columns = {
         "tokens": np.arange(B * N * T, dtype=np.int32).reshape(B, N, T),
@@ -29,6 +29,7 @@ def run(*, training=True, **settings):
         "mask": (valid & (np.arange(T) >= PROMPT)).astype(np.float32),
         "weights": WEIGHTS.copy(),
         "rewards": REWARDS.copy(),
+        "truncated": np.zeros((B, N), np.float32) if truncated is None else truncated,
         "pack": np.full((8, T), -1, np.int32),
     }
     rollout = object.__new__(Rollout)
@@ -66,6 +67,18 @@ def test_those_that_stay_are_the_best(settings, kept):
     placed = np.sort(np.asarray(batch["pack"]).reshape(-1))
     wanted = np.flatnonzero(np.asarray(batch["valid"]))
     np.testing.assert_array_equal(placed[placed >= 0], wanted)
+
+
+def test_truncated_answers_are_not_imitated_where_asked():
+    """The best of the first prompt is cut, of the second all are."""
+    cut = np.float32([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]])
+    plain, _, _ = run(truncated=cut)
+    np.testing.assert_array_equal(plain["weights"], run()[0]["weights"])
+    batch, ctx, _ = run(truncated=cut, mask_truncated=True)
+    kept = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(batch["weights"], WEIGHTS * kept)
+    assert ctx.logged["keep/prompts"] == pytest.approx(2 / 3)
+    assert ctx.logged["keep/answers"] == pytest.approx(2 / 8)
 
 
 def test_any_group_is_cut_as_sorting_would():
