@@ -30,6 +30,8 @@ class Scores(NamedTuple):
     """float32 [count, rewards], before weights; NaN where a reward failed or abstained."""
     failed: Counter[str]
     """Why values are missing, with the number of completions; abstentions are not among them."""
+    fails: np.ndarray
+    """bool [count, rewards]: where a reward failed."""
 
 
 def score(
@@ -60,27 +62,28 @@ def score(
     """
     count = len(completions)
     each = np.full((count, len(rewards)), np.nan, np.float32)
-    bad = np.zeros(count, bool)
+    fails = np.zeros((count, len(rewards)), bool)
     failed: Counter[str] = Counter()
     for j, reward_values in enumerate(ask(rewards, prompts, completions, columns)):
         reward = rewards[j]
         for i, value in enumerate(reward_values):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
-                bad[i] |= reward.weight != 0
+                fails[i, j] = True
             elif value is not None:
                 each[i, j] = value
+    weights = np.array([reward.weight for reward in rewards], np.float32)
+    bad = (fails & (weights != 0)).any(axis=1)
     if bad.sum() > max_missing * count:
         raise UserError(
             f"rewards: {bad.sum()} of {count} completions have no score (at most "
             f"{max_missing:.0%} may have none): "
             + ", ".join(f"{times} x {reason}" for reason, times in failed.most_common(3))
         )
-    weights = np.array([reward.weight for reward in rewards], np.float32)
     given = np.isfinite(each) & (weights != 0)
     total = np.where(given, each, 0) @ weights
     total = np.where(bad | ~given.any(axis=1), np.float32(np.nan), total)
-    return Scores(total, each, failed)
+    return Scores(total, each, failed, fails)
 
 
 def ask(

@@ -36,6 +36,8 @@ class Group(NamedTuple):
     each: np.ndarray
     """float32 [n, F], times the rewards' weights, those of weight 0 as they are; NaN where one
     abstained or is missing."""
+    fails: np.ndarray
+    """bool [n, F]: where a reward failed."""
 
     @property
     def told_apart(self) -> bool:
@@ -111,6 +113,7 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
             answers[i],
             scores.total[i * n : (i + 1) * n],
             scores.each[i * n : (i + 1) * n] * weights,
+            scores.fails[i * n : (i + 1) * n],
         )
         for i, row in enumerate(rows)
     ]
@@ -145,7 +148,8 @@ def _scores(
     count = sum(map(len, answers))
     nothing = np.zeros(count, np.float32)
     if not rollout.rewards:
-        return Scores(nothing, np.zeros((count, 0), np.float32), Counter())
+        none = np.zeros((count, 0), np.float32)
+        return Scores(nothing, none, Counter(), none.astype(bool))
     said = rollout.judge(numbers, answers, training=training)
     return said if rollout.judged else said._replace(total=nothing)
 
@@ -214,7 +218,9 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     if not rollout.rewards:
         return
     ctx.logged["reward/seconds"] = spent["reward"]
-    for name, values in zip(rollout.reward_names, each.T, strict=True):
+    fails = np.concatenate([group.fails for group in groups]).mean(0).tolist()
+    for name, values, failed in zip(rollout.reward_names, each.T, fails, strict=True):
+        ctx.logged[f"reward/{name}/failed"] = failed
         if np.isfinite(values).any():
             ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
     if not rollout.judged:

@@ -3,8 +3,9 @@
 B prompts, N answers, T tokens of an answer with its prompt.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
+from ptjax.rewards.failures import Reasons
 from ptjax.rewards.score import Scores, score
 from ptjax.stages.conversation import converse
+
+_log = logging.getLogger("ptjax")
 
 Columns = dict[str, np.ndarray]
 
@@ -56,6 +60,7 @@ class Rollout:
       stop_ids: tokens that end an answer.
       compute: dtype of activations and cache.
       seed: of the run.
+      reasons: why rewards failed, as far as it was told.
     """
 
     n: int
@@ -81,6 +86,7 @@ class Rollout:
     stop_ids: tuple[int, ...]
     compute: Compute
     seed: int
+    reasons: Reasons = field(default_factory=Reasons)
 
     def draw(
         self,
@@ -200,6 +206,8 @@ class Rollout:
     ) -> Scores:
         """What the rewards say, answer after answer; NaN where they say nothing.
 
+        Why they fail is told, each reason once a run.
+
         Args:
           numbers: the prompts' examples.
           answers: to each of them, of each as many.
@@ -218,12 +226,16 @@ class Rollout:
         if self.environment is not None:
             columns["turns"] = [list(one.turns) for one in said]
             columns["environment_reward"] = [one.reward for one in said]
-        return score(
+        found = score(
             self.rewards,
             [prompt.text for prompt in asked],
             [one.text for one in said],
             columns,
         )
+        of = "answers" if training else "held-out answers"
+        if line := self.reasons.tell(found.failed, len(said), of):
+            _log.warning(line)
+        return found
 
     def prompt(self, number: int, *, training: bool) -> Prompt:
         """What the row of an example asks, and all else that it holds."""

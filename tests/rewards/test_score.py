@@ -47,6 +47,7 @@ def test_a_monitor_has_values_and_no_say():
     np.testing.assert_array_equal(found.total, [1, 2, np.nan])
     np.testing.assert_array_equal(found.each[:, 1], [np.nan, 7, 7])
     assert found.failed == {"<lambda>: no": 1}
+    assert found.fails.tolist() == [[False, True], [False, False], [False, False]]
 
 
 def test_a_failure_is_missing_and_never_zero():

@@ -14,6 +14,7 @@ from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.prepare import prepare
 from ptjax.rewards.base import rewards
+from ptjax.rewards.failures import Reasons
 from tests import judged, tiny
 
 LONGEST, N, B = 6, 3, 8
@@ -82,7 +83,7 @@ def changed(run, *names, **hparams):
     values = tuple(sorted((dict(run.bound.values) | hparams).items()))
     bound = dataclasses.replace(run.bound, values=values)
     judges = rewards(names) if names else run.rollout.rewards
-    rollout = dataclasses.replace(run.rollout, rewards=judges)
+    rollout = dataclasses.replace(run.rollout, rewards=judges, reasons=Reasons())
     return dataclasses.replace(run, bound=bound, rollout=rollout)
 
 
@@ -203,6 +204,21 @@ def test_a_missing_reward_has_no_weight(run, host):
     assert logged["rollout/missing"] == pytest.approx(failed.mean())
     assert logged["rollout/reward"] == pytest.approx(batch["rewards"][~failed].mean())
     assert not batch["advantages"][failed].any()
+
+
+def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
+    """Of a monitor too, whose failures take no score."""
+    shy = "tests.judged.shy"
+    own = changed(run, "tests.judged.lower", {"name": shy, "weight": 0}, shy)
+    _, logged, table = staged(own, host)
+    failed = np.mean([sum(map(ord, entry["completion"])) % 6 == 2 for entry in table])
+    assert 0 < failed < 0.5 and logged["reward/lower/failed"] == 0
+    assert logged["reward/shy_1/failed"] == logged["reward/shy_2/failed"]
+    assert logged["reward/shy_1/failed"] == logged["rollout/missing"] == pytest.approx(failed)
+    count = len(table)
+    line = f"rewards failed on some of {count} answers: {2 * failed * count:.0f} x {shy}: no"
+    staged(own, host)
+    assert caplog.text.count(line) == caplog.text.count("rewards failed") == 1
 
 
 def test_held_out_prompts_get_one_greedy_answer(run):
