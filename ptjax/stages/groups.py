@@ -254,7 +254,7 @@ rollout = Stage(
     },
     sequences=GROUP,
     judged=True,
-    measures=("rollout/reward", "rollout/tokens", "rollout/truncated"),
+    measures=("rollout/reward", "rollout/missing", "rollout/tokens", "rollout/truncated"),
 )
 
 answers = dataclasses.replace(
@@ -270,10 +270,12 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     asked = {entry["row"]: entry["example"] for entry in ctx.table}
     column = np.full(len(batch["weights"]), np.nan, np.float32)
     prompts = {row: _prompt_of(host, row) for row in asked}
-    said = [prompts[row].tolist() for row in asked]
-    answers = _answers(ctx, list(asked.values()), said, n=1, temperature=0.0)
-    scores = rollout.judge(list(asked.values()), answers, training=ctx.training).total
-    column[list(asked)] = scores
+    before = [prompts[row].tolist() for row in asked]
+    answers = _answers(ctx, list(asked.values()), before, n=1, temperature=0.0)
+    said = rollout.judge(
+        list(asked.values()), answers, training=ctx.training, max_missing=1.0
+    )  # few may be asked about, and one without a reward is no baseline
+    column[list(asked)] = scores = said.total
     if np.isfinite(scores).any():
         ctx.logged["reward/greedy"] = float(np.nanmean(scores))
     return batch | put_batch({"greedy_rewards": column}, ctx.mesh), carry

@@ -50,6 +50,7 @@ class Rollout:
       rows: answers that are written together.
       epochs: how often a group is trained on.
       minibatches: optimizer steps an epoch of a rollout.
+      max_missing: share of the answers that are judged together which may fail to be, in training.
       accumulate: micro-batches of a batch.
       prompts_once: whether a group's answers share their prompt in packed rows.
       rewards: what judges answers; none where nothing does.
@@ -76,6 +77,7 @@ class Rollout:
     rows: int
     epochs: int
     minibatches: int
+    max_missing: float
     accumulate: int
     prompts_once: bool
     rewards: tuple[Reward, ...]
@@ -202,7 +204,12 @@ class Rollout:
         return [self.seed % 2**32, int(training), step, example]
 
     def judge(
-        self, numbers: Sequence[int], answers: Sequence[Sequence[Completion]], *, training: bool
+        self,
+        numbers: Sequence[int],
+        answers: Sequence[Sequence[Completion]],
+        *,
+        training: bool,
+        max_missing: float | None = None,
     ) -> Scores:
         """What the rewards say, answer after answer; NaN where they say nothing.
 
@@ -212,10 +219,14 @@ class Rollout:
           numbers: the prompts' examples.
           answers: to each of them, of each as many.
           training: whether the examples are those that are trained on.
+          max_missing: share of the answers that rewards may fail on; where none is given, the run's
+            own in training, and 1 of held-out answers: a batch of them may be a single one.
 
         Raises:
-          UserError: rewards fail on more than half of the answers.
+          UserError: rewards fail on more than that.
         """
+        if max_missing is None:
+            max_missing = self.max_missing if training else 1.0
         prompts = [self.prompt(number, training=training) for number in numbers]
         said = [one for several in answers for one in several]
         asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
@@ -231,6 +242,7 @@ class Rollout:
             [prompt.text for prompt in asked],
             [one.text for one in said],
             columns,
+            max_missing=max_missing,
         )
         of = "answers" if training else "held-out answers"
         if line := self.reasons.tell(found.failed, len(said), of):

@@ -13,7 +13,7 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.prepare import prepare
-from ptjax.rewards.base import rewards
+from ptjax.rewards.base import Failed, Reward, rewards
 from ptjax.rewards.failures import Reasons
 from tests import judged, tiny
 
@@ -221,6 +221,23 @@ def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
     assert caplog.text.count(line) == caplog.text.count("rewards failed") == 1
 
 
+def test_a_held_out_batch_of_one_that_fails_does_not_stop_the_run(run, host, caplog):
+    own = changed(run, "tests.judged.broken")
+    (held_out,) = own.pipeline.validation()
+    last = HostBatch({name: x[:1] for name, x in held_out.columns.items()}, held_out.examples[:1])
+    batch, logged, _ = staged(own, last, training=False)
+    assert not batch["weights"].any() and batch["weights"].shape == (1, 1)
+    assert logged["rollout/missing"] == 1 and "rollout/reward" not in logged
+    assert "failed on some of 1 held-out answers: 1 x tests.judged.broken: ValueError: broken" in (
+        caplog.text
+    )
+    with pytest.raises(UserError, match=f"{B * N} of {B * N} completions have no score"):
+        staged(own, host)
+    lenient = dataclasses.replace(own.rollout, max_missing=1.0)
+    batch, logged, _ = staged(dataclasses.replace(own, rollout=lenient), host)
+    assert not batch["weights"].any() and logged["rollout/missing"] == 1
+
+
 def test_held_out_prompts_get_one_greedy_answer(run):
     (held_out,) = run.pipeline.validation()
     batch, logged, _ = staged(run, held_out, training=False, step=3)
@@ -302,6 +319,17 @@ def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
     np.testing.assert_allclose(given, batch["rewards"] - np.array(wanted)[:, None], atol=1e-6)
 
 
+def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, host):
+    def fails_alone(prompts, completions):
+        return [1.0 if len(completions) > B else Failed("no") for _ in completions]
+
+    rollout = dataclasses.replace(run.rollout, rewards=(Reward("fails_alone", fails_alone),))
+    bound = METHODS["remax"].bind({}, "hparams")
+    batch, logged, _ = staged(dataclasses.replace(run, bound=bound, rollout=rollout), host)
+    assert np.isnan(batch["greedy_rewards"]).all() and "reward/greedy" not in logged
+    assert (batch["rewards"] == 1).all()
+
+
 WRONG = {
     "top_k": ("grpo", {"rollout.top_k": 5}, r"config.rollout.top_k: a policy gradient scores"),
     "top_p": ("ppo", {"rollout.top_p": 0.9}, r"config.rollout.top_p: a policy gradient scores"),
@@ -315,6 +343,12 @@ WRONG = {
     "minibatches": ("online_dpo", {"rollout.minibatches": 2}, "rollout.minibatches is set, but"),
     "L_max": ("dr_grpo", {"hparams.max_tokens": 9}, "set config.rollout.max_tokens"),
     "hparams": ("grpo", {"hparams.epochs": 2}, "config.hparams.epochs: set config.rollout.epochs"),
+    "missing": ("grpo", {"rollout.max_missing": 1.5}, "max_missing = 1.5: it must be from 0 to 1"),
+    "unread": (
+        "gkd_mixed",
+        {"rollout.max_missing": 1.0, "rollout.n": 1, "rewards": [], "reference.source": "smollm2"},
+        "rollout.max_missing is set, but gkd_mixed asks no rewards",
+    ),
     "one": ("grpo", {"rollout.n": 1}, "compares at least 2 answers"),
     "greedy": ("grpo", {"rollout.temperature": 0.0}, "nothing to compare"),
     "none": ("grpo", {"rewards": []}, "grpo needs a judge of answers"),
