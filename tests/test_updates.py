@@ -102,8 +102,13 @@ def rows(workdir):
 
 
 def tables(workdir):
+    """Rows by file; NaN, which is unequal to itself, as a text."""
     paths = sorted((workdir / "completions").glob("*.parquet"))
-    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
+    found = {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
+    return {
+        name: [{k: "nan" if v != v else v for k, v in row.items()} for row in of]
+        for name, of in found.items()
+    }
 
 
 def parts(run, steps):

@@ -76,6 +76,7 @@ def _rollout(
         ctx.logged["rollout/rounds"] = rounds
         ctx.logged["rollout/filled"] = min(len(groups) / places, 1.0)
     made = _columns(ctx, groups[:places], places)
+    _table(ctx, sampled, groups[:places])
     _say(ctx, sampled, spent)
     host.columns.clear()
     return in_place(ctx, batch, made), carry
@@ -172,7 +173,6 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
         "truncated": np.zeros(shape[:2], np.float32),
     }
     for row, group in enumerate(groups):
-        prompt = rollout.prompt(group.example, training=ctx.training)
         there = np.isfinite(group.total)
         made["weights"][row] = np.where(there, group.weight, 0)
         made["rewards"][row] = np.where(there, group.total, 0)
@@ -182,12 +182,23 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             begin = len(group.prompt)
             made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
             made["truncated"][row, i] = answer.finished == "length"
-            ctx.table.append(_entry(rollout, prompt, group, i, row))
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
     return made | {"pack": pack_groups(made, blocks, prompts_once=rollout.prompts_once)}
 
 
-def _entry(rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int) -> dict[str, object]:
+def _table(ctx: Context, sampled: Sequence[Group], groups: Sequence[Group]) -> None:
+    """Tells of all that was sampled; only what is in the batch has a row in it."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    rows = {id(group): row for row, group in enumerate(groups)}
+    for group in sampled:
+        prompt, row = rollout.prompt(group.example, training=ctx.training), rows.get(id(group))
+        ctx.table.extend(_entry(rollout, prompt, group, i, row) for i in range(len(group.answers)))
+
+
+def _entry(
+    rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int | None
+) -> dict[str, object]:
     """What the completion table says of an answer."""
     found: dict[str, object] = {
         "example": group.example,
@@ -267,14 +278,12 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     """Adds `greedy_rewards`: of the likeliest answer to each prompt (ReMax, 2310.10505)."""
     host, rollout = ctx.host, ctx.rollout
     assert host is not None and rollout is not None
-    asked = {entry["row"]: entry["example"] for entry in ctx.table}
-    column = np.full(len(batch["weights"]), np.nan, np.float32)
-    prompts = {row: _prompt_of(host, row) for row in asked}
-    before = [prompts[row].tolist() for row in asked]
-    answers = _answers(ctx, list(asked.values()), before, n=1, temperature=0.0)
-    said = rollout.judge(
-        list(asked.values()), answers, training=ctx.training, max_missing=1.0
-    )  # few may be asked about, and one without a reward is no baseline
+    asked = {e["row"]: e["example"] for e in ctx.table if e["row"] is not None}
+    numbers, column = list(asked.values()), np.full(len(batch["weights"]), np.nan, np.float32)
+    prompts = [_prompt_of(host, row).tolist() for row in asked]
+    answers = _answers(ctx, numbers, prompts, n=1, temperature=0.0) if asked else []
+    # Few may be asked about, and one that no reward is known of is no baseline.
+    said = rollout.judge(numbers, answers, training=ctx.training, max_missing=1.0)
     column[list(asked)] = scores = said.total
     if np.isfinite(scores).any():
         ctx.logged["reward/greedy"] = float(np.nanmean(scores))

@@ -12,6 +12,7 @@ from ptjax.algorithms import METHODS
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
+from ptjax.metrics.completions import with_advantages
 from ptjax.prepare import prepare
 from ptjax.rewards.base import Failed, Reward, rewards
 from ptjax.rewards.failures import Reasons
@@ -268,7 +269,13 @@ def test_dynamic_sampling_drops_equal_rewards_and_takes_more_prompts(run):
     assert 1 < rounds and sum(useful[: B * (rounds - 1)]) < B <= sum(useful[: B * rounds])
     taken = [n for h in hosts for n in h.examples]
     taken = [n for n, good in zip(taken, useful, strict=True) if good][:B]
-    assert [entry["example"] for entry in table[::N]] == taken
+    kept = [entry for entry in table if entry["row"] is not None]
+    assert [entry["example"] for entry in kept[::N]] == taken
+    places = [(entry["row"], entry["answer"]) for entry in kept]
+    assert places == [(row, n) for row in range(B) for n in range(N)]
+    every = [n for h in hosts[: int(rounds)] for n in h.examples]
+    assert [entry["example"] for entry in table[::N]] == every, "what is left out is told too"
+    assert all(e["reward"] == 1 for e, n in zip(table[::N], useful, strict=False) if not n)
     assert logged["rollout/filled"] == 1 and (batch["weights"] == 1).all()
     assert all(len({*row.tolist()}) > 1 for row in batch["rewards"])
     assert logged["rollout/no_signal"] == pytest.approx(1 - np.mean(useful[: B * rounds]))
@@ -300,7 +307,10 @@ def test_rewards_that_are_all_equal_are_said_and_teach_nothing(run, host, caplog
     assert logged["rollout/no_signal"] == 1 and logged["rollout/reward_std"] < 1e-6
     batch, logged, table = staged(own, host, step=3, more=lambda: host)
     assert logged["rollout/rounds"] == 2 and logged["rollout/filled"] == 0
-    assert not batch["weights"].any() and not batch["valid"].any() and table == []
+    assert not batch["weights"].any() and not batch["valid"].any()
+    assert len(table) == 2 * B * N and {entry["row"] for entry in table} == {None}
+    found = with_advantages(table, batch)
+    assert all(np.isnan(entry["advantage"]) and not entry["trained"] for entry in found)
 
 
 def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
@@ -317,6 +327,15 @@ def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
     first = batch["mask"].argmax(-1)[..., None]
     given = np.take_along_axis(batch["advantages"], first, -1)[..., 0]
     np.testing.assert_allclose(given, batch["rewards"] - np.array(wanted)[:, None], atol=1e-6)
+
+
+def test_greedy_answers_are_of_the_prompts_in_the_batch(run, host):
+    bound = METHODS["remax"].bind({"dynamic_sampling": True, "max_rounds": 1}, "hparams")
+    own = dataclasses.replace(changed(run, "tests.judged.split"), bound=bound)
+    batch, _, table = staged(own, host, step=3)
+    rows = sorted({entry["row"] for entry in table if entry["row"] is not None})
+    assert 0 < len(rows) < B and len(table) == B * N
+    assert np.isfinite(batch["greedy_rewards"]).nonzero()[0].tolist() == rows
 
 
 def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, host):
