@@ -7,7 +7,7 @@ with between them those of the environment's turns, as the chat template writes 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Conversation:
     own: list[bool] = field(default_factory=list)
     turns: list[dict[str, str]] = field(default_factory=list)
     reward: float = 0.0
-    finished: str | None = None
+    finished: Literal["stop", "length"] | None = None
 
     def hear(self, said: Completion) -> None:
         """Adds a turn of the policy; one that was cut off ends the conversation."""
@@ -67,7 +67,7 @@ class Conversation:
         return Completion(
             tuple(self.tokens),
             tuple(self.logps),
-            "length" if self.finished == "length" else "stop",
+            self.finished or "length",
             own[-1] if own else "",
             own=tuple(self.own),
             turns=tuple(self.turns),
@@ -97,7 +97,7 @@ def converse(
       prompts: token ids.
       seeds: of each conversation.
       room: tokens that an answer may have, those of the environment included.
-      turns: of the policy, at most.
+      turns: of the policy, at most: one that would have an answer to read at their end is cut off.
       stop_ids: tokens that end a turn.
 
     Raises:
@@ -116,12 +116,18 @@ def converse(
         said = sample(asked, [int(state[0]) for state in states], left)
         for i, completion in zip(going, said, strict=True):
             made[i].hear(completion)
-        _answer([made[i] for i in going], template, stop_ids)
+        _answer([made[i] for i in going], template, stop_ids, last=turn + 1 == turns)
     return [one.completion() for one in made]
 
 
-def _answer(spoken: Sequence[Conversation], template: Template, stop_ids: Sequence[int]) -> None:
-    """Lets the environments answer; those of one batch side by side."""
+def _answer(
+    spoken: Sequence[Conversation], template: Template, stop_ids: Sequence[int], last: bool
+) -> None:
+    """Lets the environments answer; those of one batch side by side.
+
+    Behind the last turn nobody reads what they say: a conversation that they would go on with ends
+    for want of room.
+    """
     with ThreadPoolExecutor(max_workers=8) as pool:
         heard = pool.map(lambda one: one.environment.step(one.turns[-1]["content"]), spoken)
         for one, turn in zip(spoken, heard, strict=True):
@@ -130,6 +136,9 @@ def _answer(spoken: Sequence[Conversation], template: Template, stop_ids: Sequen
                 continue
             if turn.said is None or not one.tokens or one.tokens[-1] not in stop_ids:
                 one.finished = "stop"
+                continue
+            if last:
+                one.finished = "length"
                 continue
             one.read(between(template, turn.role, turn.said, stop_ids), turn.role, turn.said)
 

@@ -103,6 +103,15 @@ def test_without_room_a_conversation_is_cut(tokenizer):
     assert asked[0][2] == [8] and len(asked) == 1
 
 
+def test_who_runs_out_of_turns_is_cut_off_and_gets_no_further_answer(tokenizer):
+    prompt, (said,), asked = talk(tokenizer, [{"turns": 9}])
+    assert len(asked) == 3 and said.finished == "length" and said.reward == 3.0
+    assert said.tokens[-1] == stop_of(tokenizer) and said.own[-1]
+    assert [turn["content"] for turn in said.turns] == [
+        "one", "heard one", "two", "heard two", "three",
+    ]  # fmt: skip
+
+
 def test_a_turn_that_was_cut_off_is_the_last(tokenizer):
     _, (said,), asked = talk(tokenizer, [{"turns": 3}], finished="length")
     assert said.finished == "length" and len(asked) == 1 and said.reward == 1.0
