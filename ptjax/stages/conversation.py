@@ -1,7 +1,9 @@
 """Answers of several turns: the policy speaks, its environment answers, token in, token out.
 
 What was sampled is never tokenised again: a conversation's tokens are those that the policy wrote,
-with between them those of the environment's turns, as the chat template writes them.
+with between them those of the environment's turns, as the chat template writes them. A turn that a
+stop string ended is closed with the template's end token, which the policy did not write and which
+is not trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -134,17 +136,21 @@ def _answer(
             one.reward += turn.reward
             if one.finished is not None:
                 continue
-            if turn.said is None or not one.tokens or one.tokens[-1] not in stop_ids:
+            if turn.said is None:
                 one.finished = "stop"
                 continue
             if last:
                 one.finished = "length"
                 continue
-            one.read(between(template, turn.role, turn.said, stop_ids), turn.role, turn.said)
+            ids = between(template, turn.role, turn.said, stop_ids)
+            ended = one.tokens[-1] in stop_ids  # else a stop string ended the turn
+            one.read(ids[1:] if ended else ids, turn.role, turn.said)
 
 
 def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -> list[int]:
     """The tokens from an assistant's end to where it speaks again, another having spoken.
+
+    The first is the one that ends the assistant's turn.
 
     Raises:
       UserError: the template refuses that role, or ends an assistant's turn with no stop token.
@@ -163,4 +169,4 @@ def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -
             "rollout.environment: the chat template ends an assistant's turn with none of the "
             "model's stop tokens"
         )
-    return ids[last[-1] + 1 :]
+    return ids[last[-1] :]

@@ -34,13 +34,13 @@ def stop_of(tokenizer):
     return tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def policy(tokenizer, words=("one", "two", "three"), finished="stop"):
-    """Says the next word each time; remembers what it was asked."""
+def policy(tokenizer, words=("one", "two", "three"), finished="stop", ended=True):
+    """Says the next word each time, with an end token or without; remembers what it was asked."""
     asked = []
 
     def sample(tokens, seeds, room):
         asked.append((tokens, seeds, room))
-        ids = [*tokenizer.encode(words[len(asked) - 1]), stop_of(tokenizer)]
+        ids = [*tokenizer.encode(words[len(asked) - 1]), *[stop_of(tokenizer)] * ended]
         return [
             Completion(tuple(ids), (-0.5,) * len(ids), finished, words[len(asked) - 1])
             for _ in tokens
@@ -88,6 +88,21 @@ def test_only_what_the_policy_wrote_is_trained(tokenizer):
     assert [lp for lp, own in zip(said.logps, said.own, strict=True) if not own].count(0.0) > 3
     assert asked[1][0][0] == [*prompt, *said.tokens[: len(asked[1][0][0]) - len(prompt)]]
     assert asked[0][1] != asked[1][1], "each turn has randomness of its own"
+
+
+def test_a_turn_that_a_stop_string_ended_is_closed_and_answered(tokenizer):
+    """The end token that the policy did not write is read by it, and not trained."""
+    words, ended = ("one</a>", "two</a>", "three"), False
+    prompt, (said,), asked = talk(tokenizer, [{"turns": 3}], words=words, ended=ended)
+    messages = [{"role": "user", "content": "begin"}]
+    for word in words[:2]:
+        messages += [{"role": "assistant", "content": word}]
+        messages += [{"role": "user", "content": f"heard {word}"}]
+    whole = Template(tokenizer).prompt_ids(messages).tolist()
+    assert [*prompt, *said.tokens] == [*whole, *tokenizer.encode("three")]
+    own = [token for token, mine in zip(said.tokens, said.own, strict=True) if mine]
+    assert own == [token for word in words for token in tokenizer.encode(word)]
+    assert len(asked) == 3 and said.reward == 3.0 and said.finished == "stop"
 
 
 def test_conversations_end_one_by_one(tokenizer):
