@@ -40,6 +40,7 @@ def score(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     *,
+    missing: Sequence[str | None] = (),
     max_missing: float = MAX_MISSING,
 ) -> Scores:
     """Scores completions: Σ weight · value over the rewards that do not abstain.
@@ -55,6 +56,8 @@ def score(
       prompts: texts, one a completion.
       completions: texts.
       columns: the rows' other columns, one value a completion.
+      missing: why completions have no score whatever rewards say, which are not asked about them;
+        None for those that may have one; empty where all may.
       max_missing: the share of completions that may fail.
 
     Raises:
@@ -64,16 +67,27 @@ def score(
     each = np.full((count, len(rewards)), np.nan, np.float32)
     fails = np.zeros((count, len(rewards)), bool)
     failed: Counter[str] = Counter()
-    for j, reward_values in enumerate(ask(rewards, prompts, completions, columns)):
-        reward = rewards[j]
-        for i, value in enumerate(reward_values):
+    lost = np.zeros(count, bool)
+    for i, why in enumerate(missing):
+        if why is not None:
+            lost[i] = True
+            failed[why] += 1
+    asked = np.flatnonzero(~lost).tolist()
+    said = ask(
+        rewards,
+        [prompts[i] for i in asked],
+        [completions[i] for i in asked],
+        {name: [column[i] for i in asked] for name, column in columns.items()},
+    )
+    for j, reward in enumerate(rewards):
+        for i, value in zip(asked, said[j], strict=True):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
                 fails[i, j] = True
             elif value is not None:
                 each[i, j] = value
     weights = np.array([reward.weight for reward in rewards], np.float32)
-    bad = (fails & (weights != 0)).any(axis=1)
+    bad = lost | (fails & (weights != 0)).any(axis=1)
     if bad.sum() > max_missing * count:
         raise UserError(
             f"rewards: {bad.sum()} of {count} completions have no score (at most "
@@ -176,7 +190,7 @@ def _too_long(limit: float | None) -> TimeoutError:
 def _values(answer: Any, count: int) -> list[float | str | None]:
     """For each completion a number, None for an abstention, or a text that says what is wrong."""
     if isinstance(answer, BaseException):
-        return [_reason(answer)] * count
+        return [reason(answer)] * count
     try:
         values = list(answer)
     except TypeError:
@@ -186,7 +200,8 @@ def _values(answer: Any, count: int) -> list[float | str | None]:
     return [_value(value) for value in values]
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What an error says, on one line."""
     text = " ".join(str(error).split())[:120]
     if text and isinstance(error, Failed):
         return text
@@ -197,7 +212,7 @@ def _value(value: Any) -> float | str | None:
     if value is None:
         return None
     if isinstance(value, BaseException):
-        return _reason(value)
+        return reason(value)
     try:
         number = float(value) if not isinstance(value, str | bytes) else None
     except (TypeError, ValueError):

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -145,14 +144,15 @@ def _scores(
     answers: Sequence[Sequence[Completion]],
     training: bool,
 ) -> Scores:
-    """What the rewards say; where a method asks none but monitors, all answers count alike."""
-    count = sum(map(len, answers))
-    nothing = np.zeros(count, np.float32)
-    if not rollout.rewards:
-        none = np.zeros((count, 0), np.float32)
-        return Scores(nothing, none, Counter(), none.astype(bool))
+    """What the rewards say; where a method asks none but monitors, all answers count alike.
+
+    But for those of which the environment failed: they have no reward in any case.
+    """
     said = rollout.judge(numbers, answers, training=training)
-    return said if rollout.judged else said._replace(total=nothing)
+    if rollout.judged:
+        return said
+    failed = [one.failed is not None for several in answers for one in several]
+    return said._replace(total=np.where(failed, np.nan, 0).astype(np.float32))
 
 
 def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
@@ -226,6 +226,9 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     ctx.logged.update(told([group.answers for group in groups]))
     ctx.logged["rollout/seconds"] = spent["rollout"]
     ctx.logged["rollout/tokens_per_second"] = tokens / max(spent["rollout"], 1e-9)
+    if rollout.environment is not None:
+        failed = [one.failed is not None for group in groups for one in group.answers]
+        ctx.logged["environment/failed"] = float(np.mean(failed))
     if not rollout.rewards:
         return
     ctx.logged["reward/seconds"] = spent["reward"]

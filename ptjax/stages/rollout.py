@@ -144,6 +144,7 @@ class Rollout:
             room=min(self.max_tokens, self.length - max(map(len, prompts))),
             turns=self.turns,
             stop_ids=self.stop_ids,
+            time_limit=self.environment.time_limit,
         )
         return [said[i : i + n] for i in range(0, len(said), n)]
 
@@ -242,6 +243,7 @@ class Rollout:
             [prompt.text for prompt in asked],
             [one.text for one in said],
             columns,
+            missing=[one.failed for one in said],
             max_missing=max_missing,
         )
         of = "answers" if training else "held-out answers"

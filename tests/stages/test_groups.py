@@ -10,6 +10,8 @@ import pytest
 from ptjax import sharding
 from ptjax.algorithms import METHODS
 from ptjax.data import HostBatch
+from ptjax.data.template import Template
+from ptjax.environments.base import Make, Turn
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.metrics.completions import with_advantages
@@ -205,6 +207,44 @@ def test_a_missing_reward_has_no_weight(run, host):
     assert logged["rollout/missing"] == pytest.approx(failed.mean())
     assert logged["rollout/reward"] == pytest.approx(batch["rewards"][~failed].mean())
     assert not batch["advantages"][failed].any()
+
+
+class Moody:
+    """Raises at some texts, and gives a point for all others."""
+
+    def reset(self, row):
+        pass
+
+    def step(self, text):
+        if self.fails(text):
+            raise RuntimeError("no")
+        return Turn(None, reward=1.0)
+
+    @staticmethod
+    def fails(text):
+        return sum(map(ord, text)) % 4 == 0
+
+
+def test_an_answer_whose_environment_failed_has_no_reward(run, host, caplog):
+    """Whatever other rewards say, and where none is asked too."""
+    template = Template(run.bundle.tokenizer)
+    for names in (["environment", "tests.judged.lower"], []):
+        rollout = changed(run).rollout
+        rollout = dataclasses.replace(
+            rollout, rewards=rewards(names), environment=Make(Moody), template=template
+        )
+        own = dataclasses.replace(run, rollout=rollout)
+        batch, logged, table = staged(own, host, step=3)
+        failed = np.array([Moody.fails(entry["completion"]) for entry in table]).reshape(B, N)
+        assert 0 < failed.mean() < 0.5
+        np.testing.assert_array_equal(batch["weights"], ~failed)
+        assert not batch["rewards"][failed].any() and not batch["advantages"][failed].any()
+        ended = np.array([entry["finished"] for entry in table]).reshape(B, N)
+        assert {*ended[failed]} == {"failed"} and "failed" not in ended[~failed]
+        assert logged["environment/failed"] == pytest.approx(failed.mean())
+        assert "reward/lower/failed" not in logged or logged["reward/lower/failed"] == 0
+        assert f"{failed.sum()} x environment: RuntimeError: no" in caplog.text
+        caplog.clear()
 
 
 def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
