@@ -129,7 +129,8 @@ def answers(update):
     ]
 
 
-def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder):
+def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder, devices):
+    devices(1)
     run = prepare(config(folder, **{"rollout.epochs": 1, "rollout.minibatches": 1}))
     (update,) = parts(run, 1)
     columns = update.host.columns
