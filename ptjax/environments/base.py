@@ -98,6 +98,8 @@ def answer(environment: Environment, text: str) -> Turn:
         raise Failed(f"step() returned {type(turn).__name__}, not a Turn")
     if not isinstance(turn.said, str | None):
         raise Failed(f"it said {type(turn.said).__name__}, not a text or None")
+    if not isinstance(turn.role, str):
+        raise Failed(f"its role is {turn.role!r}, not a text")
     try:
         reward = float(turn.reward)
     except (TypeError, ValueError):

@@ -38,6 +38,8 @@ class Broken:
                 return None
             if self.how == "number":
                 return Turn(12, reward=1.0)
+            if self.how == "role":
+                return Turn("12", role=None)
         return Turn(None if self.turn == 3 else "half \ud800", reward=1.0, role="user")
 
 
@@ -97,6 +99,7 @@ WHY = {
     "nan": "environment: its reward is nan, not a number",
     "nothing": "environment: step() returned NoneType, not a Turn",
     "number": "environment: it said int, not a text or None",
+    "role": "environment: its role is None, not a text",
 }
 
 
