@@ -84,7 +84,8 @@ class Run:
         """What stages measure of held-out data, beside the loss."""
         names = [name for stage in self.bound.stages for name in stage.measures]
         if self.rollout is not None and any(s.sequences == GROUP for s in self.bound.stages):
-            names += [f"reward/{name}" for name in self.rollout.reward_names]
+            for name in self.rollout.reward_names:
+                names += [f"reward/{name}", f"reward/{name}/failed"]
         return names
 
     def teacher(self, state: TrainState) -> Teacher | None:

@@ -115,6 +115,8 @@ class _Loop:
         self.watch = RewardWatch(run.rollout.monitors if run.rollout else ())
         self.pending: _Pending | None = None
         self.held_out: dict[str, float] = {}
+        self.staged: dict[str, float] = {}
+        """What stages said last and no row of metrics has: few steps have stages, or a row."""
         self.frozen = fingerprint(self.state.frozen)
         self.shapes: set[tuple[int, ...]] = set()
         self.compiled = run.train_step._cache_size()
@@ -183,6 +185,7 @@ class _Loop:
             )
         self.batches.set_state(found.host["data"])
         self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
+        self.staged = found.host.get("staged", {})
         if found.step >= self.job.steps:
             return found.step, found.host["speed"]
         before = from_json(json.dumps(found.host["config"]))
@@ -244,15 +247,18 @@ class _Loop:
         step, update, logged, host_seconds = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(logged).items()}
-        values |= {name: float(value) for name, value in update.logged.items()}
+        staged = {name: float(value) for name, value in update.logged.items()}
+        values |= staged
         self.watch.trained(values)
+        self.staged = staged or self.staged
         began = time.perf_counter()
         work = self.flops.of(update.host, stages=update.fresh)
         sampling = values.get("rollout/seconds", 0.0) + values.get("reward/seconds", 0.0)
         self.speed.update(tokens=values["tokens"], sampling=sampling, **work._asdict())
         streak = values.pop("streak")
         if _due(step, self.config.log.every) or step == self.job.steps:
-            values |= self.speed.read() | {"host_ms": 1000 * host_seconds}
+            values |= self.staged | self.speed.read() | {"host_ms": 1000 * host_seconds}
+            self.staged = {}
             self.metrics.write(step, values)
             self.progress.update(step, values)
         self.keeping = time.perf_counter() - began
@@ -307,6 +313,7 @@ class _Loop:
                     "config": json.loads(to_json(self.config)),
                     "frozen": self.frozen,
                     "speed": self.speed.state(),
+                    "staged": self.staged,
                 },
                 metrics=self.held_out,
             )

@@ -72,6 +72,8 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
             raise UserError(unread)
         if not grouped and given["n"] not in (None, 1):
             raise UserError(f"config.rollout.n = {given['n']}: {method} samples one answer")
+        if not grouped and given["max_missing"] != defaults().rollout.max_missing:
+            raise UserError(f"config.rollout.max_missing is set, but {method} asks no rewards")
         return found
     if not with_a_say:
         raise UserError(
@@ -202,6 +204,7 @@ def _check_ranges(given: dict[str, Any]) -> None:
         "turns": ("at least 1", given["turns"] < 1),
         "epochs": ("at least 1", given["epochs"] < 1),
         "minibatches": ("at least 1", given["minibatches"] < 1),
+        "max_missing": ("from 0 to 1", not 0 <= given["max_missing"] <= 1),
         "top_k": ("at least 1", top_k is not None and top_k < 1),
         "top_p": ("in (0, 1]", top_p is not None and not 0 < top_p <= 1),
     }

@@ -90,6 +90,11 @@ def shy(prompts, completions, **columns):
     return [None if k < 2 else Failed("no") if k == 2 else 1.0 for k in said]
 
 
+def broken(prompts, completions, **columns):
+    """A reward that raises."""
+    raise ValueError("broken")
+
+
 ROWS = {
     "prompts": _prompt,
     "answers": _answer,

@@ -191,6 +191,26 @@ def test_a_run_killed_between_updates_ends_as_one_that_was_not(train, folder, de
         assert max(row.get("rollout/rounds", 0) for row in found) == 2
 
 
+def test_a_rollout_s_figures_are_in_the_next_row_that_is_written(train, folder, devices):
+    """Rollouts precede steps 1 and 5, rows are of even steps; a kill between loses none."""
+    devices(1)
+    if not (folder / "grpo").exists():
+        train("grpo", "grpo")
+    train("even", "grpo", **{"log.every": 2})
+    with pytest.raises(PowerCut):
+        train("even killed", "grpo", cut=6, **{"log.every": 2})
+    train("even killed", "grpo", **{"log.every": 2})
+    assert rows(folder / "even killed") == rows(folder / "even")
+    found = {row["step"]: row for row in rows(folder / "even")}
+    every = {row["step"]: row for row in rows(folder / "grpo")}
+    assert [*found] == [2, 4, 6, 8]
+    assert ["rollout/reward" in row for row in found.values()] == [True, False] * 2
+    for step in (2, 6):
+        figures = {name for name in every[step - 1] if "loss" not in name} - {*every[step]}
+        assert figures >= {"rollout/reward", "rollout/truncated", "advantage/std"}
+        assert found[step] == every[step] | {name: every[step - 1][name] for name in figures}
+
+
 def test_data_that_end_before_the_run_are_said(train, folder, devices):
     """Dynamic sampling takes two batches a rollout, and there are three."""
     devices(1)

@@ -179,9 +179,13 @@ def rows(workdir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 
 def tables(workdir: Path) -> dict[str, list[dict[str, Any]]]:
-    """What a run kept of its policy's answers, by file."""
+    """What a run kept of its policy's answers, by file; NaN, unequal to itself, as a text."""
     paths = sorted((Path(workdir) / "completions").glob("*.parquet"))
-    return {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
+    found = {path.name: pyarrow.parquet.read_table(path).to_pylist() for path in paths}
+    return {
+        name: [{k: "nan" if v != v else v for k, v in row.items()} for row in rows]
+        for name, rows in found.items()
+    }
 
 
 def main() -> None:

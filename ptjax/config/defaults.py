@@ -45,6 +45,7 @@ def defaults() -> Any:
                 "rows": 64,
                 "epochs": 1,
                 "minibatches": 1,
+                "max_missing": 0.5,
             },
             "rewards": [],
             "data": {

@@ -1,4 +1,4 @@
-"""What an environment is, and how a config names one.
+"""What an environment is, how a config names one, and how one is asked.
 
     class Guess:
         def __init__(self, *, most: int = 9): ...
@@ -10,12 +10,20 @@ row's; what it says between the policy's turns is read by the policy and never t
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ptjax import environments as index
 from ptjax.errors import UserError, check_keys
 from ptjax.lookup import find
+from ptjax.rewards.base import Failed
+
+TIME_LIMIT = 120.0
+"""Seconds that a turn of an environment may take, where a config gives no other."""
+
+_OWN = ("name", "time_limit")
 
 
 class Turn(NamedTuple):
@@ -50,14 +58,63 @@ class Environment(Protocol):
         ...
 
 
-Make = Callable[[], Environment]
+@dataclass(frozen=True)
+class Make:
+    """Makes an environment, one for each answer.
+
+    Attributes:
+      made: its class.
+      settings: its keyword-only arguments.
+      time_limit: seconds that its beginning and each of its turns may take, after which the answer
+        has no reward; None: any, and they run on the thread that asks.
+    """
+
+    made: Callable[..., Environment]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    time_limit: float | None = TIME_LIMIT
+
+    def __call__(self) -> Environment:
+        """A new one."""
+        return self.made(**self.settings)
+
+
+def begun(make: Callable[[], Environment], row: Mapping[str, Any]) -> Environment:
+    """A new environment that has begun."""
+    environment = make()
+    environment.reset(row)
+    return environment
+
+
+def answer(environment: Environment, text: str) -> Turn:
+    """What an environment says to a turn, its reward a finite number.
+
+    What no tokenizer takes, half of a surrogate pair, becomes a question mark.
+
+    Raises:
+      Failed: it says something else than a turn.
+    """
+    turn = environment.step(text)
+    if not isinstance(turn, Turn):
+        raise Failed(f"step() returned {type(turn).__name__}, not a Turn")
+    if not isinstance(turn.said, str | None):
+        raise Failed(f"it said {type(turn.said).__name__}, not a text or None")
+    if not isinstance(turn.role, str):
+        raise Failed(f"its role is {turn.role!r}, not a text")
+    try:
+        reward = float(turn.reward)
+    except (TypeError, ValueError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise Failed(f"its reward is {turn.reward!r}, not a number")
+    said = None if turn.said is None else turn.said.encode(errors="replace").decode()
+    return turn._replace(said=said, reward=reward)
 
 
 def environment(given: Any, where: str = "config.rollout.environment") -> Make:
     """What makes the environments that a config names.
 
     Args:
-      given: a name, or `{"name": ...}` with settings.
+      given: a name, or `{"name": ..., "time_limit": 120.0}` with settings.
       where: for messages.
 
     Raises:
@@ -66,17 +123,22 @@ def environment(given: Any, where: str = "config.rollout.environment") -> Make:
     values = {"name": given} if isinstance(given, str) else given
     if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
         raise UserError(f"{where} = {given!r}: a name, or a dict with a name, is expected")
-    name = values["name"]
+    name, limit = values["name"], values.get("time_limit", TIME_LIMIT)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+        raise UserError(f"{where}: time_limit = {limit!r}; seconds or None are expected")
+    if limit is not None and not limit > 0:
+        raise UserError(f"{where}: time_limit = {limit!r}; it must be above 0")
     made = find(name, index.ENVIRONMENTS, "environment")
     for method in ("reset", "step"):
         if not callable(getattr(made, method, None)):
             raise UserError(f"{where}: environment {name!r} has no {method}()")
     parameters = inspect.signature(made).parameters.values()
     known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    settings = {key: value for key, value in values.items() if key != "name"}
-    check_keys(settings, known, f"{where}: environment {name!r}")
+    settings = {key: value for key, value in values.items() if key not in _OWN}
+    check_keys(settings, [*known, *_OWN], f"{where}: environment {name!r}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in settings:
             raise UserError(f"{where}: environment {name!r} needs {key!r}")
-    made(**settings)
-    return lambda: made(**settings)
+    make = Make(made, settings, limit)
+    make()
+    return make

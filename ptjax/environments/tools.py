@@ -10,6 +10,7 @@ from ptjax.environments.calculator import calculator
 from ptjax.environments.python import python
 from ptjax.errors import UserError, did_you_mean
 from ptjax.lookup import find
+from ptjax.rewards.base import Failed
 
 TOOLS: dict[str, Callable[..., Any]] = {"calculator": calculator, "python": python}
 """Tools by name; others by dotted path."""
@@ -23,7 +24,8 @@ class Tools:
     Calls are `<tool_call>{"name": "calculator", "arguments": {"expression": "3 * 4"}}</tool_call>`,
     the form that Qwen and Hermes templates teach, or with `form="tag"`, for models that have not
     learnt it, `<calculator>3 * 4</calculator>`. A closing tag may be left off at the end of a turn,
-    so that it can be a stop string. A call that fails is answered with its reason.
+    so that it can be a stop string. A call that fails is answered with its reason; but a tool that
+    raises `ptjax.rewards.base.Failed` could not do its part, and the answer has no reward.
 
     Args:
       tools: names, or dotted paths of functions of texts.
@@ -31,7 +33,7 @@ class Tools:
       most: characters of a result; the rest is left out.
 
     Raises:
-      UserError: no such tool or form, or no tools.
+      UserError: no such tool or form, or no tools; `python`, and no sandbox that holds.
     """
 
     def __init__(
@@ -45,6 +47,10 @@ class Tools:
             raise UserError(f"environment tools: most = {most!r}; it must be at least 1")
         self._tools = {name.rpartition(".")[2]: find(name, TOOLS, "tool") for name in tools}
         self._form, self._most = form, most
+        if python in self._tools.values():  # said now, and not when a program is first written
+            from ptjax.rewards.sandbox.proof import prove
+
+            prove()
 
     def reset(self, row: Mapping[str, Any]) -> None:
         """Remembers nothing of a row."""
@@ -79,7 +85,7 @@ class Tools:
         tool = self._tools[name]
         try:
             return str(tool(**given) if isinstance(given, dict) else tool(given))
-        except UserError:
+        except (UserError, Failed):
             raise
         except Exception as error:
             return f"error: {error}" if str(error) else f"error: {type(error).__name__}"

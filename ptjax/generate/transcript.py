@@ -15,21 +15,24 @@ class Completion:
       tokens: up to and with what ended it: a stop token, or the tokens of a stop string.
       logps: log-probability of each token under softmax(logits / temperature), unfiltered;
         of temperature 1 where decoding is greedy.
-      finished: `stop`, or `length` where it ran out of room.
+      finished: `stop`, or `length` where it ran out of room; of several turns `failed` where its
+        environment did.
       text: without what ended it and without special tokens; empty where no tokenizer is given. Of
         several turns, the last.
       own: of several turns: which tokens the model wrote, the others are an environment's.
       turns: of several turns: the messages behind the prompt.
       reward: of several turns: what the environment gave.
+      failed: of several turns: why the environment failed, and with it every reward.
     """
 
     tokens: tuple[int, ...]
     logps: tuple[float, ...]
-    finished: Literal["stop", "length"]
+    finished: Literal["stop", "length", "failed"]
     text: str = ""
     own: tuple[bool, ...] | None = None
     turns: tuple[dict[str, str], ...] = ()
     reward: float | None = None
+    failed: str | None = None
 
 
 @dataclass

@@ -18,19 +18,28 @@ Rows = list[dict[str, Any]]
 
 
 def with_advantages(table: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Rows:
-    """The rows, each with the advantage of its answer: the mean over its trained tokens.
+    """The rows, each with whether its answer is trained on, and with its advantage.
+
+    That is the mean over the answer's trained tokens; NaN where it is not in the batch.
 
     Args:
-      table: rows with `row` and `answer`, the places in the batch.
-      columns: `mask`, and `advantages` where the method has them.
+      table: rows with `row` and `answer`, the places in the batch; `row` is None for what was
+        sampled and left out of it.
+      columns: `mask`, `weights`, and `advantages` where the method has them.
     """
     rows = [dict(entry) for entry in table]
-    if not rows or "advantages" not in columns:
+    if not rows:
         return rows
-    mask, advantages = np.asarray(columns["mask"]), np.asarray(columns["advantages"])
-    means = (advantages * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+    mask, weights = np.asarray(columns["mask"]), np.asarray(columns["weights"])
+    trained = (weights > 0) & (mask > 0).any(-1)
+    means = None
+    if "advantages" in columns:
+        means = (np.asarray(columns["advantages"]) * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
     for entry in rows:
-        entry["advantage"] = float(means[entry["row"], entry["answer"]])
+        place = (entry["row"], entry["answer"]) if entry["row"] is not None else None
+        entry["trained"] = place is not None and bool(trained[place])
+        if means is not None:
+            entry["advantage"] = math.nan if place is None else float(means[place])
     return rows
 
 
@@ -46,7 +55,12 @@ def write_completions(folder: Path, step: int, rows: Rows) -> Path:
     path = folder / FOLDER / f"step_{step:06}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)
+    table = pyarrow.Table.from_pylist(rows)
+    fields = [  # `row` has its type where no group is in the batch too: files are read together
+        field.with_type(pyarrow.int64()) if pyarrow.types.is_null(field.type) else field
+        for field in table.schema
+    ]
+    pyarrow.parquet.write_table(table.cast(pyarrow.schema(fields)), part)
     part.replace(path)
     return path
 

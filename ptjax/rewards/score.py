@@ -30,6 +30,8 @@ class Scores(NamedTuple):
     """float32 [count, rewards], before weights; NaN where a reward failed or abstained."""
     failed: Counter[str]
     """Why values are missing, with the number of completions; abstentions are not among them."""
+    fails: np.ndarray
+    """bool [count, rewards]: where a reward failed."""
 
 
 def score(
@@ -38,6 +40,7 @@ def score(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     *,
+    missing: Sequence[str | None] = (),
     max_missing: float = MAX_MISSING,
 ) -> Scores:
     """Scores completions: Σ weight · value over the rewards that do not abstain.
@@ -53,6 +56,8 @@ def score(
       prompts: texts, one a completion.
       completions: texts.
       columns: the rows' other columns, one value a completion.
+      missing: why completions have no score whatever rewards say, which are not asked about them;
+        None for those that may have one; empty where all may.
       max_missing: the share of completions that may fail.
 
     Raises:
@@ -60,27 +65,39 @@ def score(
     """
     count = len(completions)
     each = np.full((count, len(rewards)), np.nan, np.float32)
-    bad = np.zeros(count, bool)
+    fails = np.zeros((count, len(rewards)), bool)
     failed: Counter[str] = Counter()
-    for j, reward_values in enumerate(ask(rewards, prompts, completions, columns)):
-        reward = rewards[j]
-        for i, value in enumerate(reward_values):
+    lost = np.zeros(count, bool)
+    for i, why in enumerate(missing):
+        if why is not None:
+            lost[i] = True
+            failed[why] += 1
+    asked = np.flatnonzero(~lost).tolist()
+    said = ask(
+        rewards,
+        [prompts[i] for i in asked],
+        [completions[i] for i in asked],
+        {name: [column[i] for i in asked] for name, column in columns.items()},
+    )
+    for j, reward in enumerate(rewards):
+        for i, value in zip(asked, said[j], strict=True):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
-                bad[i] |= reward.weight != 0
+                fails[i, j] = True
             elif value is not None:
                 each[i, j] = value
+    weights = np.array([reward.weight for reward in rewards], np.float32)
+    bad = lost | (fails & (weights != 0)).any(axis=1)
     if bad.sum() > max_missing * count:
         raise UserError(
             f"rewards: {bad.sum()} of {count} completions have no score (at most "
             f"{max_missing:.0%} may have none): "
             + ", ".join(f"{times} x {reason}" for reason, times in failed.most_common(3))
         )
-    weights = np.array([reward.weight for reward in rewards], np.float32)
     given = np.isfinite(each) & (weights != 0)
     total = np.where(given, each, 0) @ weights
     total = np.where(bad | ~given.any(axis=1), np.float32(np.nan), total)
-    return Scores(total, each, failed)
+    return Scores(total, each, failed, fails)
 
 
 def ask(
@@ -173,7 +190,7 @@ def _too_long(limit: float | None) -> TimeoutError:
 def _values(answer: Any, count: int) -> list[float | str | None]:
     """For each completion a number, None for an abstention, or a text that says what is wrong."""
     if isinstance(answer, BaseException):
-        return [_reason(answer)] * count
+        return [reason(answer)] * count
     try:
         values = list(answer)
     except TypeError:
@@ -183,7 +200,8 @@ def _values(answer: Any, count: int) -> list[float | str | None]:
     return [_value(value) for value in values]
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What an error says, on one line."""
     text = " ".join(str(error).split())[:120]
     if text and isinstance(error, Failed):
         return text
@@ -194,7 +212,7 @@ def _value(value: Any) -> float | str | None:
     if value is None:
         return None
     if isinstance(value, BaseException):
-        return _reason(value)
+        return reason(value)
     try:
         number = float(value) if not isinstance(value, str | bytes) else None
     except (TypeError, ValueError):

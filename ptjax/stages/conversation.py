@@ -1,21 +1,27 @@
 """Answers of several turns: the policy speaks, its environment answers, token in, token out.
 
 What was sampled is never tokenised again: a conversation's tokens are those that the policy wrote,
-with between them those of the environment's turns, as the chat template writes them.
+with between them those of the environment's turns, as the chat template writes them. A turn that a
+stop string ended is closed with the template's end token, which the policy did not write and which
+is not trained.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ptjax.data.messages import BadForm
 from ptjax.data.template import Template
-from ptjax.environments.base import Environment, Make
+from ptjax.environments.base import TIME_LIMIT, Environment, answer, begun
+from ptjax.environments.side_by_side import side_by_side
 from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
+from ptjax.rewards.base import Failed
+from ptjax.rewards.score import reason
 
 Sampler = Callable[[list[list[int]], list[int], list[int]], list[Completion]]
 """`(tokens so far, seeds, room of each) -> the next turn of each`."""
@@ -27,19 +33,21 @@ class Conversation:
 
     Attributes:
       prompt: its tokens.
-      environment: who answers.
       room: tokens that the answer may have, those of the environment included.
+      environment: who answers; None where it did not begin.
+      failed: why the environment cannot answer any more.
     """
 
     prompt: list[int]
-    environment: Environment
     room: int
+    environment: Environment | None = None
+    failed: str | None = None
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
     turns: list[dict[str, str]] = field(default_factory=list)
     reward: float = 0.0
-    finished: str | None = None
+    finished: Literal["stop", "length", "failed"] | None = None
 
     def hear(self, said: Completion) -> None:
         """Adds a turn of the policy; one that was cut off ends the conversation."""
@@ -61,24 +69,29 @@ class Conversation:
             for of_tokens in (self.tokens, self.logps, self.own):
                 del of_tokens[self.room :]
 
+    def fail(self, error: BaseException) -> None:
+        """Takes the reward away: what an environment that failed would have given is not known."""
+        self.failed, self.reward = f"environment: {reason(error)}", math.nan
+
     def completion(self) -> Completion:
         """The answer; its text is the policy's last turn."""
         own = [turn["content"] for turn in self.turns if turn["role"] == "assistant"]
         return Completion(
             tuple(self.tokens),
             tuple(self.logps),
-            "length" if self.finished == "length" else "stop",
+            self.finished or "length",
             own[-1] if own else "",
             own=tuple(self.own),
             turns=tuple(self.turns),
             reward=self.reward,
+            failed=self.failed,
         )
 
 
 def converse(
     sample: Sampler,
     template: Template,
-    make: Make,
+    make: Callable[[], Environment],
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
@@ -86,8 +99,11 @@ def converse(
     room: int,
     turns: int,
     stop_ids: Sequence[int],
+    time_limit: float | None = TIME_LIMIT,
 ) -> list[Completion]:
     """Conversations, of which each depends on its own prompt, seed and environment alone.
+
+    One whose environment raises, hangs or says no turn ends there, without a reward.
 
     Args:
       sample: the policy's next turns.
@@ -97,15 +113,20 @@ def converse(
       prompts: token ids.
       seeds: of each conversation.
       room: tokens that an answer may have, those of the environment included.
-      turns: of the policy, at most.
+      turns: of the policy, at most: one that would have an answer to read at their end is cut off.
       stop_ids: tokens that end a turn.
+      time_limit: seconds that an environment's beginning and each of its turns may take; None: any.
 
     Raises:
-      UserError: the template cannot write what an environment says.
+      UserError: an environment raises one; the template cannot write its turns.
     """
-    made = [Conversation(prompt, make(), room) for prompt in prompts]
-    for one, row in zip(made, rows, strict=True):
-        one.environment.reset(row)
+    made = [Conversation(prompt, room) for prompt in prompts]
+    begin = [functools.partial(begun, make, row) for row in rows]
+    for one, found in zip(made, side_by_side(begin, time_limit), strict=True):
+        if isinstance(found, BaseException):
+            one.fail(found)
+        else:
+            one.environment = found
     for turn in range(turns):
         going = [i for i, one in enumerate(made) if one.finished is None]
         if not going:
@@ -116,28 +137,53 @@ def converse(
         said = sample(asked, [int(state[0]) for state in states], left)
         for i, completion in zip(going, said, strict=True):
             made[i].hear(completion)
-        _answer([made[i] for i in going], template, stop_ids)
+        spoken, last = [made[i] for i in going], turn + 1 == turns
+        _answer(spoken, template, stop_ids, time_limit, last=last)
     return [one.completion() for one in made]
 
 
-def _answer(spoken: Sequence[Conversation], template: Template, stop_ids: Sequence[int]) -> None:
-    """Lets the environments answer; those of one batch side by side."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        heard = pool.map(lambda one: one.environment.step(one.turns[-1]["content"]), spoken)
-        for one, turn in zip(spoken, heard, strict=True):
-            one.reward += turn.reward
-            if one.finished is not None:
-                continue
-            if turn.said is None or not one.tokens or one.tokens[-1] not in stop_ids:
-                one.finished = "stop"
-                continue
-            one.read(between(template, turn.role, turn.said, stop_ids), turn.role, turn.said)
+def _answer(
+    spoken: Sequence[Conversation],
+    template: Template,
+    stop_ids: Sequence[int],
+    time_limit: float | None,
+    last: bool,
+) -> None:
+    """Lets the environments answer, side by side; a conversation whose own fails ends.
+
+    Behind the last turn nobody reads what they say: a conversation that they would go on with ends
+    for want of room.
+    """
+    able = [(one, one.environment) for one in spoken if one.environment is not None]
+    calls = [functools.partial(answer, who, one.turns[-1]["content"]) for one, who in able]
+    for (one, _), turn in zip(able, side_by_side(calls, time_limit), strict=True):
+        if isinstance(turn, BaseException):
+            one.fail(turn)
+            continue
+        one.reward += turn.reward
+        if one.finished is not None:
+            continue
+        if turn.said is None or last:
+            one.finished = "stop" if turn.said is None else "length"
+            continue
+        try:
+            ids = between(template, turn.role, turn.said, stop_ids)
+        except Failed as error:
+            one.fail(error)
+            continue
+        ended = one.tokens[-1] in stop_ids  # else a stop string ended the turn
+        one.read(ids[1:] if ended else ids, turn.role, turn.said)
+    for one in spoken:
+        one.finished = one.finished if one.failed is None else "failed"
 
 
 def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -> list[int]:
     """The tokens from an assistant's end to where it speaks again, another having spoken.
 
+    The first is the one that ends the assistant's turn.
+
     Raises:
+      Failed: the template refuses the text, and not another one in that role.
       UserError: the template refuses that role, or ends an assistant's turn with no stop token.
     """
     before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -145,6 +191,9 @@ def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -
         ids = template.prompt_ids([*before, {"role": role, "content": text}]).tolist()
         alone = template.prompt_ids(before).tolist()
     except BadForm as error:
+        if text != "c":
+            between(template, role, "c", stop_ids)
+            raise Failed(f"the chat template refuses what it says: {error.reason}") from None
         raise UserError(f"rollout.environment: a turn of {role!r}: {error.reason}") from None
     ends = [i for i, token in enumerate(alone) if token in stop_ids]
     same = [a == b for a, b in zip(ids, alone, strict=False)]
@@ -154,4 +203,4 @@ def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -
             "rollout.environment: the chat template ends an assistant's turn with none of the "
             "model's stop tokens"
         )
-    return ids[last[-1] + 1 :]
+    return ids[last[-1] :]

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +35,8 @@ class Group(NamedTuple):
     each: np.ndarray
     """float32 [n, F], times the rewards' weights, those of weight 0 as they are; NaN where one
     abstained or is missing."""
+    fails: np.ndarray
+    """bool [n, F]: where a reward failed."""
 
     @property
     def told_apart(self) -> bool:
@@ -74,6 +75,7 @@ def _rollout(
         ctx.logged["rollout/rounds"] = rounds
         ctx.logged["rollout/filled"] = min(len(groups) / places, 1.0)
     made = _columns(ctx, groups[:places], places)
+    _table(ctx, sampled, groups[:places])
     _say(ctx, sampled, spent)
     host.columns.clear()
     return in_place(ctx, batch, made), carry
@@ -111,6 +113,7 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
             answers[i],
             scores.total[i * n : (i + 1) * n],
             scores.each[i * n : (i + 1) * n] * weights,
+            scores.fails[i * n : (i + 1) * n],
         )
         for i, row in enumerate(rows)
     ]
@@ -141,13 +144,15 @@ def _scores(
     answers: Sequence[Sequence[Completion]],
     training: bool,
 ) -> Scores:
-    """What the rewards say; where a method asks none but monitors, all answers count alike."""
-    count = sum(map(len, answers))
-    nothing = np.zeros(count, np.float32)
-    if not rollout.rewards:
-        return Scores(nothing, np.zeros((count, 0), np.float32), Counter())
+    """What the rewards say; where a method asks none but monitors, all answers count alike.
+
+    But for those of which the environment failed: they have no reward in any case.
+    """
     said = rollout.judge(numbers, answers, training=training)
-    return said if rollout.judged else said._replace(total=nothing)
+    if rollout.judged:
+        return said
+    failed = [one.failed is not None for several in answers for one in several]
+    return said._replace(total=np.where(failed, np.nan, 0).astype(np.float32))
 
 
 def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
@@ -168,7 +173,6 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
         "truncated": np.zeros(shape[:2], np.float32),
     }
     for row, group in enumerate(groups):
-        prompt = rollout.prompt(group.example, training=ctx.training)
         there = np.isfinite(group.total)
         made["weights"][row] = np.where(there, group.weight, 0)
         made["rewards"][row] = np.where(there, group.total, 0)
@@ -178,12 +182,23 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             begin = len(group.prompt)
             made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
             made["truncated"][row, i] = answer.finished == "length"
-            ctx.table.append(_entry(rollout, prompt, group, i, row))
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
     return made | {"pack": pack_groups(made, blocks, prompts_once=rollout.prompts_once)}
 
 
-def _entry(rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int) -> dict[str, object]:
+def _table(ctx: Context, sampled: Sequence[Group], groups: Sequence[Group]) -> None:
+    """Tells of all that was sampled; only what is in the batch has a row in it."""
+    rollout = ctx.rollout
+    assert rollout is not None
+    rows = {id(group): row for row, group in enumerate(groups)}
+    for group in sampled:
+        prompt, row = rollout.prompt(group.example, training=ctx.training), rows.get(id(group))
+        ctx.table.extend(_entry(rollout, prompt, group, i, row) for i in range(len(group.answers)))
+
+
+def _entry(
+    rollout: Rollout, prompt: Prompt, group: Group, i: int, row: int | None
+) -> dict[str, object]:
     """What the completion table says of an answer."""
     found: dict[str, object] = {
         "example": group.example,
@@ -211,10 +226,15 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     ctx.logged.update(told([group.answers for group in groups]))
     ctx.logged["rollout/seconds"] = spent["rollout"]
     ctx.logged["rollout/tokens_per_second"] = tokens / max(spent["rollout"], 1e-9)
+    if rollout.environment is not None:
+        failed = [one.failed is not None for group in groups for one in group.answers]
+        ctx.logged["environment/failed"] = float(np.mean(failed))
     if not rollout.rewards:
         return
     ctx.logged["reward/seconds"] = spent["reward"]
-    for name, values in zip(rollout.reward_names, each.T, strict=True):
+    fails = np.concatenate([group.fails for group in groups]).mean(0).tolist()
+    for name, values, failed in zip(rollout.reward_names, each.T, fails, strict=True):
+        ctx.logged[f"reward/{name}/failed"] = failed
         if np.isfinite(values).any():
             ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
     if not rollout.judged:
@@ -248,7 +268,7 @@ rollout = Stage(
     },
     sequences=GROUP,
     judged=True,
-    measures=("rollout/reward", "rollout/tokens", "rollout/truncated"),
+    measures=("rollout/reward", "rollout/missing", "rollout/tokens", "rollout/truncated"),
 )
 
 answers = dataclasses.replace(
@@ -261,13 +281,13 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     """Adds `greedy_rewards`: of the likeliest answer to each prompt (ReMax, 2310.10505)."""
     host, rollout = ctx.host, ctx.rollout
     assert host is not None and rollout is not None
-    asked = {entry["row"]: entry["example"] for entry in ctx.table}
-    column = np.full(len(batch["weights"]), np.nan, np.float32)
-    prompts = {row: _prompt_of(host, row) for row in asked}
-    said = [prompts[row].tolist() for row in asked]
-    answers = _answers(ctx, list(asked.values()), said, n=1, temperature=0.0)
-    scores = rollout.judge(list(asked.values()), answers, training=ctx.training).total
-    column[list(asked)] = scores
+    asked = {e["row"]: e["example"] for e in ctx.table if e["row"] is not None}
+    numbers, column = list(asked.values()), np.full(len(batch["weights"]), np.nan, np.float32)
+    prompts = [_prompt_of(host, row).tolist() for row in asked]
+    answers = _answers(ctx, numbers, prompts, n=1, temperature=0.0) if asked else []
+    # Few may be asked about, and one that no reward is known of is no baseline.
+    said = rollout.judge(numbers, answers, training=ctx.training, max_missing=1.0)
+    column[list(asked)] = scores = said.total
     if np.isfinite(scores).any():
         ctx.logged["reward/greedy"] = float(np.nanmean(scores))
     return batch | put_batch({"greedy_rewards": column}, ctx.mesh), carry

@@ -3,8 +3,9 @@
 B prompts, N answers, T tokens of an answer with its prompt.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
+from ptjax.rewards.failures import Reasons
 from ptjax.rewards.score import Scores, score
 from ptjax.stages.conversation import converse
+
+_log = logging.getLogger("ptjax")
 
 Columns = dict[str, np.ndarray]
 
@@ -46,6 +50,7 @@ class Rollout:
       rows: answers that are written together.
       epochs: how often a group is trained on.
       minibatches: optimizer steps an epoch of a rollout.
+      max_missing: share of the answers that are judged together which may fail to be, in training.
       accumulate: micro-batches of a batch.
       prompts_once: whether a group's answers share their prompt in packed rows.
       rewards: what judges answers; none where nothing does.
@@ -56,6 +61,7 @@ class Rollout:
       stop_ids: tokens that end an answer.
       compute: dtype of activations and cache.
       seed: of the run.
+      reasons: why rewards failed, as far as it was told.
     """
 
     n: int
@@ -71,6 +77,7 @@ class Rollout:
     rows: int
     epochs: int
     minibatches: int
+    max_missing: float
     accumulate: int
     prompts_once: bool
     rewards: tuple[Reward, ...]
@@ -81,6 +88,7 @@ class Rollout:
     stop_ids: tuple[int, ...]
     compute: Compute
     seed: int
+    reasons: Reasons = field(default_factory=Reasons)
 
     def draw(
         self,
@@ -136,6 +144,7 @@ class Rollout:
             room=min(self.max_tokens, self.length - max(map(len, prompts))),
             turns=self.turns,
             stop_ids=self.stop_ids,
+            time_limit=self.environment.time_limit,
         )
         return [said[i : i + n] for i in range(0, len(said), n)]
 
@@ -196,18 +205,29 @@ class Rollout:
         return [self.seed % 2**32, int(training), step, example]
 
     def judge(
-        self, numbers: Sequence[int], answers: Sequence[Sequence[Completion]], *, training: bool
+        self,
+        numbers: Sequence[int],
+        answers: Sequence[Sequence[Completion]],
+        *,
+        training: bool,
+        max_missing: float | None = None,
     ) -> Scores:
         """What the rewards say, answer after answer; NaN where they say nothing.
+
+        Why they fail is told, each reason once a run.
 
         Args:
           numbers: the prompts' examples.
           answers: to each of them, of each as many.
           training: whether the examples are those that are trained on.
+          max_missing: share of the answers that rewards may fail on; where none is given, the run's
+            own in training, and 1 of held-out answers: a batch of them may be a single one.
 
         Raises:
-          UserError: rewards fail on more than half of the answers.
+          UserError: rewards fail on more than that.
         """
+        if max_missing is None:
+            max_missing = self.max_missing if training else 1.0
         prompts = [self.prompt(number, training=training) for number in numbers]
         said = [one for several in answers for one in several]
         asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
@@ -218,12 +238,18 @@ class Rollout:
         if self.environment is not None:
             columns["turns"] = [list(one.turns) for one in said]
             columns["environment_reward"] = [one.reward for one in said]
-        return score(
+        found = score(
             self.rewards,
             [prompt.text for prompt in asked],
             [one.text for one in said],
             columns,
+            missing=[one.failed for one in said],
+            max_missing=max_missing,
         )
+        of = "answers" if training else "held-out answers"
+        if line := self.reasons.tell(found.failed, len(said), of):
+            _log.warning(line)
+        return found
 
     def prompt(self, number: int, *, training: bool) -> Prompt:
         """What the row of an example asks, and all else that it holds."""

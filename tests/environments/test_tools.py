@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptjax.environments.base import environment
+from ptjax.environments.base import TIME_LIMIT, environment
 from ptjax.environments.tools import Tools
 from ptjax.errors import UserError
 
@@ -71,6 +71,8 @@ def test_a_long_result_is_cut():
         ({"name": "tools", "tools": ["calc"]}, "unknown 'calc'"),
         ({"name": "tools", "form": "xml"}, "form 'xml'"),
         ({"name": "tools", "most": 0}, "at least 1"),
+        ({"name": "tools", "time_limit": 0}, "time_limit = 0; it must be above 0"),
+        ({"name": "tools", "time_limit": "9"}, "time_limit = '9'; seconds or None"),
         (3, "a name, or a dict"),
         ("math.sqrt", r"has no reset\(\)"),
     ],
@@ -82,4 +84,5 @@ def test_a_mistake_in_a_config_is_one_line(given, message):
 
 def test_each_answer_has_an_environment_of_its_own():
     make = environment({"name": "tools", "tools": ["calculator"]})
-    assert make() is not make()
+    assert make() is not make() and make.time_limit == TIME_LIMIT
+    assert environment({"name": "tools", "time_limit": None}).time_limit is None

@@ -30,9 +30,28 @@ def test_an_answer_s_advantage_is_the_mean_over_its_trained_tokens():
     mask = np.array([[[0, 1, 1, 0], [0, 0, 1, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]], np.float32)
     advantages = np.array([[[9, 1, 3, 9], [9, 9, -2, 9]], [[9, 9, 9, 9], [1, 2, 3, 4]]], np.float32)
     given = rows(1.0, 0.0, 0.0, 1.0)
-    found = with_advantages(given, {"mask": mask, "advantages": advantages})
+    columns = {"mask": mask, "weights": np.ones((2, 2), np.float32)}
+    found = with_advantages(given, columns | {"advantages": advantages})
     assert [row["advantage"] for row in found] == [2, -2, 0, 2.5]
-    assert not any("advantage" in row for row in [*given, *with_advantages(given, {"mask": mask})])
+    assert not any("advantage" in row for row in [*given, *with_advantages(given, columns)])
+
+
+def test_what_is_not_trained_on_says_so(tmp_path):
+    """A group that was left out has no row; the third answer nothing trained, the fourth no weight.
+
+    Tables of several steps are read as one, also where one of them is of such groups alone.
+    """
+    mask = np.array([[[0, 1], [0, 1]], [[0, 0], [0, 1]]], np.float32)
+    columns = {"mask": mask, "weights": np.array([[1, 1], [1, 0]], np.float32), "advantages": mask}
+    left_out = [row | {"row": None} for row in rows(0.0, 0.0)]
+    found = with_advantages([*left_out, *rows(1.0, 0.0, 1.0, math.nan)], columns)
+    assert [row["trained"] for row in found] == [False, False, True, True, False, False]
+    assert [math.isnan(row["advantage"]) for row in found] == [True, True, *[False] * 4]
+    path = write_completions(tmp_path, 1, with_advantages(left_out, columns))
+    write_completions(tmp_path, 2, found)
+    table = pyarrow.parquet.read_table(path.parent).to_pylist()
+    assert [row["row"] for row in table] == [None, None, None, None, 0, 0, 1, 1]
+    assert "nan" in as_markdown(found[:2])
 
 
 def test_a_rollout_is_one_file_that_is_written_whole(tmp_path, monkeypatch):

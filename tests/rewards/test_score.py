@@ -47,12 +47,31 @@ def test_a_monitor_has_values_and_no_say():
     np.testing.assert_array_equal(found.total, [1, 2, np.nan])
     np.testing.assert_array_equal(found.each[:, 1], [np.nan, 7, 7])
     assert found.failed == {"<lambda>: no": 1}
+    assert found.fails.tolist() == [[False, True], [False, False], [False, False]]
 
 
 def test_a_failure_is_missing_and_never_zero():
     found = scored(words, lambda p, c: [1, float("nan"), 2])
     np.testing.assert_array_equal(found.total, [2, np.nan, 5])
     assert found.failed == {"<lambda>: returned NaN or infinity": 1}
+
+
+def test_what_is_missing_already_is_not_asked_about():
+    seen = []
+
+    def some(prompts, completions, answer):
+        seen.append((prompts, completions, answer))
+        return [len(text) for text in completions]
+
+    columns = {"answer": [1, 2, 3]}
+    found = scored(some, columns=columns, missing=[None, "environment: no", None])
+    assert seen == [(["p", "r"], ["one", "one two three"], [1, 3])]
+    np.testing.assert_array_equal(found.total, [3, np.nan, 13])
+    np.testing.assert_array_equal(found.each[:, 0], [3, np.nan, 13])
+    assert found.failed == {"environment: no": 1} and not found.fails.any()
+    with pytest.raises(UserError, match="3 of 3 completions have no score.*3 x environment: no"):
+        scored(words, missing=["environment: no"] * 3)
+    assert np.isnan(scored(words, missing=["no"] * 3, max_missing=1.0).total).all()
 
 
 def broken(prompts, completions):

@@ -10,10 +10,14 @@ import pytest
 from ptjax import sharding
 from ptjax.algorithms import METHODS
 from ptjax.data import HostBatch
+from ptjax.data.template import Template
+from ptjax.environments.base import Make, Turn
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
+from ptjax.metrics.completions import with_advantages
 from ptjax.prepare import prepare
-from ptjax.rewards.base import rewards
+from ptjax.rewards.base import Failed, Reward, rewards
+from ptjax.rewards.failures import Reasons
 from tests import judged, tiny
 
 LONGEST, N, B = 6, 3, 8
@@ -82,7 +86,7 @@ def changed(run, *names, **hparams):
     values = tuple(sorted((dict(run.bound.values) | hparams).items()))
     bound = dataclasses.replace(run.bound, values=values)
     judges = rewards(names) if names else run.rollout.rewards
-    rollout = dataclasses.replace(run.rollout, rewards=judges)
+    rollout = dataclasses.replace(run.rollout, rewards=judges, reasons=Reasons())
     return dataclasses.replace(run, bound=bound, rollout=rollout)
 
 
@@ -205,6 +209,76 @@ def test_a_missing_reward_has_no_weight(run, host):
     assert not batch["advantages"][failed].any()
 
 
+class Moody:
+    """Raises at some texts, and gives a point for all others."""
+
+    def reset(self, row):
+        pass
+
+    def step(self, text):
+        if self.fails(text):
+            raise RuntimeError("no")
+        return Turn(None, reward=1.0)
+
+    @staticmethod
+    def fails(text):
+        return sum(map(ord, text)) % 4 == 0
+
+
+def test_an_answer_whose_environment_failed_has_no_reward(run, host, caplog):
+    """Whatever other rewards say, and where none is asked too."""
+    template = Template(run.bundle.tokenizer)
+    for names in (["environment", "tests.judged.lower"], []):
+        rollout = changed(run).rollout
+        rollout = dataclasses.replace(
+            rollout, rewards=rewards(names), environment=Make(Moody), template=template
+        )
+        own = dataclasses.replace(run, rollout=rollout)
+        batch, logged, table = staged(own, host, step=3)
+        failed = np.array([Moody.fails(entry["completion"]) for entry in table]).reshape(B, N)
+        assert 0 < failed.mean() < 0.5
+        np.testing.assert_array_equal(batch["weights"], ~failed)
+        assert not batch["rewards"][failed].any() and not batch["advantages"][failed].any()
+        ended = np.array([entry["finished"] for entry in table]).reshape(B, N)
+        assert {*ended[failed]} == {"failed"} and "failed" not in ended[~failed]
+        assert logged["environment/failed"] == pytest.approx(failed.mean())
+        assert "reward/lower/failed" not in logged or logged["reward/lower/failed"] == 0
+        assert f"{failed.sum()} x environment: RuntimeError: no" in caplog.text
+        caplog.clear()
+
+
+def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
+    """Of a monitor too, whose failures take no score."""
+    shy = "tests.judged.shy"
+    own = changed(run, "tests.judged.lower", {"name": shy, "weight": 0}, shy)
+    _, logged, table = staged(own, host)
+    failed = np.mean([sum(map(ord, entry["completion"])) % 6 == 2 for entry in table])
+    assert 0 < failed < 0.5 and logged["reward/lower/failed"] == 0
+    assert logged["reward/shy_1/failed"] == logged["reward/shy_2/failed"]
+    assert logged["reward/shy_1/failed"] == logged["rollout/missing"] == pytest.approx(failed)
+    count = len(table)
+    line = f"rewards failed on some of {count} answers: {2 * failed * count:.0f} x {shy}: no"
+    staged(own, host)
+    assert caplog.text.count(line) == caplog.text.count("rewards failed") == 1
+
+
+def test_a_held_out_batch_of_one_that_fails_does_not_stop_the_run(run, host, caplog):
+    own = changed(run, "tests.judged.broken")
+    (held_out,) = own.pipeline.validation()
+    last = HostBatch({name: x[:1] for name, x in held_out.columns.items()}, held_out.examples[:1])
+    batch, logged, _ = staged(own, last, training=False)
+    assert not batch["weights"].any() and batch["weights"].shape == (1, 1)
+    assert logged["rollout/missing"] == 1 and "rollout/reward" not in logged
+    assert "failed on some of 1 held-out answers: 1 x tests.judged.broken: ValueError: broken" in (
+        caplog.text
+    )
+    with pytest.raises(UserError, match=f"{B * N} of {B * N} completions have no score"):
+        staged(own, host)
+    lenient = dataclasses.replace(own.rollout, max_missing=1.0)
+    batch, logged, _ = staged(dataclasses.replace(own, rollout=lenient), host)
+    assert not batch["weights"].any() and logged["rollout/missing"] == 1
+
+
 def test_held_out_prompts_get_one_greedy_answer(run):
     (held_out,) = run.pipeline.validation()
     batch, logged, _ = staged(run, held_out, training=False, step=3)
@@ -235,7 +309,13 @@ def test_dynamic_sampling_drops_equal_rewards_and_takes_more_prompts(run):
     assert 1 < rounds and sum(useful[: B * (rounds - 1)]) < B <= sum(useful[: B * rounds])
     taken = [n for h in hosts for n in h.examples]
     taken = [n for n, good in zip(taken, useful, strict=True) if good][:B]
-    assert [entry["example"] for entry in table[::N]] == taken
+    kept = [entry for entry in table if entry["row"] is not None]
+    assert [entry["example"] for entry in kept[::N]] == taken
+    places = [(entry["row"], entry["answer"]) for entry in kept]
+    assert places == [(row, n) for row in range(B) for n in range(N)]
+    every = [n for h in hosts[: int(rounds)] for n in h.examples]
+    assert [entry["example"] for entry in table[::N]] == every, "what is left out is told too"
+    assert all(e["reward"] == 1 for e, n in zip(table[::N], useful, strict=False) if not n)
     assert logged["rollout/filled"] == 1 and (batch["weights"] == 1).all()
     assert all(len({*row.tolist()}) > 1 for row in batch["rewards"])
     assert logged["rollout/no_signal"] == pytest.approx(1 - np.mean(useful[: B * rounds]))
@@ -267,7 +347,10 @@ def test_rewards_that_are_all_equal_are_said_and_teach_nothing(run, host, caplog
     assert logged["rollout/no_signal"] == 1 and logged["rollout/reward_std"] < 1e-6
     batch, logged, table = staged(own, host, step=3, more=lambda: host)
     assert logged["rollout/rounds"] == 2 and logged["rollout/filled"] == 0
-    assert not batch["weights"].any() and not batch["valid"].any() and table == []
+    assert not batch["weights"].any() and not batch["valid"].any()
+    assert len(table) == 2 * B * N and {entry["row"] for entry in table} == {None}
+    found = with_advantages(table, batch)
+    assert all(np.isnan(entry["advantage"]) and not entry["trained"] for entry in found)
 
 
 def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
@@ -286,6 +369,26 @@ def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
     np.testing.assert_allclose(given, batch["rewards"] - np.array(wanted)[:, None], atol=1e-6)
 
 
+def test_greedy_answers_are_of_the_prompts_in_the_batch(run, host):
+    bound = METHODS["remax"].bind({"dynamic_sampling": True, "max_rounds": 1}, "hparams")
+    own = dataclasses.replace(changed(run, "tests.judged.split"), bound=bound)
+    batch, _, table = staged(own, host, step=3)
+    rows = sorted({entry["row"] for entry in table if entry["row"] is not None})
+    assert 0 < len(rows) < B and len(table) == B * N
+    assert np.isfinite(batch["greedy_rewards"]).nonzero()[0].tolist() == rows
+
+
+def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, host):
+    def fails_alone(prompts, completions):
+        return [1.0 if len(completions) > B else Failed("no") for _ in completions]
+
+    rollout = dataclasses.replace(run.rollout, rewards=(Reward("fails_alone", fails_alone),))
+    bound = METHODS["remax"].bind({}, "hparams")
+    batch, logged, _ = staged(dataclasses.replace(run, bound=bound, rollout=rollout), host)
+    assert np.isnan(batch["greedy_rewards"]).all() and "reward/greedy" not in logged
+    assert (batch["rewards"] == 1).all()
+
+
 WRONG = {
     "top_k": ("grpo", {"rollout.top_k": 5}, r"config.rollout.top_k: a policy gradient scores"),
     "top_p": ("ppo", {"rollout.top_p": 0.9}, r"config.rollout.top_p: a policy gradient scores"),
@@ -299,6 +402,12 @@ WRONG = {
     "minibatches": ("online_dpo", {"rollout.minibatches": 2}, "rollout.minibatches is set, but"),
     "L_max": ("dr_grpo", {"hparams.max_tokens": 9}, "set config.rollout.max_tokens"),
     "hparams": ("grpo", {"hparams.epochs": 2}, "config.hparams.epochs: set config.rollout.epochs"),
+    "missing": ("grpo", {"rollout.max_missing": 1.5}, "max_missing = 1.5: it must be from 0 to 1"),
+    "unread": (
+        "gkd_mixed",
+        {"rollout.max_missing": 1.0, "rollout.n": 1, "rewards": [], "reference.source": "smollm2"},
+        "rollout.max_missing is set, but gkd_mixed asks no rewards",
+    ),
     "one": ("grpo", {"rollout.n": 1}, "compares at least 2 answers"),
     "greedy": ("grpo", {"rollout.temperature": 0.0}, "nothing to compare"),
     "none": ("grpo", {"rewards": []}, "grpo needs a judge of answers"),
