@@ -26,7 +26,6 @@ from tests.data.templates import CHATML
 from tests.followed import block, commands, enter, run, section
 from tests.random_model import write_random_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MAKE, PULL = Updates.make, Updates.pull
 B, N = 2, 4
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -61,7 +60,7 @@ class PowerCut(Exception):
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory, quick_compile):
+def followed(tmp_path_factory):
     """The folder after its commands, and the updates of its second run."""
     try:
         prove()
