@@ -52,7 +52,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """One of ours, or the comparison."""
-    parser = side_by_side.parser(__doc__ or "")
+    parser = side_by_side.training_parser(__doc__ or "")
     parser.set_defaults(tokens_per_batch=4096)  # the longest pair takes 2 * max_length
     parser.add_argument("--kind", choices=KINDS, help="one kind only; ours alone: live")
     args = parser.parse_args()

@@ -14,13 +14,12 @@ those of the answers; answers end where the model ends them.
 
 import argparse
 import json
-import resource
 import sys
 import time
 from typing import Any
 
 import side_by_side
-from side_by_side import keep, peak_mb, run_json, spread
+from side_by_side import Pair, paired, peak_mb, peaks, rates
 
 
 def share_of_e(prompts, completions) -> list[float]:
@@ -50,7 +49,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     found: list[dict[str, float]] = []
     with jax.set_mesh(run.mesh):
         for step in range(args.steps):
-            wall, cpu = time.perf_counter(), cpu_seconds()
+            wall, cpu = time.perf_counter(), time.process_time()
             update = updates.make(state, step, updates.pull(step))
             state, logged = run.train_step(
                 state.replace(carry=update.carry), update.columns, run.teacher(state)
@@ -61,7 +60,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
                     "tokens": float(update.host.columns["mask"].sum()),
                     "rollout_seconds": update.logged["rollout/seconds"],
                     "seconds": time.perf_counter() - wall,
-                    "cpu_seconds": cpu_seconds() - cpu,
+                    "cpu_seconds": time.process_time() - cpu,
                     "difference": float(logged["sampler/difference"]),
                 }
             )
@@ -74,12 +73,6 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "sampler_difference": max(one["difference"] for one in kept),
         "rss_mb": round(peak_mb(), 1),
     }
-
-
-def cpu_seconds() -> float:
-    """CPU time of all threads of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -98,38 +91,19 @@ def compare(args: argparse.Namespace) -> None:
         "| ratio | in CPU time | peak GiB ours | TRL's |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for train in [args.train] if args.train else ["full", "lora"]:
-        pairs = []
-        for number in range(args.rounds):
-            pairs.append(
-                (run_json([*mine, f"--train={train}"]), run_json([*theirs, f"--mode={train}"]))
-            )
-            for line in pairs[-1]:
-                keep(args.out, {"round": number, **line})
+        pairs = paired(args, [*mine, f"--train={train}"], [*theirs, f"--mode={train}"], {})
         print(row(train, pairs), flush=True)
 
 
-def row(train: str, pairs: list[tuple[dict, dict]]) -> str:
+def row(train: str, pairs: list[Pair]) -> str:
     """One line of the table: medians, and the ratios with their range."""
-
-    def rate(run: dict, of: str) -> float:
-        return run["tokens"] / run[of]
-
-    def both(of: str) -> list[str]:
-        speeds = [(rate(a, of), rate(b, of)) for a, b in pairs]
-        middle = sorted(speeds)[len(speeds) // 2]
-        return [f"{middle[0]:.0f}", f"{middle[1]:.0f}", spread([a / b for a, b in speeds])]
-
-    cpu = [rate(a, "cpu_seconds") / rate(b, "cpu_seconds") for a, b in pairs]
-    memory = [
-        f"{max(run['rss_mb'] for run in side) / 1024:.2f}" for side in zip(*pairs, strict=True)
-    ]
-    cells = [train, *both("rollout_seconds"), *both("seconds"), spread(cpu), *memory]
-    return "| " + " | ".join(cells) + " |"
+    cells = [train, *rates(pairs, "rollout_seconds"), *rates(pairs, "seconds")]
+    return "| " + " | ".join([*cells, rates(pairs, "cpu_seconds")[2], *peaks(pairs)]) + " |"
 
 
 def main() -> None:
     """One of ours, or the comparison."""
-    parser = side_by_side.parser(__doc__ or "")
+    parser = side_by_side.training_parser(__doc__ or "")
     parser.set_defaults(steps=3, warmup=1, accumulate=1)
     parser.add_argument("--prompts", type=int, default=4, help="a step")
     parser.add_argument("--n", type=int, default=8, help="answers a prompt")

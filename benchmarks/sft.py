@@ -32,7 +32,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """One of ours, or the comparison."""
-    parser = side_by_side.parser(__doc__ or "")
+    parser = side_by_side.training_parser(__doc__ or "")
     parser.add_argument("--peer", choices=[kind.name for kind in KINDS], help="one kind only")
     args = parser.parse_args()
     kinds = [kind for kind in KINDS if args.peer in (None, kind.name)]

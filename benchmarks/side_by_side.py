@@ -1,4 +1,4 @@
-"""What the drivers that train beside a peer have in common: one of our runs, the pairs, the table.
+"""What the drivers that run beside a peer have in common: one of our runs, the pairs, the table.
 
 A run is a fresh process that prints one JSON line. The runs are interleaved, ours and theirs in
 turn, and what is compared is the ratio within each pair. With `--out` every line is kept, with the
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PEERS = Path(__file__).parent / "peers"
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""The JSON lines of a run of ours and of the peer's beside it."""
 
 
 class Kind(NamedTuple):
@@ -34,16 +36,22 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--data", required=True, help="JSONL, which `make_data.py` makes")
     made.add_argument("--peer_python", help="python of the peer's environment")
     made.add_argument("--mode", choices=("compare", "ours"), default="compare")
-    made.add_argument("--train", choices=("full", "lora"), help="one kind only")
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--steps", type=int, default=6, help="optimizer steps, warm-up included")
+    made.add_argument("--steps", type=int, default=6, help="of a run, warm-up included")
     made.add_argument("--warmup", type=int, default=2, help="first steps that are not measured")
+    made.add_argument("--out", help="a file to add the JSON line of every run to")
+    return made
+
+
+def training_parser(doc: str) -> argparse.ArgumentParser:
+    """The same with what those that train have more."""
+    made = parser(doc)
+    made.add_argument("--train", choices=("full", "lora"), help="one kind only")
     made.add_argument("--tokens_per_batch", type=int, default=2048, help="ours")
     made.add_argument("--accumulate", type=int, default=2, help="ours")
     made.add_argument("--remat", default="dots_and_attention", help="ours")
     made.add_argument("--max_length", type=int, default=1024)
     made.add_argument("--profile", help="ours: folder for a trace of the last step")
-    made.add_argument("--out", help="a file to add the JSON line of every run to")
     return made
 
 
@@ -151,16 +159,25 @@ def compare(args: argparse.Namespace, kinds: list[Kind], peer: Path) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for train in [args.train] if args.train else ["full", "lora"]:
         for kind in kinds:
-            pairs = []
-            for number in range(args.rounds):
-                pair = (
-                    run_json([*mine, f"--train={train}", *kind.ours]),
-                    run_json([*theirs, f"--mode={train}", *kind.theirs]),
-                )
-                pairs.append(pair)
-                for line in pair:
-                    keep(args.out, {"train": train, "kind": kind.name, "round": number, **line})
+            pairs = paired(
+                args,
+                [*mine, f"--train={train}", *kind.ours],
+                [*theirs, f"--mode={train}", *kind.theirs],
+                {"train": train, "kind": kind.name},
+            )
             print(row(train, kind.name, pairs), flush=True)
+
+
+def paired(
+    args: argparse.Namespace, mine: list[str], theirs: list[str], about: dict[str, str]
+) -> list[Pair]:
+    """Both commands in turn, `--rounds` times; keeps their lines, with what they are about."""
+    pairs = []
+    for number in range(args.rounds):
+        pairs.append((run_json(mine), run_json(theirs)))
+        for line in pairs[-1]:
+            keep(args.out, {**about, "round": number, **line})
+    return pairs
 
 
 def run_json(command: list[str]) -> dict[str, Any]:
@@ -185,7 +202,19 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def row(train: str, kind: str, pairs: list[tuple[dict, dict]]) -> str:
+def rates(pairs: list[Pair], of: str) -> list[str]:
+    """Tokens in one of `of` (seconds, say), ours and theirs of the middle pair; their ratio."""
+    both = sorted((a["tokens"] / a[of], b["tokens"] / b[of]) for a, b in pairs)
+    ours, theirs = both[len(both) // 2]
+    return [f"{ours:.0f}", f"{theirs:.0f}", spread([a / b for a, b in both])]
+
+
+def peaks(pairs: list[Pair]) -> list[str]:
+    """GiB of memory, ours and theirs, of the run that took most."""
+    return [f"{max(run['rss_mb'] for run in side) / 1024:.2f}" for side in zip(*pairs, strict=True)]
+
+
+def row(train: str, kind: str, pairs: list[Pair]) -> str:
     """One line of the table: medians, and the ratios with their range."""
 
     def speed(run: dict) -> float:

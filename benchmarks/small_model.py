@@ -1,8 +1,11 @@
 """A language model of 5M parameters with a vocabulary of characters, from nothing.
 
+    python -m benchmarks.small_model small --positions=1024
+
 What it can is what the benchmarks teach it: nothing of it was downloaded.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +65,16 @@ def character_tokenizer() -> Any:
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
     made.chat_template = TEMPLATE
     return made
+
+
+def main() -> None:
+    """Writes one into a folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--positions", type=int, default=ARCHITECTURE["max_position_embeddings"])
+    args = parser.parse_args()
+    print(write_model(args.folder, max_position_embeddings=args.positions))
+
+
+if __name__ == "__main__":
+    main()

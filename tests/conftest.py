@@ -40,6 +40,7 @@ LONG = (
     "test_processes",
     "test_mesh",
     "test_make",
+    "test_worked_example",
 )
 """Files that take long: they begin first, so that no process is left alone with one at the end."""
 

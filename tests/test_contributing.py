@@ -1,21 +1,14 @@
 """Losses and rewards of a user's own, in a file outside the package: the texts, followed."""
 
-import re
-import shlex
-import shutil
 import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from ptjax.train import main
 from tests import tiny
+from tests.followed import block, commands, enter, run, section
 from tests.judged import write_judged
 
-ROOT = Path(__file__).parents[1]
-MODEL = "smollm2-135m-instruct"
 SMALL = (
     "--config.steps=2",
     "--config.data.validation=None",
@@ -29,45 +22,27 @@ SMALL = (
 """What makes a recipe's run one of seconds."""
 
 
-def blocks(page, title):
-    """The code and the command of a section as its text has them."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
-    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    (command,) = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-    return code, command
-
-
-def follow(folder, monkeypatch, module, code, command, *more):
+def follow(folder, monkeypatch, module, text, *more):
     """Does what a section says, in a folder of its own, with a tiny model; the run's rows."""
-    assert MODEL in command
-    command = command.replace(MODEL, str(tiny.write_model(folder / "model")))
-    shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / f"{module}.py").write_text(code, encoding="utf-8")
-    words = shlex.split(command.replace("\\\n", " "))
-    assert words[:3] == ["python", "-m", "ptjax.train"]
-
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: list(first))
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(sys, "argv", [*words[2:], *SMALL, *more])
-    main()
+    tiny.write_model(folder / "model")
+    enter(folder, monkeypatch, module, block(text, "python"))
+    (command,) = commands(block(text, "sh"))
+    assert str(folder / "model") in command
+    run(command, monkeypatch, *SMALL, *more)
     sys.modules.pop(module)
     assert tiny.saved(folder / "runs" / "mine")[0] == 2
     return [row for row in tiny.rows(folder / "runs" / "mine") if "loss" in row]
 
 
 def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
-    code, command = blocks("CONTRIBUTING.md", "Adding a loss in one file")
-    assert len([line for line in code.splitlines() if line]) <= 20
+    text = section("CONTRIBUTING.md", "Adding a loss in one file")
+    assert len([line for line in block(text, "python").splitlines() if line]) <= 20
     write_judged(tmp_path / "pairs.jsonl", "pairs", 40)
     first, second = follow(
         tmp_path,
         monkeypatch,
         "my_losses",
-        code,
-        command,
+        text,
         "--config.data.buckets=[64]",
     )
     assert first["loss"] == pytest.approx(2.0**2)  # the margin squared, where policy is reference
@@ -76,14 +51,14 @@ def test_a_loss_of_a_users_own_trains_by_its_dotted_path(tmp_path, monkeypatch):
 
 
 def test_a_reward_and_a_policy_gradient_of_a_users_own(tmp_path, monkeypatch):
-    code, command = blocks("docs/rollouts.md", "Your own reward and your own loss")
+    text = section("docs/rollouts.md", "Your own reward and your own loss")
     write_judged(tmp_path / "prompts.jsonl", "prompts", 40)
     small = (
         "--config.rollout.max_tokens=8",
         "--config.rollout.n=4",
         "--config.checkpoint.best=None",
     )
-    rows = follow(tmp_path, monkeypatch, "my_rl", code, command, *small)
+    rows = follow(tmp_path, monkeypatch, "my_rl", text, *small)
     for row in rows:
         assert row["reward/short"] == row["rollout/reward"] <= 1
         assert 0 < row["signal"] < row["advantage/std"] < 0.5  # of rewards in [0, 1], not scaled

@@ -268,7 +268,7 @@ def test_every_reward_is_in_its_table_with_its_settings(name):
     text = (ROOT / "docs" / "rewards.md").read_text()
     row = re.search(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
     assert row, name
-    shared = text[text.index("| setting | default | of both |") :].split("\n\n")[0]
+    shared = text[text.index("| setting | default | of all three |") :].split("\n\n")[0]
     told = row[0] + (shared if name.startswith("judge") else "")
     assert [key for key in settings_of(REWARDS[name]) if f"`{key}" not in told] == []
 

@@ -15,6 +15,7 @@ is the share of letters `e` among an answer's letters. Printed, for the steps af
 The data is JSONL with `prompt`, a text or messages.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -35,23 +36,24 @@ def prompt(row: dict) -> dict:
     return {"prompt": [{"role": "user", "content": given}] if isinstance(given, str) else given}
 
 
-def main() -> None:
-    """One run."""
-    parser = measure.parser(__doc__ or "", "runs/trl_grpo")
+def arguments(doc: str, output: str) -> argparse.Namespace:
+    """The command line of scripts whose trainer is this one."""
+    parser = measure.parser(doc, output)
     parser.add_argument("--n", type=int, default=8, help="answers a prompt")
     parser.add_argument("--max_tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--learning_rate", type=float, default=1e-6)
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    printed, sys.stdout = sys.stdout, sys.stderr
+    return parser.parse_args()
+
+
+def make(args: argparse.Namespace):
+    """The trainer; its batch is all answers to `--batch_size` prompts."""
     from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer, __version__
+    from trl import GRPOConfig, GRPOTrainer
 
     settings = measure.settings(args)
     del settings["max_length"], settings["train_sampling_strategy"]
     settings["per_device_train_batch_size"] = args.batch_size * args.n
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         args=GRPOConfig(
             num_generations=args.n,
             max_completion_length=args.max_tokens,
@@ -62,17 +64,33 @@ def main() -> None:
         reward_funcs=letters,
         **measure.parts(args),
     )
-    rollouts, clock = [], []
-    generate = trainer._generate_single_turn
 
-    def timed(*given, **named):
+
+def timed(trainer) -> list[tuple[float, float, list[int]]]:
+    """Gets (seconds, CPU seconds, tokens of each answer) of every generation from now on."""
+    rollouts, generate = [], trainer._generate_single_turn
+
+    def measured(*given, **named):
         begun = time.perf_counter(), measure.cpu_seconds()
         found = generate(*given, **named)
         spent = time.perf_counter() - begun[0], measure.cpu_seconds() - begun[1]
-        rollouts.append((*spent, sum(map(len, found[0]))))
+        rollouts.append((*spent, [*map(len, found[0])]))
         return found
 
-    trainer._generate_single_turn = timed
+    trainer._generate_single_turn = measured
+    return rollouts
+
+
+def main() -> None:
+    """One run."""
+    args = arguments(__doc__ or "", "runs/trl_grpo")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    printed, sys.stdout = sys.stdout, sys.stderr
+    from transformers import TrainerCallback
+    from trl import __version__
+
+    trainer = make(args)
+    rollouts, clock = timed(trainer), []
 
     class Clock(TrainerCallback):
         """Wall and CPU time at the start and after each step."""
@@ -95,7 +113,7 @@ def main() -> None:
         peer="trl",
         version=__version__,
         train=args.mode,
-        tokens=sum(one[2] for one in kept),
+        tokens=sum(sum(one[2]) for one in kept),
         rollout_seconds=round(sum(one[0] for one in kept), 3),
         rollout_cpu_seconds=round(sum(one[1] for one in kept), 3),
         seconds=round(sum(one[0] for one in steps), 3),

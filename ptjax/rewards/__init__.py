@@ -10,7 +10,8 @@ from ptjax.rewards.environment import environment
 from ptjax.rewards.gym import reasoning_gym
 from ptjax.rewards.ifeval import ifeval
 from ptjax.rewards.isolated import isolated
-from ptjax.rewards.judge import judge, judge_pair
+from ptjax.rewards.judge import judge
+from ptjax.rewards.judge_pairs import judge_group, judge_pair
 from ptjax.rewards.languages import language
 from ptjax.rewards.maths import math
 from ptjax.rewards.model import model, process_model
@@ -29,6 +30,7 @@ REWARDS = {
     "isolated": isolated,
     "json_schema": json_schema,
     "judge": judge,
+    "judge_group": judge_group,
     "judge_pair": judge_pair,
     "language": language,
     "length": length,

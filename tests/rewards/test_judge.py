@@ -1,6 +1,7 @@
 """Against a server on this machine that says what its script says."""
 
 import json
+import re
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,9 +63,9 @@ def stand(monkeypatch):
     server.server_close()
 
 
-def asked(stand, texts, name="judge", columns=None, **settings):
+def asked(stand, texts, name="judge", columns=None, prompts=None, **settings):
     given = {"name": name, "url": stand.url, "model": "m", "key": "MY_KEY", "wait": 0.01}
-    prompts = [f"ask {i}" for i in range(len(texts))]
+    prompts = prompts or [f"ask {i}" for i in range(len(texts))]
     return ask([reward({**given, **settings})], prompts, texts, columns or {})[0]
 
 
@@ -171,6 +172,69 @@ def test_a_judge_who_prefers_a_place_says_neither(stand):
     found = asked(stand, texts, "judge_pair", columns)
     assert found == [1, 0, 0.5, 0.5, "no verdict in the judge's reply", None]
     assert len(stand.bodies) == 10
+
+
+def longer(text):
+    """The longer answer is the better; one that is `lost` has no verdict."""
+    if "lost" in text:
+        return 400, "too long"
+    a, b = re.findall(r"<answer_[ab]>\n(.*)\n</", text)
+    return 200, "[[C]]" if len(a) == len(b) else "[[A]]" if len(a) > len(b) else "[[B]]"
+
+
+def test_answers_to_one_prompt_are_compared_with_each_other(stand):
+    stand.reply = longer
+    prompts = ["p", "q", "p", "p", "q", "r"]
+    found = asked(stand, ["iii", "i", "ii", "iii", "ii", "i"], "judge_group", prompts=prompts)
+    assert found == [0.75, 0, 0, 0.75, 1, None]
+    assert len(stand.bodies) == 3 + 2  # the same question is asked once
+    assert all(text.count("<answer_") == 2 for text in stand.questions)
+    columns = {"criterion": ["kind", "short", "kind", "short"]}
+    found = asked(stand, ["i", "ii", "iii", "iiii"], "judge_group", columns, prompts=["p"] * 4)
+    assert found == [0, 0, 1, 1]
+    stand.reply = lambda _: (200, "[[A]]")
+    assert asked(stand, ["i", "ii"], "judge_group", prompts=["p"] * 2) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("count", "against", "questions"),
+    [
+        (8, 8, 56),
+        (8, 7, 56),
+        (8, 6, 48),
+        (8, 3, 16),
+        (7, 6, 42),
+        (2, 2, 2),
+        (8, "first", 14),
+    ],
+)
+def test_what_a_group_asks_is_bounded(stand, count, against, questions):
+    stand.reply = longer
+    texts = ["i" * (1 + i) for i in range(count)]
+    found = asked(stand, texts, "judge_group", prompts=["p"] * count, against=against)
+    assert len(stand.bodies) == len(set(stand.questions)) == questions
+    assert found[0] == 0 and found[-1] == 1
+    if against == "first":
+        assert found == [0, *[1] * (count - 1)]
+    elif against >= count - 1:
+        assert found == pytest.approx([i / (count - 1) for i in range(count)])
+    else:
+        met = Counter(a for text in stand.questions for a in re.findall(r"\n(i+)\n", text))
+        assert {*met.values()} == {2 * (against // 2 * 2)}
+
+
+def test_a_comparison_that_fails_is_left_out(stand):
+    stand.reply = longer
+    found = asked(stand, ["i", "lost", "ii"], "judge_group", prompts=["p"] * 3)
+    assert found == [0, "the judge's server says 400: too long", 1]
+    found = asked(stand, ["lost", "i"], "judge_group", prompts=["p"] * 2, against="first")
+    assert found == ["the judge's server says 400: too long"] * 2
+
+
+@pytest.mark.parametrize("against", [1, "last", True, 2.5])
+def test_against_whom_a_group_is_compared(stand, against):
+    with pytest.raises(UserError, match="at least 2 or 'first'"):
+        asked(stand, ["i"], "judge_group", against=against)
 
 
 def test_a_rubric_asks_the_judge_about_each_criterion(stand):
