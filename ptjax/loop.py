@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from ptjax.checkpoint.hosts import check_joined
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
@@ -17,6 +16,7 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
+from ptjax.hosts import check_joined
 from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.metrics.completions import as_table
@@ -217,7 +217,7 @@ class _Loop:
                 self.held_out = evaluate(self.job, self.state, self.params(), held_out)
                 self.metrics.write(step, self.held_out)
                 self.say(f"step {step}: {in_words(self.held_out)}")
-                if warning := self.watch.measured(self.held_out):
+                if (warning := self.watch.measured(self.held_out)) and self.primary:
                     _log.warning("step %d: %s", step, warning)
             prompts = list(config.samples.prompts)
             if prompts and (step == 0 or last or _due(step, config.samples.every)):

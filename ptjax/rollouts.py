@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ptjax.config import changed_keys, defaults
@@ -39,11 +38,6 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
         if config.rewards:
             raise UserError(f"config.rewards is set, but {method} asks no rewards")
         return ()
-    if jax.process_count() > 1:
-        raise UserError(
-            f"config.method = {method!r} samples its answers in one process, and there are "
-            f"{jax.process_count()}; make pairs with python -m ptjax.preferences and train dpo"
-        )
     if config.data.packing:
         raise UserError(
             f"config.data.packing: how long the answers of {method} will be is not known "

@@ -7,8 +7,7 @@ import sys
 import jax
 import pytest
 
-from ptjax import config, loop
-from ptjax.checkpoint import hosts
+from ptjax import config, hosts, loop
 from ptjax.errors import UserError
 from ptjax.train import main
 

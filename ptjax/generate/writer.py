@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ptjax import sharding
@@ -133,7 +133,7 @@ class Writer:
         """Rows over the batch axes of the mesh."""
         if self.mesh is None:
             return jnp.asarray(x)
-        return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(sharding.BATCH)))
+        return sharding.put_rows(x, self.mesh, whole=True)
 
     def _size(self, rows: int) -> int:
         """A bucket for so many rows that divides over the mesh."""

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ptjax.errors import UserError
+from ptjax.sharding import fetch
 
 FOLDER = "completions"
 _SHOWN = 4
@@ -26,11 +29,15 @@ def with_advantages(table: Sequence[Mapping[str, Any]], columns: Mapping[str, An
     rows = [dict(entry) for entry in table]
     if not rows or "advantages" not in columns:
         return rows
-    mask, advantages = np.asarray(columns["mask"]), np.asarray(columns["advantages"])
-    means = (advantages * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+    means = fetch(_means(columns["advantages"], columns["mask"]))
     for entry in rows:
         entry["advantage"] = float(means[entry["row"], entry["answer"]])
     return rows
+
+
+@jax.jit
+def _means(advantages: Float[Array, "B N T"], mask: Float[Array, "B N T"]) -> Float[Array, "B N"]:
+    return jnp.sum(advantages * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1)
 
 
 def write_completions(folder: Path, step: int, rows: Rows) -> Path:

@@ -40,9 +40,7 @@ def score(
     *,
     max_missing: float = MAX_MISSING,
 ) -> Scores:
-    """Scores completions: Σ weight · value over the rewards that do not abstain.
-
-    A reward of weight 0 is a monitor: it has its values, and neither gives nor takes a score.
+    """Asks the rewards about completions, and sums up what they say; see `summed`.
 
     A reward fails where it raises, takes longer than its time limit, or returns something else than
     a list of `count` finite numbers and Nones: those completions have no score, since a sum without
@@ -58,11 +56,34 @@ def score(
     Raises:
       UserError: more of them fail; a column that a reward needs is not there.
     """
-    count = len(completions)
+    said = ask(rewards, prompts, completions, columns)
+    return summed(rewards, said, len(completions), max_missing=max_missing)
+
+
+def summed(
+    rewards: Sequence[Reward],
+    said: Sequence[Sequence[float | str | None]],
+    count: int,
+    *,
+    max_missing: float = MAX_MISSING,
+) -> Scores:
+    """Σ weight · value over the rewards that do not abstain.
+
+    A reward of weight 0 is a monitor: it has its values, and neither gives nor takes a score.
+
+    Args:
+      rewards: from `ptjax.rewards.base.rewards`.
+      said: by reward, what it says of each completion: from `ask`.
+      count: of completions.
+      max_missing: the share of them that may fail.
+
+    Raises:
+      UserError: more of them fail.
+    """
     each = np.full((count, len(rewards)), np.nan, np.float32)
     bad = np.zeros(count, bool)
     failed: Counter[str] = Counter()
-    for j, reward_values in enumerate(ask(rewards, prompts, completions, columns)):
+    for j, reward_values in enumerate(said):
         reward = rewards[j]
         for i, value in enumerate(reward_values):
             if isinstance(value, str):

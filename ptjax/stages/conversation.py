@@ -4,6 +4,8 @@ What was sampled is never tokenised again: a conversation's tokens are those tha
 with between them those of the environment's turns, as the chat template writes them.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +15,10 @@ import numpy as np
 
 from ptjax.data.messages import BadForm
 from ptjax.data.template import Template
-from ptjax.environments.base import Environment, Make
+from ptjax.environments.base import Environment, Make, Turn
 from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
+from ptjax.hosts import from_each, own
 
 Sampler = Callable[[list[list[int]], list[int], list[int]], list[Completion]]
 """`(tokens so far, seeds, room of each) -> the next turn of each`."""
@@ -27,12 +30,10 @@ class Conversation:
 
     Attributes:
       prompt: its tokens.
-      environment: who answers.
       room: tokens that the answer may have, those of the environment included.
     """
 
     prompt: list[int]
-    environment: Environment
     room: int
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
@@ -89,6 +90,8 @@ def converse(
 ) -> list[Completion]:
     """Conversations, of which each depends on its own prompt, seed and environment alone.
 
+    Of several processes each has the environments of its own part, and all hear what they say.
+
     Args:
       sample: the policy's next turns.
       template: how the environment's turns are written.
@@ -103,9 +106,15 @@ def converse(
     Raises:
       UserError: the template cannot write what an environment says.
     """
-    made = [Conversation(prompt, make(), room) for prompt in prompts]
-    for one, row in zip(made, rows, strict=True):
-        one.environment.reset(row)
+    made = [Conversation(prompt, room) for prompt in prompts]
+    mine: dict[int, Environment] = {}
+
+    def begin() -> None:
+        for i in range(len(made))[own(len(made))]:
+            mine[i] = make()
+            mine[i].reset(rows[i])
+
+    from_each(begin)
     for turn in range(turns):
         going = [i for i, one in enumerate(made) if one.finished is None]
         if not going:
@@ -116,22 +125,29 @@ def converse(
         said = sample(asked, [int(state[0]) for state in states], left)
         for i, completion in zip(going, said, strict=True):
             made[i].hear(completion)
-        _answer([made[i] for i in going], template, stop_ids)
+        asked_here = [(mine[i], made[i].turns[-1]["content"]) for i in going if i in mine]
+        heard = from_each(functools.partial(_answers, asked_here))
+        for i, (text, reward, role) in zip(going, itertools.chain(*heard), strict=True):
+            _go_on(made[i], Turn(text, reward, role), template, stop_ids)
     return [one.completion() for one in made]
 
 
-def _answer(spoken: Sequence[Conversation], template: Template, stop_ids: Sequence[int]) -> None:
-    """Lets the environments answer; those of one batch side by side."""
+def _answers(spoken: Sequence[tuple[Environment, str]]) -> list[tuple[str | None, float, str]]:
+    """What some environments answer to their turns, side by side."""
     with ThreadPoolExecutor(max_workers=8) as pool:
-        heard = pool.map(lambda one: one.environment.step(one.turns[-1]["content"]), spoken)
-        for one, turn in zip(spoken, heard, strict=True):
-            one.reward += turn.reward
-            if one.finished is not None:
-                continue
-            if turn.said is None or not one.tokens or one.tokens[-1] not in stop_ids:
-                one.finished = "stop"
-                continue
-            one.read(between(template, turn.role, turn.said, stop_ids), turn.role, turn.said)
+        heard = list(pool.map(lambda one: one[0].step(one[1]), spoken))
+    return [(turn.said, float(turn.reward), turn.role) for turn in heard]
+
+
+def _go_on(one: Conversation, turn: Turn, template: Template, stop_ids: Sequence[int]) -> None:
+    """A conversation reads what its environment answered, or has ended."""
+    one.reward += turn.reward
+    if one.finished is not None:
+        return
+    if turn.said is None or not one.tokens or one.tokens[-1] not in stop_ids:
+        one.finished = "stop"
+    else:
+        one.read(between(template, turn.role, turn.said, stop_ids), turn.role, turn.said)
 
 
 def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -> list[int]:

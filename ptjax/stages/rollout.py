@@ -20,9 +20,11 @@ from ptjax.environments.base import Make
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
+from ptjax.hosts import from_each, own
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
-from ptjax.rewards.score import Scores, score
+from ptjax.rewards.score import Scores, ask, summed
+from ptjax.sharding import alone
 from ptjax.stages.conversation import converse
 
 Columns = dict[str, np.ndarray]
@@ -200,6 +202,8 @@ class Rollout:
     ) -> Scores:
         """What the rewards say, answer after answer; NaN where they say nothing.
 
+        Of several processes each asks about its own prompts, all answers to one together.
+
         Args:
           numbers: the prompts' examples.
           answers: to each of them, of each as many.
@@ -209,21 +213,34 @@ class Rollout:
           UserError: rewards fail on more than half of the answers.
         """
         prompts = [self.prompt(number, training=training) for number in numbers]
+        names = sorted({name for prompt in prompts for name in prompt.facts()})
+        mine = own(len(prompts))
+
+        def judged() -> list[list[float | str | None]]:
+            with alone():
+                return self._ask(prompts[mine], answers[mine], names)
+
+        parts = from_each(judged)
+        said = [[value for part in parts for value in part[j]] for j in range(len(self.rewards))]
+        return summed(self.rewards, said, sum(map(len, answers)))
+
+    def _ask(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[Completion]],
+        names: Sequence[str],
+    ) -> list[list[float | str | None]]:
+        """What each reward says of each answer, which sees the columns of these names and ours."""
         said = [one for several in answers for one in several]
         asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
         rows = [prompt.facts() for prompt in asked]
-        names = sorted({name for row in rows for name in row})
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["completion_tokens"] = [len(one.tokens) for one in said]
         if self.environment is not None:
             columns["turns"] = [list(one.turns) for one in said]
             columns["environment_reward"] = [one.reward for one in said]
-        return score(
-            self.rewards,
-            [prompt.text for prompt in asked],
-            [one.text for one in said],
-            columns,
-        )
+        texts = [prompt.text for prompt in asked]
+        return ask(self.rewards, texts, [one.text for one in said], columns)
 
     def prompt(self, number: int, *, training: bool) -> Prompt:
         """What the row of an example asks, and all else that it holds."""
