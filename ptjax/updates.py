@@ -7,6 +7,7 @@ is kept with the state, so that a run that is interrupted between two of them go
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from ptjax.data import HostBatch
@@ -94,7 +95,10 @@ class Updates:
         table = with_advantages(found.table, found.batch)
         if run.updates == 1:
             return Update(host, found.batch, found.carry, found.logged, table)
-        kept = {name: found.batch[name] for name in state.carry[BUFFER]}
+        kept = {
+            name: jax.device_put(found.batch[name], room.sharding)
+            for name, room in state.carry[BUFFER].items()
+        }  # where the step leaves it: the second part compiles nothing
         self._kept = fetch(kept)
         first = self._part(state, step)
         return Update(first.host, first.columns, {**found.carry, BUFFER: kept}, found.logged, table)
