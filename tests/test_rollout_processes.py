@@ -13,7 +13,6 @@ from ptjax.loop import train
 from tests import tiny
 from tests.test_processes import OVERRIDES, finish, start
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS, KEPT = 4, 3
 """Two rollouts of two updates each; the checkpoint is of the second one's middle."""
 CLOCK = {"rollout/seconds", "rollout/tokens_per_second", "reward/seconds"}
