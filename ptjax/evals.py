@@ -33,7 +33,7 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
     """
     total, said = None, dict[str, Mean]()
     for batch in batches:
-        columns = sharding.put_batch(batch.columns, run.mesh)
+        columns = sharding.put_batch(batch.columns, run.mesh, whole=run.pipeline.whole)
         found = run.stage(state, columns, training=False, host=batch)
         columns, logged = found.batch, found.logged
         count = sum(example >= 0 for example in batch.examples)

@@ -44,6 +44,7 @@ class FlopCounter:
             if run.rows[name].is_kernel and name not in head
         }
         self._stages = run.bound.stages
+        self._hosts = run.pipeline.process[1]
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
         has_logits = bool(set(run.bound.needs) & {*FIELDS, "divergence"})
@@ -75,7 +76,7 @@ class FlopCounter:
         passes = self._passes(set(columns)) if stages else 0
         flops += passes * forward_flops(weights=self._trained + self._frozen, **seen)
         slots = columns.get("pack", columns["tokens"]).size
-        hosts = jax.process_count()
+        hosts = self._hosts
         return Work(flops * hosts, before.size * hosts, slots * hosts)
 
     def _passes(self, there: set[str]) -> int:

@@ -87,23 +87,14 @@ def _compute(
     with Progress(len(batches), unit="reference batch", quiet=jax.process_index() > 0) as bar:
         for step, batch in enumerate(batches, 1):
             columns = sharding.put_batch(batch.columns, mesh)
-            rows = _whole(np.asarray(batch.examples))
+            rows = sharding.fetch(np.asarray(batch.examples))
             for name, ragged in zip(names, made, strict=True):
                 own = {k: columns[f"{name}{k}"] for k in ("tokens", "valid", "mask")}
                 if f"{name}pack" in columns:
                     own["pack"] = columns[f"{name}pack"]
-                ragged.put(rows, _whole(reference(params, own).logps))
+                ragged.put(rows, sharding.fetch(reference(params, own).logps))
             bar.update(step, {})
     return made
-
-
-def _whole(x: Any) -> np.ndarray:
-    """All processes' rows, in every process."""
-    if jax.process_count() == 1:
-        return np.asarray(x)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _read(path: Path, size: int) -> np.ndarray | None:

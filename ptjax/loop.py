@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from ptjax.checkpoint.hosts import check_joined
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
 from ptjax.checkpoint.steps import reach, root_of
@@ -18,6 +17,7 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
+from ptjax.hosts import check_joined
 from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.metrics.completions import as_table
@@ -226,7 +226,7 @@ class _Loop:
                 self.held_out = evaluate(self.job, self.state, self.params(), held_out)
                 self.metrics.write(step, self.held_out)
                 self.say(f"step {step}: {in_words(self.held_out)}")
-                if warning := self.watch.measured(self.held_out):
+                if (warning := self.watch.measured(self.held_out)) and self.primary:
                     _log.warning("step %d: %s", step, warning)
             prompts = list(config.samples.prompts)
             if prompts and (step == 0 or last or _due(step, config.samples.every)):
@@ -248,12 +248,11 @@ class _Loop:
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(logged).items()}
         staged = {name: float(value) for name, value in update.logged.items()}
-        values |= staged
-        self.watch.trained(values)
+        self.watch.trained(staged)
         self.staged = staged or self.staged
         began = time.perf_counter()
         work = self.flops.of(update.host, stages=update.fresh)
-        sampling = values.get("rollout/seconds", 0.0) + values.get("reward/seconds", 0.0)
+        sampling = staged.get("rollout/seconds", 0.0) + staged.get("reward/seconds", 0.0)
         self.speed.update(tokens=values["tokens"], sampling=sampling, **work._asdict())
         streak = values.pop("streak")
         if _due(step, self.config.log.every) or step == self.job.steps:

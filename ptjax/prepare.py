@@ -90,6 +90,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         accumulate=config.accumulate,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        whole=any(stage.sequences for stage in bound.stages),
         cache_dir=_cache(config, workdir),
         prompts_once=not isinstance(bundle.model, FlaxModel),
     )
@@ -330,7 +331,7 @@ def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Array
     """Room for a rollout's columns, where it is kept for several steps."""
     over_rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
     return {
-        name: jax.device_put(jnp.zeros(shape, COLUMN_DTYPES[name]), over_rows)
+        name: jnp.zeros(shape, COLUMN_DTYPES[name], device=over_rows)
         for name, shape in shapes.items()
     }
 

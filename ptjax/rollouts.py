@@ -1,9 +1,9 @@
 """What a config says of rollouts: whether it fits the method, and the object that stages use."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ptjax.config import changed_keys, defaults
@@ -11,6 +11,7 @@ from ptjax.data import Pipeline
 from ptjax.data.template import Template
 from ptjax.environments.base import environment
 from ptjax.errors import UserError, check_values
+from ptjax.hosts import from_each
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
 from ptjax.rewards.base import Reward, accepted, rewards
@@ -39,11 +40,6 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
         if config.rewards:
             raise UserError(f"config.rewards is set, but {method} asks no rewards")
         return ()
-    if jax.process_count() > 1:
-        raise UserError(
-            f"config.method = {method!r} samples its answers in one process, and there are "
-            f"{jax.process_count()}; make pairs with python -m ptjax.preferences and train dpo"
-        )
     if config.data.packing:
         raise UserError(
             f"config.data.packing: how long the answers of {method} will be is not known "
@@ -155,13 +151,18 @@ def make_rollout(
         columns = rollout.prompt(0, training=True).facts() | {"completion_tokens": 0}
         if rollout.environment is not None:
             columns |= {"turns": [], "environment_reward": 0.0}
-        for one in judges:
-            if one.name == "code":  # a sandbox that does not hold is said now
-                from ptjax.rewards.sandbox.proof import prove
-
-                prove(one.settings.get("python", ""))
-            accepted(one.function, columns, f"config.rewards: {one.name}")
+        from_each(functools.partial(_check_judges, judges, columns))
     return rollout
+
+
+def _check_judges(judges: Sequence[Reward], columns: dict[str, Any]) -> None:
+    """Checks that rewards can judge rows of these columns, on this machine."""
+    for one in judges:
+        if one.name == "code":  # a sandbox that does not hold is said now
+            from ptjax.rewards.sandbox.proof import prove
+
+            prove(one.settings.get("python", ""))
+        accepted(one.function, columns, f"config.rewards: {one.name}")
 
 
 def _check_groups(config: Any, given: dict[str, Any], gradient: bool) -> None:

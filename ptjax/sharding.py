@@ -7,6 +7,7 @@ Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sha
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -167,10 +168,39 @@ def active_batch_shards() -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def put_batch(columns: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """The rows that this process has -> global arrays, the first axis over the batch axes."""
+def put_rows(rows: np.ndarray, mesh: Mesh, *, whole: bool = False) -> Array:
+    """An array of all processes, its first axis over the batch axes.
+
+    Args:
+      rows: those that this process has.
+      mesh: of all processes.
+      whole: whether they are all there are, alike in every process.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, column)
-        for name, column in columns.items()
-    }
+    shape = rows.shape if whole else None
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+
+def put_batch(
+    columns: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool = False
+) -> dict[str, Array]:
+    """`put_rows` of each column."""
+    return {name: put_rows(column, mesh, whole=whole) for name, column in columns.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays as numpy, whole, in every process; all processes ask for them.
+
+    Args:
+      tree: of arrays of the mesh, or of numpy arrays, of which each process has its own rows.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def alone() -> AbstractContextManager[Any]:
+    """Within it no array lies over a mesh: what this process computes concerns no other."""
+    return jax.set_mesh(make_mesh({}, jax.local_devices()[:1]))

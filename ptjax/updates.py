@@ -18,7 +18,7 @@ from ptjax.data.plan import Blocks
 from ptjax.errors import UserError
 from ptjax.job import BUFFER, Run
 from ptjax.metrics.completions import with_advantages
-from ptjax.sharding import batch_shards, put_batch
+from ptjax.sharding import batch_shards, fetch, put_batch
 from ptjax.types import Batch, TrainState
 
 _DRAW = 107
@@ -88,15 +88,18 @@ class Updates:
         if host is None:
             return self._part(state, step)
         run = self._run
-        columns = put_batch(host.columns, run.mesh)
+        columns = put_batch(host.columns, run.mesh, whole=run.pipeline.whole)
         found = run.stage(
             state, columns, step=step, host=host, more=lambda: next(self._batches, None)
         )
         table = with_advantages(found.table, found.batch)
         if run.updates == 1:
             return Update(host, found.batch, found.carry, found.logged, table)
-        kept = {name: found.batch[name] for name in state.carry[BUFFER]}
-        self._kept = jax.device_get(kept)
+        kept = {
+            name: jax.device_put(found.batch[name], room.sharding)
+            for name, room in state.carry[BUFFER].items()
+        }  # where the step leaves it: the second part compiles nothing
+        self._kept = fetch(kept)
         first = self._part(state, step)
         return Update(first.host, first.columns, {**found.carry, BUFFER: kept}, found.logged, table)
 
@@ -106,7 +109,7 @@ class Updates:
         assert run.rollout is not None
         kept = self._kept
         if kept is None:  # the run was resumed between two parts
-            kept = self._kept = jax.device_get(state.carry[BUFFER])
+            kept = self._kept = fetch(state.carry[BUFFER])
         rows = self._rows(step, len(kept["weights"]))
         columns = {name: column[rows] for name, column in kept.items()}
         once = run.rollout.prompts_once
@@ -114,7 +117,8 @@ class Updates:
         host = HostBatch(columns, [0 if any(w) else -1 for w in columns["weights"].tolist()])
         if (step + 1) % run.updates == 0:
             self._kept = None
-        return Update(host, put_batch(columns, run.mesh), state.carry, {}, [], fresh=False)
+        columns = put_batch(columns, run.mesh, whole=True)
+        return Update(host, columns, state.carry, {}, [], fresh=False)
 
     def _rows(self, step: int, count: int) -> np.ndarray:
         """Which prompts: those of each shard are dealt anew in every epoch."""

@@ -38,6 +38,7 @@ LONG = (
     "test_configs",
     "test_train",
     "test_processes",
+    "test_rollout_processes",
     "test_mesh",
     "test_make",
     "test_worked_example",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ptjax.algorithms.base import Bound
 from ptjax.data.kinds import KINDS
+from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
 from ptjax.stages.base import GROUP
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs
@@ -82,6 +83,15 @@ def split(prompts, completions, letter, **columns):
     """A reward that tells answers apart where the letter is one of three."""
     own = letters(prompts, completions, letter)
     return [x if one in "aei" else 1.0 for x, one in zip(own, letter, strict=True)]
+
+
+def noted(prompts, completions, letter, *, folder, **columns):
+    """`split`, which notes each call in a file of its process, and refuses the letter z."""
+    with (Path(folder) / f"{jax.process_index()}.jsonl").open("a") as file:
+        if "z" in letter:
+            raise UserError("no text is judged by z")
+        file.write(json.dumps(completions) + "\n")
+    return split(prompts, completions, letter)
 
 
 def shy(prompts, completions, **columns):

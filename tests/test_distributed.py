@@ -7,8 +7,7 @@ import sys
 import jax
 import pytest
 
-from ptjax import config, loop
-from ptjax.checkpoint import hosts
+from ptjax import config, hosts, loop
 from ptjax.errors import UserError
 from ptjax.train import main
 
@@ -79,3 +78,15 @@ def test_processes_that_were_not_joined(monkeypatch, tmp_path):
         loop.train(settings, str(tmp_path / "run"), quiet=True)
     with pytest.raises(UserError, match="8 processes .* were not joined: add --distributed"):
         hosts.from_primary(hosts.ticket(), lambda: None)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 5, 16])
+def test_each_has_a_part_of_its_own(monkeypatch, processes, count):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    parts = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        parts.append([*range(count)][hosts.own(count)])
+    assert sum(parts, []) == [*range(count)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

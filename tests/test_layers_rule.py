@@ -11,7 +11,7 @@ ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
     "errors types programs",
-    "buckets lookup sharding",
+    "buckets hosts lookup sharding",
     "losses ops",
     "models checkpoint",
     "run_files",

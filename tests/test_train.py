@@ -208,9 +208,9 @@ def test_a_regex_is_trained_on_ragged_batches_with_no_more_programs_than_buckets
         runs.append(run)
         return run
 
-    def put(columns, mesh):
+    def put(columns, mesh, **how):
         shapes.add(columns["tokens"].shape)
-        return put_batch(columns, mesh)
+        return put_batch(columns, mesh, **how)
 
     put_batch = updates.put_batch
     monkeypatch.setattr(updates, "put_batch", put)

@@ -11,7 +11,8 @@ from typing import Any, SupportsFloat
 
 import jax
 
-from ptjax.checkpoint import arrays, hosts, hoststate, reading, retention, steps
+from ptjax import hosts
+from ptjax.checkpoint import arrays, hoststate, reading, retention, steps
 from ptjax.checkpoint.describe import describe
 from ptjax.checkpoint.storage import storage_of
 from ptjax.checkpoint.writer import Job

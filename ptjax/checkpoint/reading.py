@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from ptjax.checkpoint import arrays, hosts, hoststate, steps
+from ptjax import hosts
+from ptjax.checkpoint import arrays, hoststate, steps
 from ptjax.checkpoint.manifest import BadStep, Manifest
 from ptjax.checkpoint.steps import Step
 from ptjax.checkpoint.storage import Storage

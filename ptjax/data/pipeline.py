@@ -45,11 +45,16 @@ class Pipeline:
     schedule: Schedule
     validation_schedule: Schedule | None
     process: tuple[int, int]
-    """(index, count) of the hosts."""
+    """(index, count) of the hosts that share a batch; (0, 1) where each has all of it."""
     cache: str
     """Folder of encoded sources, and of what is computed from them."""
     columns: dict[int, dict[str, Ragged]] = dataclasses.field(default_factory=dict)
     """By `id` of the examples, columns of numbers that were computed before."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether batches hold the rows of all hosts."""
+        return self.process[1] == 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,6 +127,7 @@ def build(
     accumulate: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    whole: bool = False,
     cache_dir: str | None = None,
     prompts_once: bool = True,
 ) -> Pipeline:
@@ -136,6 +142,7 @@ def build(
       accumulate: micro-batches of an optimizer step.
       process_index: this host.
       process_count: hosts; each gets the rows of its own shards.
+      whole: whether each gets all rows: prompts that all answer together.
       cache_dir: folder for encoded sources; None: config.cache, else a temporary one.
       prompts_once: whether the model can share a prompt between completions.
 
@@ -146,7 +153,7 @@ def build(
     config = data_config(config)
     what = kind_named(kind)
     _check_kind(config, what)
-    if shards % process_count:
+    if not whole and shards % process_count:
         raise UserError(f"{shards} data shards do not divide over {process_count} processes")
     cache = cache_dir or config.cache or _temporary_folder()
     chat = Chat(tokenizer, config.chat_template, train_on=config.train_on)
@@ -189,7 +196,7 @@ def build(
         layout,
         schedule,
         held_schedule,
-        (process_index, process_count),
+        (0, 1) if whole else (process_index, process_count),
         cache,
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from ptjax.checkpoint import hosts
+from ptjax import hosts
 from ptjax.models.weights import Lazy
 
 Named = tuple[str, Lazy]

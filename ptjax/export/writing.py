@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ptjax.checkpoint import hosts
+from ptjax import hosts
 from ptjax.errors import UserError, did_you_mean
 from ptjax.export import folder as folders
 from ptjax.export.gather import Named, to_host, write_once

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ptjax import sharding
@@ -133,7 +133,7 @@ class Writer:
         """Rows over the batch axes of the mesh."""
         if self.mesh is None:
             return jnp.asarray(x)
-        return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(sharding.BATCH)))
+        return sharding.put_rows(x, self.mesh, whole=True)
 
 
 def rows_at_once(rows: int, mesh: Mesh | None) -> int:

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from ptjax.errors import UserError
+from ptjax.sharding import fetch
 
 FOLDER = "completions"
 _SHOWN = 4
@@ -30,17 +33,26 @@ def with_advantages(table: Sequence[Mapping[str, Any]], columns: Mapping[str, An
     rows = [dict(entry) for entry in table]
     if not rows:
         return rows
-    mask, weights = np.asarray(columns["mask"]), np.asarray(columns["weights"])
-    trained = (weights > 0) & (mask > 0).any(-1)
+    trained = fetch(_trained(columns["weights"], columns["mask"]))
     means = None
     if "advantages" in columns:
-        means = (np.asarray(columns["advantages"]) * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+        means = fetch(_means(columns["advantages"], columns["mask"]))
     for entry in rows:
         place = (entry["row"], entry["answer"]) if entry["row"] is not None else None
         entry["trained"] = place is not None and bool(trained[place])
         if means is not None:
             entry["advantage"] = math.nan if place is None else float(means[place])
     return rows
+
+
+@jax.jit
+def _trained(weights: Float[Array, "B N"], mask: Float[Array, "B N T"]) -> Bool[Array, "B N"]:
+    return (weights > 0) & (mask > 0).any(-1)
+
+
+@jax.jit
+def _means(advantages: Float[Array, "B N T"], mask: Float[Array, "B N T"]) -> Float[Array, "B N"]:
+    return jnp.sum(advantages * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1)
 
 
 def write_completions(folder: Path, step: int, rows: Rows) -> Path:

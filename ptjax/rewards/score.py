@@ -43,9 +43,7 @@ def score(
     missing: Sequence[str | None] = (),
     max_missing: float = MAX_MISSING,
 ) -> Scores:
-    """Scores completions: Σ weight · value over the rewards that do not abstain.
-
-    A reward of weight 0 is a monitor: it has its values, and neither gives nor takes a score.
+    """Asks the rewards about completions, and sums up what they say; see `summed`.
 
     A reward fails where it raises, takes longer than its time limit, or returns something else than
     a list of `count` finite numbers and Nones: those completions have no score, since a sum without
@@ -63,24 +61,39 @@ def score(
     Raises:
       UserError: more of them fail; a column that a reward needs is not there.
     """
-    count = len(completions)
+    missing = missing or [None] * len(completions)
+    said = ask(rewards, prompts, completions, columns, missing=missing)
+    return summed(rewards, said, missing, max_missing=max_missing)
+
+
+def summed(
+    rewards: Sequence[Reward],
+    said: Sequence[Sequence[float | str | None]],
+    missing: Sequence[str | None],
+    *,
+    max_missing: float = MAX_MISSING,
+) -> Scores:
+    """Σ weight · value over the rewards that do not abstain.
+
+    A reward of weight 0 is a monitor: it has its values, and neither gives nor takes a score.
+
+    Args:
+      rewards: from `ptjax.rewards.base.rewards`.
+      said: by reward, what it says of each completion: from `ask`.
+      missing: by completion, why it has no score whatever rewards say; None where it may have one.
+      max_missing: the share of completions that may fail.
+
+    Raises:
+      UserError: more of them fail.
+    """
+    count = len(missing)
     each = np.full((count, len(rewards)), np.nan, np.float32)
     fails = np.zeros((count, len(rewards)), bool)
     failed: Counter[str] = Counter()
-    lost = np.zeros(count, bool)
-    for i, why in enumerate(missing):
-        if why is not None:
-            lost[i] = True
-            failed[why] += 1
-    asked = np.flatnonzero(~lost).tolist()
-    said = ask(
-        rewards,
-        [prompts[i] for i in asked],
-        [completions[i] for i in asked],
-        {name: [column[i] for i in asked] for name, column in columns.items()},
-    )
+    lost = np.array([why is not None for why in missing], bool)
+    failed.update(why for why in missing if why is not None)
     for j, reward in enumerate(rewards):
-        for i, value in zip(asked, said[j], strict=True):
+        for i, value in enumerate(said[j]):
             if isinstance(value, str):
                 failed[f"{reward.name}: {value}"] += 1
                 fails[i, j] = True
@@ -105,6 +118,8 @@ def ask(
     prompts: Sequence[str],
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
+    *,
+    missing: Sequence[str | None] = (),
 ) -> list[list[float | str | None]]:
     """What each reward says of each completion, before weights.
 
@@ -113,14 +128,25 @@ def ask(
       prompts: texts, one a completion.
       completions: texts.
       columns: the rows' other columns, one value a completion.
+      missing: as `score` has them.
 
     Returns:
-      By reward and completion a finite number, None for an abstention, or a text that says why the
-      value is missing.
+      By reward and completion a finite number, None for an abstention and for what rewards were not
+      asked about, or a text that says why the value is missing.
 
     Raises:
       UserError: a reward raises one; a column that it needs is not there.
     """
+    if any(why is not None for why in missing):
+        asked = [i for i, why in enumerate(missing) if why is None]
+        said = ask(
+            rewards,
+            [prompts[i] for i in asked],
+            [completions[i] for i in asked],
+            {name: [column[i] for i in asked] for name, column in columns.items()},
+        )
+        found = [dict(zip(asked, values, strict=True)) for values in said]
+        return [[values.get(i) for i in range(len(completions))] for values in found]
     if not completions:
         return [[] for _ in rewards]
     answers = [_call(reward, prompts, completions, columns) for reward in rewards]

@@ -70,8 +70,8 @@ class Context:
       model: `() -> (model, all leaves)` of the policy; with `reference=True` and, as above,
         `trained=` of the reference.
       mesh: where batches lie.
-      host: the batch on the host. A stage that writes sequences writes them here too, for what
-        counts tokens.
+      host: the batch on the host; where a stage writes sequences, all its rows in every process.
+        Such a stage writes them here too, for what counts tokens.
       rollout: how answers are sampled and judged, where a stage writes sequences.
       carry: by stage name, what stages remember; those that ran before have brought theirs up to
         date.
@@ -100,7 +100,7 @@ def in_place(ctx: Context, batch: Batch, made: Mapping[str, np.ndarray]) -> Batc
     """The batch with these columns for its own, on the device and on the host."""
     assert ctx.host is not None
     ctx.host.columns.update(made)
-    return batch | put_batch(made, ctx.mesh)
+    return batch | put_batch(made, ctx.mesh, whole=True)
 
 
 def without_truncated(ctx: Context, batch: Batch) -> Batch:

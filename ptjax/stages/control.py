@@ -35,7 +35,7 @@ def _kl_control(
     ctx.logged["kl/sequence"] = measured
     ctx.logged["kl/coef"] = now
     column = jnp.broadcast_to(now, batch["weights"].shape[:1])
-    return batch | {"kl_coef": column}, {_COEF: moved, _STARTED: jnp.float32(1)}
+    return batch | {"kl_coef": column}, {_COEF: moved, _STARTED: jnp.maximum(carry[_STARTED], 1)}
 
 
 @jax.jit
@@ -79,7 +79,10 @@ def _entropy_control(
     ctx.logged["entropy/rollout"] = mean
     ctx.logged["entropy/coef"] = applied
     column = jnp.broadcast_to(applied, batch["weights"].shape[:1])
-    return batch | {"entropy_coef": column}, {_COEF: moved, _STARTED: jnp.float32(1)}
+    return batch | {"entropy_coef": column}, {
+        _COEF: moved,
+        _STARTED: jnp.maximum(carry[_STARTED], 1),
+    }
 
 
 @jax.jit

@@ -7,6 +7,7 @@ is not trained.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ import numpy as np
 
 from ptjax.data.messages import BadForm
 from ptjax.data.template import Template
-from ptjax.environments.base import TIME_LIMIT, Environment, answer, begun
+from ptjax.environments.base import TIME_LIMIT, Environment, Turn, answer, begun
 from ptjax.environments.side_by_side import side_by_side
 from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
+from ptjax.hosts import from_each, own
 from ptjax.rewards.base import Failed
 from ptjax.rewards.score import reason
 
@@ -34,13 +36,11 @@ class Conversation:
     Attributes:
       prompt: its tokens.
       room: tokens that the answer may have, those of the environment included.
-      environment: who answers; None where it did not begin.
       failed: why the environment cannot answer any more.
     """
 
     prompt: list[int]
     room: int
-    environment: Environment | None = None
     failed: str | None = None
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
@@ -69,9 +69,9 @@ class Conversation:
             for of_tokens in (self.tokens, self.logps, self.own):
                 del of_tokens[self.room :]
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, why: str) -> None:
         """Takes the reward away: what an environment that failed would have given is not known."""
-        self.failed, self.reward = f"environment: {reason(error)}", math.nan
+        self.failed, self.reward = f"environment: {why}", math.nan
 
     def completion(self) -> Completion:
         """The answer; its text is the policy's last turn."""
@@ -103,7 +103,8 @@ def converse(
 ) -> list[Completion]:
     """Conversations, of which each depends on its own prompt, seed and environment alone.
 
-    One whose environment raises, hangs or says no turn ends there, without a reward.
+    One whose environment raises, hangs or says no turn ends there, without a reward. Of several
+    processes each has the environments of its own part, and all hear what they say.
 
     Args:
       sample: the policy's next turns.
@@ -121,12 +122,22 @@ def converse(
       UserError: an environment raises one; the template cannot write its turns.
     """
     made = [Conversation(prompt, room) for prompt in prompts]
-    begin = [functools.partial(begun, make, row) for row in rows]
-    for one, found in zip(made, side_by_side(begin, time_limit), strict=True):
-        if isinstance(found, BaseException):
-            one.fail(found)
-        else:
-            one.environment = found
+    here = range(len(made))[own(len(made))]
+    environments: dict[int, Environment] = {}
+
+    def begin() -> list[str | None]:
+        """Why those of this process cannot begin; None for one that has begun."""
+        calls = [functools.partial(begun, make, rows[i]) for i in here]
+        whys: list[str | None] = []
+        for i, found in zip(here, side_by_side(calls, time_limit), strict=True):
+            whys.append(reason(found) if isinstance(found, BaseException) else None)
+            if not isinstance(found, BaseException):
+                environments[i] = found
+        return whys
+
+    for one, why in zip(made, itertools.chain(*from_each(begin)), strict=True):
+        if why is not None:
+            one.fail(why)
     for turn in range(turns):
         going = [i for i, one in enumerate(made) if one.finished is None]
         if not going:
@@ -137,44 +148,63 @@ def converse(
         said = sample(asked, [int(state[0]) for state in states], left)
         for i, completion in zip(going, said, strict=True):
             made[i].hear(completion)
-        spoken, last = [made[i] for i in going], turn + 1 == turns
-        _answer(spoken, template, stop_ids, time_limit, last=last)
+        able = [i for i in going if made[i].failed is None]
+        asked_here = [
+            (environments[i], made[i].turns[-1]["content"]) for i in able if i in environments
+        ]
+        heard = from_each(functools.partial(_answers, asked_here, time_limit))
+        for i, said_back in zip(able, itertools.chain(*heard), strict=True):
+            _go_on(made[i], said_back, template, stop_ids, last=turn + 1 == turns)
+        for i in going:
+            made[i].finished = made[i].finished if made[i].failed is None else "failed"
     return [one.completion() for one in made]
 
 
-def _answer(
-    spoken: Sequence[Conversation],
+def _answers(
+    spoken: Sequence[tuple[Environment, str]], time_limit: float | None
+) -> list[Turn | str]:
+    """What environments say to their turns, side by side; a text where one fails: why."""
+    calls = [functools.partial(answer, who, text) for who, text in spoken]
+    found = side_by_side(calls, time_limit)
+    return [reason(turn) if isinstance(turn, BaseException) else turn for turn in found]
+
+
+def _go_on(
+    one: Conversation,
+    heard: Sequence[Any] | str,
     template: Template,
     stop_ids: Sequence[int],
-    time_limit: float | None,
+    *,
     last: bool,
 ) -> None:
-    """Lets the environments answer, side by side; a conversation whose own fails ends.
+    """A conversation reads what its environment says, or has ended.
 
-    Behind the last turn nobody reads what they say: a conversation that they would go on with ends
-    for want of room.
+    Behind the last turn nobody reads it: a conversation that would go on ends for want of room.
+
+    Args:
+      one: has spoken.
+      heard: a Turn, or what is left of it between processes; a text: why there is none.
+      template: how it is written.
+      stop_ids: tokens that end a turn.
+      last: whether the policy has had all of its turns.
     """
-    able = [(one, one.environment) for one in spoken if one.environment is not None]
-    calls = [functools.partial(answer, who, one.turns[-1]["content"]) for one, who in able]
-    for (one, _), turn in zip(able, side_by_side(calls, time_limit), strict=True):
-        if isinstance(turn, BaseException):
-            one.fail(turn)
-            continue
-        one.reward += turn.reward
-        if one.finished is not None:
-            continue
-        if turn.said is None or last:
-            one.finished = "stop" if turn.said is None else "length"
-            continue
-        try:
-            ids = between(template, turn.role, turn.said, stop_ids)
-        except Failed as error:
-            one.fail(error)
-            continue
-        ended = one.tokens[-1] in stop_ids  # else a stop string ended the turn
-        one.read(ids[1:] if ended else ids, turn.role, turn.said)
-    for one in spoken:
-        one.finished = one.finished if one.failed is None else "failed"
+    if isinstance(heard, str):
+        one.fail(heard)
+        return
+    turn = Turn(*heard)
+    one.reward += turn.reward
+    if one.finished is not None:
+        return
+    if turn.said is None or last:
+        one.finished = "stop" if turn.said is None else "length"
+        return
+    try:
+        ids = between(template, turn.role, turn.said, stop_ids)
+    except Failed as error:
+        one.fail(reason(error))
+        return
+    ended = one.tokens[-1] in stop_ids  # else a stop string ended the turn
+    one.read(ids[1:] if ended else ids, turn.role, turn.said)
 
 
 def between(template: Template, role: str, text: str, stop_ids: Sequence[int]) -> list[int]:

@@ -5,12 +5,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ptjax.losses.kl import KLS
 from ptjax.losses.returns import gae as estimate
 from ptjax.losses.returns import token_rewards, whiten
 from ptjax.losses.value import explained_variance
+from ptjax.sharding import put_batch
 from ptjax.stages.base import Context, Stage, without_truncated
 from ptjax.stages.old import asks_entropy
 from ptjax.stages.token_advantages import high_entropy
@@ -71,8 +73,8 @@ def _gae(
     ctx.logged["value/explained"] = figures["explained"]
     if "kl" in figures:
         ctx.logged["kl/reward"] = figures["kl"]
-    learns = jnp.float32(ctx.step >= value_pretrain)
-    made["policy_coef"] = jnp.broadcast_to(learns, batch["weights"].shape[:1])
+    learns = np.full(len(batch["weights"]), ctx.step >= value_pretrain, np.float32)
+    made |= put_batch({"policy_coef": learns}, ctx.mesh, whole=True)
     return batch | made, carry
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ptjax.data import HostBatch
@@ -244,7 +245,7 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     if len(there):
         ctx.logged["rollout/reward"] = float(there.mean())
         ctx.logged["rollout/reward_std"] = float(there.std())
-    if ctx.training and not any(group.told_apart for group in groups):
+    if ctx.training and not any(group.told_apart for group in groups) and jax.process_index() == 0:
         _log.warning(
             "step %d: no prompt has answers of different rewards (all %s): this step teaches "
             "nothing; easier prompts, a finer reward or more answers a prompt would",
@@ -290,7 +291,7 @@ def _greedy_rewards(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, Non
     column[list(asked)] = scores = said.total
     if np.isfinite(scores).any():
         ctx.logged["reward/greedy"] = float(np.nanmean(scores))
-    return batch | put_batch({"greedy_rewards": column}, ctx.mesh), carry
+    return batch | put_batch({"greedy_rewards": column}, ctx.mesh, whole=True), carry
 
 
 def _prompt_of(host: HostBatch, row: int) -> np.ndarray:

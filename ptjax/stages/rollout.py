@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -21,10 +22,12 @@ from ptjax.environments.base import Make
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
+from ptjax.hosts import from_each, own
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.rewards.base import Reward
 from ptjax.rewards.failures import Reasons
-from ptjax.rewards.score import Scores, score
+from ptjax.rewards.score import Scores, ask, summed
+from ptjax.sharding import alone
 from ptjax.stages.conversation import converse
 
 _log = logging.getLogger("ptjax")
@@ -214,7 +217,8 @@ class Rollout:
     ) -> Scores:
         """What the rewards say, answer after answer; NaN where they say nothing.
 
-        Why they fail is told, each reason once a run.
+        Why they fail is told, each reason once a run. Of several processes each asks about its own
+        prompts, all answers to one together.
 
         Args:
           numbers: the prompts' examples.
@@ -229,27 +233,41 @@ class Rollout:
         if max_missing is None:
             max_missing = self.max_missing if training else 1.0
         prompts = [self.prompt(number, training=training) for number in numbers]
+        names = sorted({name for prompt in prompts for name in prompt.facts()})
+        mine = own(len(prompts))
+
+        def judged() -> list[list[float | str | None]]:
+            with alone():
+                return self._ask(prompts[mine], answers[mine], names)
+
+        parts = from_each(judged)
+        said = [[value for part in parts for value in part[j]] for j in range(len(self.rewards))]
+        missing = [one.failed for several in answers for one in several]
+        found = summed(self.rewards, said, missing, max_missing=max_missing)
+        of = "answers" if training else "held-out answers"
+        line = self.reasons.tell(found.failed, len(missing), of)
+        if line and jax.process_index() == 0:
+            _log.warning(line)
+        return found
+
+    def _ask(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Sequence[Completion]],
+        names: Sequence[str],
+    ) -> list[list[float | str | None]]:
+        """What each reward says of each answer, which sees the columns of these names and ours."""
         said = [one for several in answers for one in several]
         asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
         rows = [prompt.facts() for prompt in asked]
-        names = sorted({name for row in rows for name in row})
         columns = {name: [row.get(name) for row in rows] for name in names}
         columns["completion_tokens"] = [len(one.tokens) for one in said]
         if self.environment is not None:
             columns["turns"] = [list(one.turns) for one in said]
             columns["environment_reward"] = [one.reward for one in said]
-        found = score(
-            self.rewards,
-            [prompt.text for prompt in asked],
-            [one.text for one in said],
-            columns,
-            missing=[one.failed for one in said],
-            max_missing=max_missing,
-        )
-        of = "answers" if training else "held-out answers"
-        if line := self.reasons.tell(found.failed, len(said), of):
-            _log.warning(line)
-        return found
+        texts = [prompt.text for prompt in asked]
+        failed = [one.failed for one in said]
+        return ask(self.rewards, texts, [one.text for one in said], columns, missing=failed)
 
     def prompt(self, number: int, *, training: bool) -> Prompt:
         """What the row of an example asks, and all else that it holds."""

@@ -1,7 +1,9 @@
 """Conversations: token in, token out; what the environment says is read and not trained."""
 
+import json
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from ptjax.data.template import Template
 from ptjax.environments.base import Turn
 from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
+from ptjax.stages import conversation
 from ptjax.stages.conversation import between, converse
 from ptjax.stages.rollout import put_answer
 from tests import tiny
@@ -180,6 +183,36 @@ def test_conversations_end_one_by_one(tokenizer):
     _, said, asked = talk(tokenizer, [{"turns": 1}, {"turns": 3}, {"turns": 2}])
     assert [len(turns) for turns, *_ in asked] == [3, 2, 1]
     assert [one.reward for one in said] == [1.0, 3.0, 2.0]
+
+
+def test_each_process_has_the_environments_of_its_part(tokenizer, monkeypatch):
+    """Two threads stand for two processes."""
+    me, met, told, begun = threading.local(), threading.Barrier(2), {}, []
+
+    class Own(Echo):
+        def reset(self, row):
+            super().reset(row)
+            begun.append((me.index, row["turns"]))
+
+    def from_each(ask):
+        told[me.index] = json.dumps(ask())
+        met.wait(timeout=20)
+        found = [json.loads(told[index]) for index in range(2)]
+        met.wait(timeout=20)
+        return found
+
+    def process(index):
+        me.index = index
+        return talk(tokenizer, rows, make=Own)
+
+    rows = [{"turns": turns} for turns in (1, 3, 2, 1, 3)]
+    alone = talk(tokenizer, rows)
+    halves = slice(0, 2), slice(2, 5)
+    monkeypatch.setattr(conversation, "own", lambda count: halves[me.index])
+    monkeypatch.setattr(conversation, "from_each", from_each)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(process, range(2))) == [alone, alone]
+    assert sorted(begun) == [(0, 1), (0, 3), (1, 1), (1, 2), (1, 3)]
 
 
 def test_without_room_a_conversation_is_cut(tokenizer):

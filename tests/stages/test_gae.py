@@ -1,5 +1,6 @@
 """The stage of PPO against a loop over tokens: gaps, missing rewards, whitening, pretraining."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def staged(step=0, extra=None, stage=gae, training=True, **hparams):
         policy=policy,
         reference=policy,
         model=lambda: None,
-        mesh=sharding.make_mesh({"data": -1}),
+        mesh=sharding.make_mesh({}, jax.devices()[:1]),
     )
     given = {"mask": MASK, "weights": WEIGHTS, "rewards": REWARDS, "ref_logps": REF}
     batch = {k: jnp.asarray(v) for k, v in (given | (extra or {})).items() if v is not None}

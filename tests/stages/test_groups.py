@@ -438,9 +438,3 @@ def test_the_greedy_answer_is_sampled_where_it_is_compared_with():
         "grpo", baseline="greedy"
     )
     assert "greedy_rewards" not in sampled("remax", baseline="group")
-
-
-def test_several_processes_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="one process, and there are 2"):
-        prepare(config(folder))

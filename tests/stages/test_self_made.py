@@ -288,12 +288,6 @@ def test_what_is_read_again_from_json_is_not_set(folder):
     assert prepare(from_json(to_json(plain))).rollout is None
 
 
-def test_several_processes_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="one process, and there are 2"):
-        prepare(config(folder, "online_dpo"))
-
-
 def test_what_the_data_lack_is_said_at_the_start(folder, one_device):
     rows = folder / "bare.jsonl"
     rows.write_text('{"prompt": "sea"}\n')
