@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,21 +20,29 @@ def scored(*rewards):
     return Outputs(scores=scores.at[:, 1, 2].set(jnp.array([r[1] for r in rewards])))
 
 
+def measured(method, outputs, batch, **hparams):
+    """The loss and the metrics as numbers."""
+    terms, metrics = jax.jit(METHODS[method].bind(hparams, "hparams").terms)(outputs, batch)
+    return float(terms["loss"][1].value()), {
+        name: float(mean.value()) for name, mean in metrics.items()
+    }
+
+
 def test_rewards_are_those_of_the_last_tokens():
     batch = {
         "valid": VALID,
         "weights": jnp.array([[1.0, 1], [1, 1], [0, 0]]),
         "margin": jnp.array([0.5, 0, 0]),
     }
-    bound = METHODS["reward"].bind({"center": 0.1}, "hparams")
-    terms, metrics = bound.terms(scored((2.0, 1.0), (-1.0, 1.0), (0.0, 50.0)), batch)
+    outputs = scored((2.0, 1.0), (-1.0, 1.0), (0.0, 50.0))
+    loss, metrics = measured("reward", outputs, batch, center=0.1)
     wanted = np.mean([np.log1p(np.exp(-0.5)) + 0.9, np.log1p(np.exp(2.0))])
-    assert terms["loss"][1].value() == pytest.approx(wanted, rel=1e-5)
-    assert metrics["accuracy"].value() == 0.5
-    assert metrics["rewards/margin"].value() == pytest.approx(-0.5)
-    assert metrics["longer/preferred"].value() == 0.5 and metrics["longer/chosen"].value() == 1
-    assert metrics["longer/reward"].value() == pytest.approx(0.5)
-    assert metrics["shorter/reward"].value() == pytest.approx(1)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["rewards/margin"] == pytest.approx(-0.5)
+    assert metrics["longer/preferred"] == 0.5 and metrics["longer/chosen"] == 1
+    assert metrics["longer/reward"] == pytest.approx(0.5)
+    assert metrics["shorter/reward"] == pytest.approx(1)
 
 
 def test_a_ranking_counts_each_prompt_once():
@@ -43,7 +52,8 @@ def test_a_ranking_counts_each_prompt_once():
         "scores": jnp.array([[2.0, 1], [1, 1], [1, 0]]),
     }
     bound = METHODS["reward_ranked"].bind({}, "hparams")
-    terms, metrics = bound.terms(scored((3.0, 1.0), (0.0, 9.0), (0.0, 9.0)), batch)
+    outputs = scored((3.0, 1.0), (0.0, 9.0), (0.0, 9.0))
+    terms, metrics = jax.jit(bound.terms)(outputs, batch)
     assert terms["loss"][1].value() == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
     assert terms["loss"][1].weight == 1
     assert (metrics["accuracy"].value(), metrics["best_found"].value()) == (1, 1)
@@ -53,14 +63,6 @@ def alone(*rewards):
     """Scored answers of one each, and where their tokens stand."""
     scores = scored(*((reward, 9.0) for reward in rewards)).scores
     return Outputs(scores=scores[:, :1]), VALID[:, :1]
-
-
-def measured(method, outputs, batch, **hparams):
-    """The loss and the metrics as numbers."""
-    terms, metrics = METHODS[method].bind(hparams, "hparams").terms(outputs, batch)
-    return float(terms["loss"][1].value()), {
-        name: float(mean.value()) for name, mean in metrics.items()
-    }
 
 
 def softplus(x):

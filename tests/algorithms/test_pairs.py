@@ -1,5 +1,6 @@
 """What is measured of preference pairs, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ OUTPUTS = Outputs(logps=BATCH["ref_logps"] + GAIN)
 
 
 def measured(**hparams):
-    _, metrics = METHODS["dpo"].bind(hparams, "hparams").terms(OUTPUTS, BATCH)
+    _, metrics = jax.jit(METHODS["dpo"].bind(hparams, "hparams").terms)(OUTPUTS, BATCH)
     return {name: float(mean.value()) for name, mean in metrics.items()}
 
 

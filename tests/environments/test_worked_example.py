@@ -45,6 +45,7 @@ SMALL = (
     f"--config.data.batch_size={B}",
     f"--config.rollout.n={N}",
     "--config.rollout.rows=2",
+    "--config.rollout.turns=2",
     "--config.accumulate=1",
     "--config.checkpoint.every=1",
     "--config.checkpoint.async_save=False",

@@ -27,7 +27,7 @@ CASES = GOLDEN["cases"]["pairs"] | GOLDEN["cases"]["reference_free"]
 
 
 def bound(loss, *, nll_weight=None, nll_of="mask", **settings):
-    """A golden case's method: TRL's script says in words of its own how likelihoods are added."""
+    """A golden case's method; the likelihood beside a loss has other words in the cases."""
     if isinstance(loss, list) or loss not in REFERENCE_FREE:
         return METHODS["dpo"].bind({"loss": loss, **settings}, "hparams")
     if nll_weight is not None:

@@ -44,11 +44,11 @@ def test_a_round_begins_where_the_last_one_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "prepare", noted)
     changes = {"data.sources[0].path": str(pairs), "data.validation": None, "eval.every": 0}
     changes |= {"model.source": str(last), "data.packing": False, "data.batch_size": 4}
-    asked = tiny.tiny_config(tmp_path, method="dpo", steps=2, **changes)
+    changes |= {"data.buckets": [64], "checkpoint.every": 1}
+    asked = tiny.tiny_config(tmp_path, method="dpo", steps=1, **changes)
     assert loop.train(asked, str(tmp_path / "round2"), quiet=True).finished
-    first, then = (row["loss"] for row in tiny.rows(tmp_path / "round2") if "loss" in row)
-    np.testing.assert_allclose(first, np.log(2), atol=1e-5)
-    assert abs(then - first) > 1e-4
+    (loss,) = (row["loss"] for row in tiny.rows(tmp_path / "round2") if "loss" in row)
+    np.testing.assert_allclose(loss, np.log(2), atol=1e-5)
     before, after = (load(str(tmp_path / name)).params for name in ("round1", "round2"))
     assert began == [tiny.digest(before)] * 2
     assert tiny.digest(after) not in (*began, tiny.digest(bundle.params))

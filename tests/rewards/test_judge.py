@@ -17,6 +17,7 @@ class Stand(ThreadingHTTPServer):
     """Answers with `reply(text) -> (status, text)`, and keeps what it was asked."""
 
     daemon_threads = True
+    request_queue_size = 64  # a connection that finds no place in it waits a second
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
