@@ -15,6 +15,7 @@ from ptjax.generate.replies import reply
 from ptjax.prepare import prepare
 from ptjax.workdir import load_workdir
 from tests import tiny
+from tests.full import only_in_full
 
 MODULE = """
 import flax.linen as nn
@@ -126,7 +127,10 @@ def config(folder, **changes):
     return tiny.tiny_config(folder, **given)
 
 
-@pytest.mark.parametrize("adapters", [None, lora(rank=4, targets=r"(qkv|up|down)\.kernel")])
+@pytest.mark.parametrize(
+    "adapters",
+    [None, pytest.param(lora(rank=4, targets=r"(qkv|up|down)\.kernel"), marks=only_in_full)],
+)
 def test_trains_stops_goes_on_and_is_what_one_run_is(folder, tmp_path, adapters):
     once = loop.train(config(folder, lora=adapters), str(tmp_path / "once"), quiet=True)
     for steps in (3, 6):
@@ -155,7 +159,9 @@ def test_what_a_run_left_loads_and_talks(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("adapters", [None, lora(rank=4, targets=r"qkv\.kernel")])
+@pytest.mark.parametrize(
+    "adapters", [lora(rank=4, targets=r"qkv\.kernel"), pytest.param(None, marks=only_in_full)]
+)
 def test_an_nnx_module_trains_goes_on_after_a_stop_loads_and_talks(folder, tmp_path, adapters):
     def run(name, steps):
         given = {"model.source": "flax:their_model.later", "optim.schedule": "constant"}

@@ -19,6 +19,7 @@ ALIKE = {
     "reward_regression",
     "outcome_reward",
     "dro",
+    "gkd_mixed",
     "gkd_on_policy",
 }
 """The same of another loss: `PTJAX_FULL=1` runs them."""
