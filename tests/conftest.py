@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import xla
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}".strip()
 
 _programs = tempfile.TemporaryDirectory(prefix="ptjax-tests-xla-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)

@@ -13,7 +13,7 @@ import pytest
 from ptjax import errors
 from ptjax.checkpoint import Checkpoints
 from ptjax.train import main
-from tests import tiny
+from tests import tiny, xla
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(folder, small_disk):
     """Room for a checkpoint or two, and not for more."""
     workdir = small_disk / "run"
     words = command(folder, ["checkpoint.every=1"], workdir)
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     done = subprocess.run(
         [sys.executable, "-m", "ptjax.train", *words, "--config.log.tensorboard=true"],
         capture_output=True,

@@ -23,6 +23,7 @@ from ptjax.models.load import load as load_pretrained
 from ptjax.models.weights import open_safetensors
 from ptjax.models.weights_out import write_safetensors
 from ptjax.workdir import load
+from tests import xla
 from tests.folders import DTYPES, LORA, adapted, files, write_model, write_run
 
 OURS = "ptjax_export.json"
@@ -368,7 +369,7 @@ def test_two_processes_write_once(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     environment["PYTHONPATH"] = str(script.parents[1])
     both = [
         subprocess.Popen(

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests import tiny
+from tests import tiny, xla
 from tests.full import FULL
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def mend(prompt, completion):
 def execute(tmp_path, monkeypatch):
     """Runs a notebook with settings of ours: it with its outputs, and its workdir."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", xla.flags())
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
 
     def run(name, settings):

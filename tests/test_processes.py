@@ -19,7 +19,7 @@ from ptjax.errors import UserError
 from ptjax.loop import train
 from ptjax.models.load import load
 from ptjax.prepare import prepare
-from tests import tiny
+from tests import tiny, xla
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3
@@ -46,7 +46,7 @@ def start(folder, **overrides):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla.flags(2),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -21,7 +21,7 @@ from ptjax.models.load import load
 from ptjax.prepare import prepare
 from ptjax.train import main
 from ptjax.workdir import load_workdir
-from tests import tiny
+from tests import tiny, xla
 
 README = Path(__file__).parents[1] / "README.md"
 PROMPTS = ["what is blue", "add one"]
@@ -236,7 +236,7 @@ def commanded(folder):
     tiny.write_config(folder, **{"samples.prompts": PROMPTS, "samples.max_tokens": 4})
     command = [sys.executable, "-m", "ptjax.train", f"--config={folder}/tiny_config.py"]
     command += [f"--workdir={folder}/commanded", "--config.lora={'rank': 4}", "--config.steps=4"]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
 

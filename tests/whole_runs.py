@@ -31,7 +31,7 @@ from ptjax.algorithms import METHODS
 from ptjax.checkpoint import Checkpoints
 from ptjax.config import load, lora
 from ptjax.train import main as train_main
-from tests import tiny
+from tests import tiny, xla
 from tests.judged import write_judged
 
 PHASES = ("copied", "arrays-written", "hashed", "manifest-tmp", "manifest-renamed", "verified")
@@ -323,7 +323,7 @@ def campaign(
     methods: Sequence[str],
 ) -> bool:
     """Does the asked number of each; whether every promise held."""
-    os.environ["XLA_FLAGS"] = ""
+    os.environ["XLA_FLAGS"] = xla.flags()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     programs = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
     jax.config.update("jax_compilation_cache_dir", programs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptjax.checkpoint import Checkpoints
+from tests import xla
 
 SCRIPT = pathlib.Path(__file__).with_name("one_of_two.py")
 
@@ -17,7 +18,7 @@ def test_two_processes_agree_and_one_can_read_it(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     both = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), port, str(index), str(tmp_path)],
