@@ -131,12 +131,11 @@ def _adafactor(rows: Mapping[str, Param]) -> optax.GradientTransformation:
     its axes, and clip and scale all layers alike. A rate of -1 leaves its directions as they are.
     """
 
-    def rule(key: str, leaf: Any) -> tuple[optax.GradientTransformation, tuple[int, ...]]:
-        """What to do with a leaf, and the shape to do it in."""
+    def rule(key: str, leaf: Any) -> tuple[Any, tuple[int, ...]]:
+        """optax's transformation for a leaf, and the shape to do it in."""
         row, matrix = rows[key], matrix_shape(rows[key], leaf.shape)
         factored = min(matrix, default=0) >= FACTORED
-        tx: optax.GradientTransformation
-        tx = optax.adafactor(-1.0, min_dim_size_to_factor=FACTORED, factored=factored)
+        tx: Any = optax.adafactor(-1.0, min_dim_size_to_factor=FACTORED, factored=factored)
         if row.stacked:
             tx = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
         return tx, leaf.shape[: row.stacked] + matrix if factored else leaf.shape

@@ -6,13 +6,14 @@ workdir/checkpoints/<step>/       trained leaves; frozen ones come again from co
 workdir/bad_batch_<step>.npz      what a run stopped at; with several processes one of each
 """
 
-import contextlib
+import atexit
 import dataclasses
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,15 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
     return found
 
 
-@contextlib.contextmanager
-def local_copy(folder: epath.Path) -> Iterator[Path]:
-    """A folder's files as local ones; copied for a moment where they are in an object store."""
+def local_copy(folder: epath.Path) -> Path:
+    """A folder's files as local ones; copied where they are in an object store.
+
+    The copy stays until the process ends: an export takes an unchanged tokenizer's files from it.
+    """
     if "://" not in os.fspath(folder):
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        for path in folder.iterdir():
-            (Path(copy) / path.name).write_bytes(path.read_bytes())
-        yield Path(copy)
+        return Path(folder)
+    copy = Path(tempfile.mkdtemp(prefix="ptjax-model-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy

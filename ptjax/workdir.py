@@ -136,8 +136,8 @@ def source_tokenizer(
     """
     workdir, _ = split_source(source)
     if workdir is not None:
-        with local_copy(epath.Path(workdir) / "model") as folder:
-            tokenizer = load_tokenizer(folder, chat_template=chat_template)
+        folder = local_copy(epath.Path(workdir) / "model")
+        tokenizer = load_tokenizer(folder, chat_template=chat_template)
     elif source.startswith("flax:"):
         from ptjax.models.flax_adapter import flax_tokenizer
 
@@ -189,10 +189,10 @@ def load_workdir(
     for bad in stored.passed_over:
         _log.warning("step %d does not verify: %s; taking %d", bad.step, bad.reason, stored.step)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
-    with local_copy(root / "model") as folder:
-        hf_config, record = read_object(folder / "config.json"), read_object(folder / RECORD)
-        generation = read_object(folder / "generation_config.json")
-        tokenizer = load_tokenizer(folder, chat_template=chat_template)
+    folder = local_copy(root / "model")
+    hf_config, record = read_object(folder / "config.json"), read_object(folder / RECORD)
+    generation = read_object(folder / "generation_config.json")
+    tokenizer = load_tokenizer(folder, chat_template=chat_template)
     lora = Lora(**record["lora"]) if record["lora"] else None
     if hf_config.get("model_type") == "flax":  # the module is the user's: built again
         module = pretrained.load(config["model"]["source"], mesh=mesh).model

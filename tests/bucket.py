@@ -61,6 +61,8 @@ class Bucket(LocalFileSystem):
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         super().rm(path, recursive=recursive, maxdepth=maxdepth)
+        below = f"{self._strip_protocol(path)}/"
+        self.listings = {k: v for k, v in self.listings.items() if not k.startswith(below)}
         self._changed(path)
         folder = self._parent(path)
         while folder != self.folder and not os.listdir(folder):

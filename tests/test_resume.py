@@ -97,7 +97,7 @@ def on_one_device(sizes, devices=None):
     return MAKE_MESH(sizes, devices or jax.devices()[:1])
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=["adapters", "full"])
 def kind(request):
     return request.param
 
@@ -159,7 +159,10 @@ def test_a_run_in_bfloat16_is_read_back_as_it_was_judged(run, folder, tmp_path):
 
 
 def test_a_run_goes_on_from_an_adapter(run, folder, tmp_path):
-    """It begins with the loss that the first ended with; what came whole with it stays as it is."""
+    """In bfloat16. It begins with the loss that the first ended with; it ends the same, cut or not.
+
+    What came whole with the adapter stays as it is.
+    """
     first = whole(run, folder, "bfloat16")
     adapter = tmp_path / "adapter"
     export(str(first), adapter, kind="adapter")
@@ -393,7 +396,8 @@ def test_a_state_saved_on_one_device_is_the_same_bits_on_eight(begun, tmp_path, 
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {}, {})
     _, bits = tiny.saved(tmp_path)
-    for mesh in ({"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}):
+    meshes = [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"fsdp": 2, "tensor": 4}]
+    for mesh in meshes if name == "adamw" else meshes[:1]:
         _, asked = begun(name, **mesh)
         restored = Checkpoints(tmp_path).restore(asked).state
         for leaf, wanted, old in zip(*map(jax.tree.leaves, (restored, asked, state)), strict=True):

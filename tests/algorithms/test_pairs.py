@@ -30,15 +30,20 @@ def test_rewards_and_warning_signs():
     assert found["accuracy"] == 1
     assert found["logps/chosen"] == pytest.approx((-2 - 2) / 2)
     assert found["both_fall"] == 0.5
-    divergence = [
-        count * (np.exp(-u) + u - 1) for count, u in ((4, 0.5), (1, 1), (1, -1), (4, -0.5))
-    ]
-    assert found["kl"] == pytest.approx(sum(divergence) / 10)
     assert found["longer/preferred"] == 0.5 and found["longer/chosen"] == 0.5
     assert found["longer/reward"] == pytest.approx(0.5 * (2 - 2) / 2)
     assert found["shorter/reward"] == pytest.approx(0.5 * (1 - 1) / 2)
     assert found["saturated"] == 0
     assert measured(beta=10.0)["saturated"] == 1
+
+
+def test_drift_is_from_the_reference_to_the_policy():
+    """Tokens of +½ and +1 nat in the one pair, of -1 and -½ in the other, which weighs thrice."""
+    batch = BATCH | {"weights": jnp.array([[1.0, 1], [3, 3]])}
+    _, metrics = jax.jit(METHODS["dpo"].bind({}, "hparams").terms)(OUTPUTS, batch)
+    tokens = np.repeat([0.5, 1, -1, -0.5], [4, 1, 3, 12])
+    wanted = np.mean(np.exp(-tokens) + tokens - 1)
+    assert float(metrics["kl"].value()) == pytest.approx(wanted)
 
 
 def test_log_probs_and_drift_are_of_whole_answers_whatever_the_loss_weighs():
