@@ -188,9 +188,9 @@ def cpu() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     alone = {"flips": 100, "truncations": 40, "deletions": 20, "phases": 12, "kills": 25}
-    whole = {"kills": 25, "save_kills": 10, "sigterms": 20, "flips": 100, "truncations": 40}
-    defaults = alone | {f"run_{name}": default for name, default in whole.items()}
-    for name, default in defaults.items():
+    whole = {"run_kills": 25, "run_save_kills": 10, "run_sigterms": 20}
+    whole |= {"run_flips": 100, "run_truncations": 40}
+    for name, default in (alone | whole).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     methods = tuple(whole_runs.CONFIGS)
     parser.add_argument("--methods", type=whole_runs.listed, default=methods)
@@ -208,7 +208,7 @@ def main() -> None:
             whole_runs.campaign(
                 folder,
                 methods=asked.methods,
-                **{name: getattr(asked, f"run_{name}") for name in whole},
+                **{name.removeprefix("run_"): getattr(asked, name) for name in whole},
             ),
         ]
     print(f"{(time.monotonic() - started) / 60:.0f} minutes; every promise held: {all(kept)}")

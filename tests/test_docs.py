@@ -158,6 +158,9 @@ def flags_of(path):
     known, required = {"--help"}, set()
     words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".command"):
+            more, needed = flags_of(ROOT / (node.module.replace(".", "/") + ".py"))
+            known, required = known | more, required | needed
         if isinstance(node, ast.Import):  # a parser that scripts share
             beside = [path.with_name(f"{name.name}.py") for name in node.names]
             for more, needed in map(flags_of, filter(Path.exists, beside)):

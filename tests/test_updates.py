@@ -200,9 +200,9 @@ def test_a_rollout_s_figures_are_in_the_next_row_that_is_written(train, folder, 
     with pytest.raises(PowerCut):
         train("even killed", "grpo", cut=6, **{"log.every": 2})
     train("even killed", "grpo", **{"log.every": 2})
-    assert rows(folder / "even killed") == rows(folder / "even")
-    found = {row["step"]: row for row in rows(folder / "even")}
-    every = {row["step"]: row for row in rows(folder / "grpo")}
+    assert tiny.rows(folder / "even killed") == tiny.rows(folder / "even")
+    found = {row["step"]: row for row in tiny.rows(folder / "even")}
+    every = {row["step"]: row for row in tiny.rows(folder / "grpo")}
     assert [*found] == [2, 4, 6, 8]
     assert ["rollout/reward" in row for row in found.values()] == [True, False] * 2
     for step in (2, 6):

@@ -51,7 +51,7 @@ def test_what_is_not_trained_on_says_so(tmp_path):
     write_completions(tmp_path, 2, found)
     table = pyarrow.parquet.read_table(path.parent).to_pylist()
     assert [row["row"] for row in table] == [None, None, None, None, 0, 0, 1, 1]
-    assert "nan" in as_markdown(found[:2])
+    assert as_markdown(found[:2]).splitlines()[-1].endswith("| - |")
 
 
 def test_a_rollout_is_one_file_that_is_written_whole(tmp_path, monkeypatch):

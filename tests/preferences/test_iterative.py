@@ -29,7 +29,7 @@ def test_a_round_begins_where_the_last_one_ended(tmp_path, monkeypatch):
         rewards=("tests.judged.letters",), samples=2, max_tokens=6, keep_unfinished=True
     )
     prompts = str(tmp_path / "prompts.jsonl")
-    assert make_pairs(str(last), prompts, pairs, settings, quiet=True).totals.pairs > 4
+    assert make_pairs(str(last), prompts, pairs, settings, quiet=True).totals.rows > 4
     record = json.loads((tmp_path / "round2.jsonl.record.json").read_text())
     assert record["settings"]["model"] == f"{last}@2"
 

@@ -203,7 +203,7 @@ def test_each_process_has_the_environments_of_its_part(tokenizer, monkeypatch):
 
     def process(index):
         me.index = index
-        return talk(tokenizer, rows, make=Own)
+        return talk(tokenizer, rows, make=Own, time_limit=None)
 
     rows = [{"turns": turns} for turns in (1, 3, 2, 1, 3)]
     alone = talk(tokenizer, rows)
