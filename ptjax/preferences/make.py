@@ -95,8 +95,8 @@ class _Maker:
         make = {"best": self._best, "edited": self._edited, "given": self._given}
         pairs = list(make[self._settings.chosen](answers, totals))
         for pair in pairs:
-            scores = pair.scores and dict(zip(("chosen", "rejected"), pair.scores, strict=True))
-            totals.add(scores)
+            sides: tuple[str, ...] = ("chosen", "rejected")
+            totals.add(pair.scores and dict(zip(sides, pair.scores, strict=True)))
         return [self._row(pair) for pair in pairs]
 
     def _best(self, answers: dict[int, list[str]], totals: Totals) -> Iterator[Pair]:
