@@ -32,7 +32,8 @@ from ptjax import sharding
 from ptjax.config import defaults, lora
 from ptjax.forward import ForwardOptions, forward_in_parts, last_scores
 from ptjax.loop import Result, train
-from ptjax.prepare import compute, prepare
+from ptjax.passes import compute
+from ptjax.prepare import prepare
 
 SHARE = 4
 """One row in so many is held out."""

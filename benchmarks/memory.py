@@ -11,11 +11,13 @@ and sizes of vocabulary. Temporaries are what a program needs beside its argumen
 import jax
 import jax.numpy as jnp
 
-from benchmarks.fits import compile_step
 from ptjax import config as configs
 from ptjax import sharding
 from ptjax.models.decoder import REMAT, Decoder
 from ptjax.ops.logprobs import token_stats
+from ptjax.plan.compiled import compile_one
+from ptjax.plan.programs import train
+from ptjax.plan.shapes import job
 
 MIB = 2**20
 WIDTH = 576
@@ -62,8 +64,8 @@ def step_memory(tokens, length, with_lora, decoder=Decoder, accumulate=1, **mode
     if not with_lora:
         config.lora = None
     mesh = sharding.make_mesh({}, jax.devices()[:1])
-    memory = compile_step(config, mesh, decoder=decoder).memory_analysis()
-    return memory.temp_size_in_bytes / MIB, memory.argument_size_in_bytes / MIB
+    memory = compile_one(train(job(config, mesh, decoder=decoder)), mesh, (), [0]).memory
+    return memory.temporaries / MIB, memory.arguments / MIB
 
 
 def head_memory(tokens, vocab, function):

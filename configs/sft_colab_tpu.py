@@ -6,7 +6,7 @@ r"""Supervised fine-tuning on the one free TPU chip of a Colab notebook (v5e-1, 
 Qwen2.5-1.5B-Instruct with LoRA; `--config=configs/sft_colab_tpu.py:full` trains all of
 Qwen2.5-0.5B-Instruct instead.
 
-Memory a chip by the TPU compiler (`benchmarks/fits.py`; of 15.75 GiB; not run on a TPU):
+Memory a chip by the TPU compiler (`python -m ptjax.plan`; of 15.75 GiB; not run on a TPU):
 LoRA 3.1 GiB of state, 4.9 GiB at its peak; full 5.5 GiB and 8.9 GiB.
 """
 

@@ -7,8 +7,8 @@ That is a slice of one host; where its chips are on several, add `--distributed`
 Llama-3.1-8B-Instruct with LoRA; `--config=configs/sft_v5e_8.py:full` trains all of
 Qwen2.5-3B-Instruct instead.
 
-Memory a chip by the TPU compiler (`benchmarks/fits.py`; of 15.75 GiB; not run on a TPU):
-LoRA 2.5 GiB of state, 5.8 GiB at its peak; full 4.3 GiB and 10.3 GiB.
+Memory a chip by the TPU compiler (`python -m ptjax.plan`; of 15.75 GiB; not run on a TPU):
+LoRA 2.5 GiB of state, 5.9 GiB at its peak; full 4.3 GiB and 10.3 GiB.
 """
 
 from ptjax.config import ConfigDict, defaults, lora

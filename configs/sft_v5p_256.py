@@ -7,7 +7,7 @@ On every host of the slice, alike; the slice itself tells the hosts of each othe
 
 Llama-3.1-70B-Instruct; `--config=configs/sft_v5p_256.py:8b` trains Llama-3.1-8B-Instruct.
 
-Memory a chip by the TPU compiler (`benchmarks/fits.py`; of 95 GiB; not run on a TPU): 70B
+Memory a chip by the TPU compiler (`python -m ptjax.plan`; of 95 GiB; not run on a TPU): 70B
 3.1 GiB of state, 17.2 GiB at its peak.
 """
 

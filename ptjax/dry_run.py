@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ptjax.buckets import bucket
 from ptjax.config import Config
 from ptjax.generate import writer
-from ptjax.job import Run
+from ptjax.job import Run, all_rows
 from ptjax.prepare import prepare
 from ptjax.sharding import BATCH, batch_shards
 from ptjax.types import COLUMN_DTYPES, tree_bytes
@@ -26,7 +25,9 @@ def report(config: Config) -> str:
     with jax.set_mesh(run.mesh):
         shapes = max(run.pipeline.shapes, key=lambda s: s.get("pack", s["tokens"]))
         sharding = NamedSharding(run.mesh, PartitionSpec(BATCH))
-        staged = largest_step(run, shapes | run.staged(shapes))
+        blocks = batch_shards(run.mesh) * config.accumulate
+        parts = 1 if run.rollout is None else run.rollout.minibatches
+        staged = all_rows(run.rollout, shapes | run.staged(shapes), blocks, parts)
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
             for name, shape in staged.items()
@@ -66,17 +67,6 @@ def report(config: Config) -> str:
         *examples(next(run.pipeline.train()).columns, run.bundle.tokenizer),
     ]
     return "\n".join(lines)
-
-
-def largest_step(run: Run, staged: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a step whose answers are as long as they can be: a minibatch, a row an answer."""
-    if run.rollout is None or "sampler_logps" not in staged:
-        return dict(staged)
-    parts = run.rollout.minibatches
-    shapes = {name: (shape[0] // parts, *shape[1:]) for name, shape in staged.items()}
-    prompts, n, length = shapes["tokens"]
-    blocks = batch_shards(run.mesh) * run.config.accumulate
-    return shapes | {"pack": (bucket(prompts * n // blocks) * blocks, length)}
 
 
 class Cache(NamedTuple):

@@ -12,7 +12,7 @@ from ptjax.data.iterate import Batches
 from ptjax.generate.replies import reply
 from ptjax.job import Run
 from ptjax.models.load import Bundle
-from ptjax.prepare import compute
+from ptjax.passes import compute
 from ptjax.types import Mean, Params, TrainState
 
 HEADLINES = ("loss", "perplexity", "accuracy", "rewards/margin", "kl", "rollout/reward")

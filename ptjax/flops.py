@@ -7,13 +7,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ptjax.algorithms.base import Bound
 from ptjax.data import HostBatch
-from ptjax.job import Run
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.decoder import Decoder
 from ptjax.models.families import CRITIC
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Table
 from ptjax.ops.logprobs import FIELDS
+from ptjax.types import TrainState
 
 
 class Work(NamedTuple):
@@ -30,24 +32,46 @@ class Work(NamedTuple):
     slots: int
 
 
-class FlopCounter:
-    """Model flops of this run's batches: weights by kind, attention, head, passes of stages."""
+class Seen(NamedTuple):
+    """What of a batch the flops depend on.
 
-    def __init__(self, run: Run):
-        model = run.bundle.model
-        trained = run.state.params
-        head = output_names(run.rows)
-        sizes = {name: leaf.size for name, leaf in run.state.merged().items()}
+    Attributes:
+      tokens: that the decoder sees, padding left out.
+      pairs: query-key pairs attended, Σ n(n+1)/2 over sequences of n tokens.
+      head_tokens: those that the head is computed for.
+    """
+
+    tokens: int
+    pairs: int
+    head_tokens: int
+
+
+class FlopCounter:
+    """Model flops of a run's batches: weights by kind, attention, head, passes of stages.
+
+    Args:
+      model: the policy.
+      rows: the table's rows of all its leaves.
+      state: its leaves, or shapes in their place.
+      bound: the method.
+      hosts: that have a part of each batch.
+    """
+
+    def __init__(
+        self, model: Decoder, rows: Table, state: TrainState, bound: Bound, hosts: int = 1
+    ):
+        trained = state.params
+        head = output_names(rows)
+        sizes = {name: leaf.size for name, leaf in state.merged().items()}
         kernels = {
-            name: size
-            for name, size in sizes.items()
-            if run.rows[name].is_kernel and name not in head
+            name: size for name, size in sizes.items() if rows[name].is_kernel and name not in head
         }
-        self._stages = run.bound.stages
-        self._hosts = run.pipeline.process[1]
+        self._stages = bound.stages
+        self._hosts = hosts
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
-        has_logits = bool(set(run.bound.needs) & {*FIELDS, "divergence"})
+        has_logits = bool(set(bound.needs) & {*FIELDS, "divergence"})
+        self._linear = bound.linear is not None
         self._head = sum(sizes[name] for name in head) * has_logits
         self._head_trained = any(name in trained for name in head)
         self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
@@ -58,26 +82,53 @@ class FlopCounter:
         """What a step computes, over all processes; passes of the stages where they ran."""
         columns = batch.columns
         before = _before(columns)
-        seen: dict[str, int] = {
-            "tokens": before.size,
-            "pairs": int((before + 1).sum()),
-            "attention_width": self._width,
-            "head": self._head,
-            "head_tokens": int((columns["mask"] != 0).sum()),
-        }
-        if self._head_everywhere:
-            seen["head_tokens"] = seen["tokens"]
-        flops = train_flops(
-            trained=self._trained,
-            frozen=self._frozen,
-            head_trained=self._head_trained,
-            **seen,
-        )
+        scored = before.size if self._head_everywhere else int((columns["mask"] != 0).sum())
+        seen = Seen(before.size, int((before + 1).sum()), scored)
         passes = self._passes(set(columns)) if stages else 0
-        flops += passes * forward_flops(weights=self._trained + self._frozen, **seen)
+        flops = self.train(seen) + passes * self.forward(seen)
         slots = columns.get("pack", columns["tokens"]).size
         hosts = self._hosts
         return Work(flops * hosts, before.size * hosts, slots * hosts)
+
+    def train(self, seen: Seen) -> float:
+        """Of a step's forward and backward pass, each once."""
+        return train_flops(
+            trained=self._trained,
+            frozen=self._frozen,
+            attention_width=self._width,
+            head=self._head,
+            head_trained=self._head_trained,
+            **seen._asdict(),
+        )
+
+    def forward(self, seen: Seen) -> float:
+        """Of a forward pass."""
+        return forward_flops(
+            weights=self._trained + self._frozen,
+            attention_width=self._width,
+            head=self._head,
+            **seen._asdict(),
+        )
+
+    def again(self, seen: Seen, remat: str) -> float:
+        """What a step's backward pass computes a second time, which `train` leaves out.
+
+        Attention's scores always are (2 of its 4 flops a pair and unit of width), and the logits
+        where the loss is not linear in the log-probs; `dots` adds the rest of attention, `full`
+        that and all products of the layers.
+
+        Args:
+          seen: of the batch.
+          remat: a key of `ptjax.models.decoder.REMAT`.
+        """
+        flops = 2 * self._width * seen.pairs
+        if not self._linear:
+            flops += 2 * self._head * seen.head_tokens
+        if remat in ("dots", "full"):
+            flops += 4 * self._width * seen.pairs
+        if remat == "full":
+            flops += 2 * seen.tokens * (self._trained + self._frozen)
+        return float(flops)
 
     def _passes(self, there: set[str]) -> int:
         """Forward passes of the stages, those left out whose columns are there already."""

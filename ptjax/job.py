@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ptjax import data
 from ptjax.algorithms.base import Bound, known_call
+from ptjax.buckets import bucket
 from ptjax.config import Config
 from ptjax.data import HostBatch
 from ptjax.models.bundle import Bundle
@@ -18,7 +19,7 @@ from ptjax.models.spec import Param
 from ptjax.ops.divergence import Teacher
 from ptjax.reference import Reference
 from ptjax.stages.base import GROUP, Context, Stage, run_stages
-from ptjax.stages.rollout import Rollout
+from ptjax.stages.rollout import Rollout, Sizes
 from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
 
 BUFFER = "buffer"
@@ -77,7 +78,8 @@ class Run:
 
     def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shapes of the columns that stages add to a batch of these, or write in their place."""
-        return staged(self.bound.stages, self.rollout, self.reference, shapes)
+        embed = None if self.reference is None else self.reference.model.config.embed
+        return staged(self.bound.stages, self.rollout, embed, shapes)
 
     @property
     def measures(self) -> list[str]:
@@ -172,14 +174,21 @@ class Run:
 
 def staged(
     stages: Sequence[Stage],
-    rollout: Rollout | None,
-    reference: Reference | None,
+    rollout: Sizes | None,
+    embed: int | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the columns that stages add to a batch of these, or write in their place."""
+    """Shapes of the columns that stages add to a batch of these, or write in their place.
+
+    Args:
+      stages: in their order.
+      rollout: how much is sampled, where answers are.
+      embed: the reference's width; None without one.
+      shapes: of the data's columns.
+    """
     sizes = dict(zip("BNT", shapes["tokens"], strict=True))
-    if reference is not None:
-        sizes["E"] = reference.model.config.embed
+    if embed is not None:
+        sizes["E"] = embed
     found = {}
     for stage in stages:
         if stage.sequences and rollout is not None:
@@ -188,3 +197,21 @@ def staged(
         for name, axes in stage.writes.items():
             found[name] = tuple(sizes[axis] for axis in axes.split())
     return found
+
+
+def all_rows(
+    rollout: Sizes | None, shapes: Mapping[str, tuple[int, ...]], blocks: int, parts: int = 1
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a batch whose answers are as long as they can be: a row an answer.
+
+    Args:
+      rollout: how much is sampled; without one, and before answers are, shapes stay as they are.
+      shapes: of all columns.
+      blocks: shards times micro-batches.
+      parts: into which the batch is cut: the minibatches of a step.
+    """
+    if rollout is None or "sampler_logps" not in shapes:
+        return dict(shapes)
+    cut = {name: (shape[0] // parts, *shape[1:]) for name, shape in shapes.items()}
+    prompts, n, length = cut["tokens"]
+    return cut | {"pack": (bucket(prompts * n // blocks) * blocks, length)}

@@ -110,7 +110,8 @@ class _Loop:
             peak=None if peak is None else peak * jax.device_count(),
             samples=run.rollout is not None,
         )
-        self.flops = FlopCounter(run)
+        hosts = run.pipeline.process[1]
+        self.flops = FlopCounter(run.bundle.model, run.rows, run.state, run.bound, hosts)
         self.updates = Updates(run, self.batches)
         self.watch = RewardWatch(run.rollout.monitors if run.rollout else ())
         self.pending: _Pending | None = None

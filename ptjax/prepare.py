@@ -21,19 +21,16 @@ from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Algorithm, Bound, named
 from ptjax.config import Config, check
 from ptjax.errors import UserError, did_you_mean
-from ptjax.forward import ForwardOptions, forward_in_parts
 from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
-from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.flax_adapter import FlaxModel
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
+from ptjax.passes import compute, forward_options, make_passes, one_pass, step_options
 from ptjax.reference import check_reference, make_reference
 from ptjax.rollouts import check_rollout, make_rollout
-from ptjax.stages.base import GROUP
-from ptjax.stages.rollout import Rollout
-from ptjax.step import StepOptions, eval_step, new_guard, train_step
+from ptjax.step import StepOptions, new_guard
 from ptjax.types import COLUMN_DTYPES, Params, TrainState
 from ptjax.workdir import load
 
@@ -119,51 +116,17 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
             "without dropout, so they measure nothing; set None, or give rows of query and positive"
         )
     schedule, tx = optimizer(config, rows, bundle.params, steps)
-    options = StepOptions(
-        accumulate=config.accumulate,
-        ema=config.ema,
-        spike=config.guard.spike,
-        spike_window=config.guard.spike_window,
-        seed=config.seed,
-    )
-    state = initial_state(config, bundle.params, rows, tx, options, mesh, bound)
+    state = initial_state(config, bundle.params, tx, step_options(config), mesh, bound)
     reference = None
     if asked and not follows:  # one that follows is what its stage remembers
         reference = make_reference(config, bundle, state.params, mesh)
     if rollout is not None and rollout.updates > 1:
-        shapes = staged(bound.stages, rollout, reference, pipeline.shapes[0])
+        embed = None if reference is None else reference.model.config.embed
+        shapes = staged(bound.stages, rollout, embed, pipeline.shapes[0])
         state = replace(state, carry={**state.carry, BUFFER: buffer(shapes, mesh)})
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    forward_options = ForwardOptions(
-        prompts_once=pipeline.examples.prompts_once,
-        compute=compute(config),
-        head_chunk=config.model.head_chunk,
-        neftune=config.neftune,
-        pooling=config.model.pooling,
-        **{"temperature": temperature(rollout, bound), **dict(bound.forward)},
-    )
-    step = functools.partial(
-        train_step,
-        model=bundle.model,
-        bound=bound,
-        tx=tx,
-        schedule=schedule,
-        options=options,
-        forward_options=forward_options,
-    )
-    parts: dict[str, Any] = {"accumulate": config.accumulate}
-    evaluate = functools.partial(
-        eval_step,
-        model=bundle.model,
-        bound=bound.judged,
-        forward_options=forward_options,
-        **parts,
-    )
-
-    def one_pass(model: Decoder) -> Any:
-        run = functools.partial(forward_in_parts, model, options=forward_options, **parts)
-        return jax.jit(run, static_argnames="fields")
-
+    once = pipeline.examples.prompts_once
+    options = forward_options(config, bound, rollout, prompts_once=once)
+    passes = make_passes(config, bound, bundle.model, tx, schedule, state, options)
     run = Run(
         config=config,
         mesh=mesh,
@@ -175,12 +138,12 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         steps=steps,
         state=state,
         abstract=abstract(state),
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        train_step=passes.train,
         reference=reference,
         rollout=rollout,
-        eval_step=jax.jit(evaluate),
-        policy_pass=one_pass(bundle.model),
-        reference_pass=one_pass(reference.model) if reference else None,
+        eval_step=passes.evaluate,
+        policy_pass=passes.policy,
+        reference_pass=one_pass(config, reference.model, options) if reference else None,
     )
     if reference is not None and config.reference.mode == "cached":
         identity = [repr(reference.model), config.model.dtype, config.model.param_dtype]
@@ -212,12 +175,6 @@ def hyperparameters(config: Config, algorithm: Algorithm) -> dict[str, Any]:
     return given
 
 
-def temperature(rollout: Rollout | None, bound: Bound) -> float:
-    """What logits are divided by before they are scored: as they were to sample, for groups."""
-    grouped = any(stage.sequences == GROUP for stage in bound.stages)
-    return rollout.temperature if rollout is not None and grouped else 1.0
-
-
 def _cache(config: Config, workdir: str | None) -> str | None:
     """Where encoded data go when the config does not say: a folder that is gone with the process.
 
@@ -243,12 +200,6 @@ def _check_best(run: Run, metric: str) -> None:
         )
 
 
-def compute(config: Config) -> Compute:
-    """The config's fields that say how a forward pass is computed."""
-    model = config.model
-    return Compute(dtype=model.dtype, remat=model.remat, dropout=model.dropout)
-
-
 def _steps(config: Config, pipeline: data.Pipeline, updates: int) -> int:
     """Optimizer steps of the run, from `steps`, `epochs` or the sources' own epochs.
 
@@ -272,7 +223,7 @@ def _steps(config: Config, pipeline: data.Pipeline, updates: int) -> int:
 
 
 def optimizer(
-    config: Config, rows: Mapping[str, Param], params: Params, steps: int
+    config: Config, rows: Mapping[str, Param], params: Mapping[str, Any], steps: int
 ) -> tuple[Schedule, optax.GradientTransformation]:
     """The schedule, and the transformation over the trainable leaves."""
     given = config.optim.to_dict()
@@ -282,7 +233,7 @@ def optimizer(
     return schedule, make_optimizer({k: rows[k] for k in trained}, schedule, **given)
 
 
-def trainable(config: Config, params: Params) -> list[str]:
+def trainable(config: Config, params: Mapping[str, Any]) -> list[str]:
     """Names of the trained leaves: by the regex `config.trainable`, else adapters, else all."""
     pattern = config.trainable or (".*" if config.lora is None else ADAPTER)
     try:
@@ -299,7 +250,6 @@ def trainable(config: Config, params: Params) -> list[str]:
 def initial_state(
     config: Config,
     params: Params,
-    rows: Mapping[str, Param],
     tx: optax.GradientTransformation,
     options: StepOptions,
     mesh: Mesh,

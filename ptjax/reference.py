@@ -1,6 +1,7 @@
 """The reference of a run: the policy as it began, its adapters switched off, or another model."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -71,12 +72,22 @@ def make_reference(config: Any, bundle: Bundle, trained: Params, mesh: Mesh) -> 
                 f"{config.model.source}: its log-probs would be of other tokens"
             )
         return Reference(other.model, other.params, False, str(source))
-    fresh = config.lora is not None and config.lora.get("adapter") is None
-    if fresh and all(_is_adapter(name) for name in trained):
+    if is_base(config, trained):
         model = dataclasses.replace(bundle.model, lora=None)
         return Reference(model, {}, True, "the policy without its adapters")
     own = jax.tree.map(jnp.copy, trained)
     return Reference(bundle.model, own, True, "a copy of the leaves that are trained")
+
+
+def is_base(config: Any, trained: Iterable[str]) -> bool:
+    """Whether the policy began as its base model, and fresh adapters alone are trained.
+
+    Args:
+      config: the whole config.
+      trained: names of the trained leaves.
+    """
+    fresh = config.lora is not None and config.lora.get("adapter") is None
+    return fresh and all(_is_adapter(name) for name in trained)
 
 
 def check_reference(config: Any, asked: bool, follows: bool, *, taught: bool = False) -> None:

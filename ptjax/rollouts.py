@@ -16,10 +16,11 @@ from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
 from ptjax.rewards.base import Reward, accepted, rewards
 from ptjax.stages.base import GROUP, Stage
-from ptjax.stages.rollout import Rollout
+from ptjax.stages.rollout import Rollout, Sizes
 
 _SAMPLES = 4
 _ROUND_LENGTH = 64
+_SIZES = ("n", "max_tokens", "temperature", "rows", "epochs", "minibatches")
 
 
 def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
@@ -113,7 +114,6 @@ def make_rollout(
     if not any(stage.sequences for stage in stages):
         return None
     given = config.rollout.to_dict()
-    given["n"] = given["n"] or (_SAMPLES if any(one.weight for one in judges) else 1)
     room = bundle.model.config.max_positions
     longest = 0
     for part in (pipeline.examples, pipeline.held_out):
@@ -134,12 +134,10 @@ def make_rollout(
         given["environment"] = environment(_plain(given["environment"]))
         template = Template(bundle.tokenizer, config.data.chat_template)
     rollout = Rollout(
-        **given,
+        **{**given, **vars(sizes(config, judges, longest))},
         template=template,
         accumulate=config.accumulate,
         prompts_once=pipeline.examples.prompts_once,
-        rewards=judges,
-        length=-(-longest // _ROUND_LENGTH) * _ROUND_LENGTH,
         examples=pipeline.examples,
         held_out=pipeline.held_out,
         tokenizer=bundle.tokenizer,
@@ -163,6 +161,20 @@ def _check_judges(judges: Sequence[Reward], columns: dict[str, Any]) -> None:
 
             prove(one.settings.get("python", ""))
         accepted(one.function, columns, f"config.rewards: {one.name}")
+
+
+def sizes(config: Any, judges: tuple[Reward, ...], longest: int) -> Sizes:
+    """How much a rollout writes.
+
+    Args:
+      config: the whole config.
+      judges: from `check_rollout`.
+      longest: tokens of the longest example, and of the longest prompt with the longest answer.
+    """
+    given = {name: config.rollout[name] for name in _SIZES}
+    given["n"] = given["n"] or (_SAMPLES if any(one.weight for one in judges) else 1)
+    length = -(-longest // _ROUND_LENGTH) * _ROUND_LENGTH
+    return Sizes(**given, rewards=judges, length=length)
 
 
 def _check_groups(config: Any, given: dict[str, Any], gradient: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -38,8 +39,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `data`, `fsdp` and `tensor`; one size may be -1 for "all that is left".
 
+    Where devices are of several slices, `data` goes over them first.
+
     Raises:
-      UserError: an unknown axis, or sizes whose product is not the number of devices.
+      UserError: an unknown axis, sizes whose product is not the number of devices, or a `data` that
+        does not divide over the slices.
     """
     check_keys(sizes, AXES, "mesh")
     devices = jax.devices() if devices is None else list(devices)
@@ -54,7 +58,24 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         shape[shape.index(-1)] = len(devices) // rest
     if math.prod(shape) != len(devices):
         raise UserError(f"{asked} needs {math.prod(shape)} devices, but there are {len(devices)}")
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = _slices(devices)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=kinds)
+    if shape[0] % slices:
+        raise UserError(
+            f"{asked}: there are {slices} slices, and parameters are sharded within one: set data "
+            f"to a multiple of {slices}"
+        )
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, kinds)
+
+
+def _slices(devices: Sequence[Any]) -> int:
+    """TPU slices that devices are of: what lies between them is slower than what lies within."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def batch_shards(mesh: Mesh) -> int:

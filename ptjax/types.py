@@ -175,7 +175,7 @@ class TrainState:
     carry: dict[str, Any] = flax.struct.field(default_factory=dict)
     """What an algorithm's stages remember, by stage name."""
 
-    def merged(self) -> Params:
+    def merged(self) -> dict[str, Leaf]:
         """All parameters, trainable and frozen, in one dict."""
         return {**self.frozen, **self.params}
 

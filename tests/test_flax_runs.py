@@ -194,7 +194,8 @@ def test_a_heads_weights_are_counted_once(folder, build, adapters, trained, froz
     run = prepare(config(folder, lora=adapters, **{"model.source": f"flax:their_model.{build}"}))
     batch = next(run.pipeline.train())
     tokens, scored = int(batch.columns["valid"].sum()), int((batch.columns["mask"] != 0).sum())
-    flops = FlopCounter(run).of(batch).flops
+    counter = FlopCounter(run.bundle.model, run.rows, run.state, run.bound)
+    flops = counter.of(batch).flops
     vocab = len(run.bundle.tokenizer)
     scored = tokens if build == "whole" else scored
     assert flops == tokens * (6 * trained + 4 * frozen) + scored * 16 * vocab * head

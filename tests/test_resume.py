@@ -377,7 +377,7 @@ def begun(folder):
         params = job.state.params
         _, tx = optimizer(config, job.rows, params, job.steps)
         options = StepOptions(ema=config.ema)
-        state = initial_state(config, params, job.rows, tx, options, job.mesh, job.bound)
+        state = initial_state(config, params, tx, options, job.mesh, job.bound)
         return state, abstract(state)
 
     return begin

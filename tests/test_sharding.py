@@ -1,6 +1,7 @@
 """Meshes, rules, and the placing of batches on eight virtual devices."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ def test_one_size_may_be_left_open():
 def test_a_mesh_that_cannot_be(sizes, message):
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(sizes)
+
+
+def test_parameters_are_not_sharded_over_slices():
+    devices = [SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match="there are 2 slices.*set data to a multiple of 2"):
+        sharding.make_mesh({"fsdp": -1}, devices)
 
 
 def test_rules(mesh):

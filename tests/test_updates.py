@@ -118,7 +118,7 @@ def test_a_step_is_counted_by_the_answers_that_it_trains_on(folder, devices):
     (update,) = parts(run, 1)
     columns = update.host.columns
     assert columns["tokens"].shape[:2] == (B, N)
-    work = FlopCounter(run).of(update.host)
+    work = FlopCounter(run.bundle.model, run.rows, run.state, run.bound).of(update.host)
     assert work.slots == columns["pack"].size
     assert work.filled == (columns["pack"] >= 0).sum() < columns["valid"].sum()
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from ptjax import sharding
 from ptjax.generate.sampling import Sampling, draw
 from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.types import Leaf
 
 STRETCH = 32
 """Steps between two looks of the host, which checks stop strings and gives rows away."""
@@ -39,17 +40,17 @@ class Rows:
 
     Attributes:
       cache: keys and values of all tokens but each row's last.
-      last: each row's last token.
-      keys: randomness of each row.
-      count: tokens that a row has been given since its prompt.
-      limit: tokens that it may have.
+      last: int32 [R], each row's last token.
+      keys: [R], randomness of each row.
+      count: int32 [R], tokens that a row has been given since its prompt.
+      limit: int32 [R], tokens that it may have.
     """
 
     cache: Cache
-    last: Int[Array, " R"]
-    keys: Key[Array, " R"]
-    count: Int[Array, " R"]
-    limit: Int[Array, " R"]
+    last: Leaf
+    keys: Leaf
+    count: Leaf
+    limit: Leaf
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rows", "slots", "dtype"))

@@ -65,9 +65,7 @@ class Writer:
         """Writes all completions, `rows` at a time, those of the longest prompts first."""
         order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
         self._waiting.extend(i * self.n + copy for i in order for copy in range(self.n))
-        size = rows_at_once(min(rows, len(self._waiting)), self.mesh)
-        prompts = rows_at_once(min(-(-size // self.n), len(order)), self.mesh)
-        together = min(prompts, size)
+        size, together = rows_and_prompts(rows, self.n, len(order), self.mesh)
         batches = [order[i : i + together] for i in range(0, len(order), together)]
         longest = max(
             len(self.prompts[i // self.n]) + self.transcripts[i].limit for i in self._waiting
@@ -92,7 +90,7 @@ class Writer:
 
     def _prefill(self, chosen: Sequence[int], together: int) -> Cache:
         """Reads some prompts, all but their last tokens."""
-        length = bucket(max(len(self.prompts[i]) - 1 for i in chosen), least=16)
+        length = places_of(max(len(self.prompts[i]) for i in chosen))
         tokens, counts = np.zeros((together, length), np.int32), np.zeros(together, np.int32)
         for row, i in enumerate(chosen):
             counts[row] = len(self.prompts[i]) - 1
@@ -142,6 +140,24 @@ def rows_at_once(rows: int, mesh: Mesh | None) -> int:
     return size if mesh is None else size + -size % sharding.batch_shards(mesh)
 
 
+def rows_and_prompts(rows: int, n: int, prompts: int, mesh: Mesh | None) -> tuple[int, int]:
+    """(completions that are written together, prompts that are read together).
+
+    Args:
+      rows: completions that may be written together.
+      n: completions of a prompt.
+      prompts: that there are.
+      mesh: over whose batch axes rows lie; None for a single device.
+    """
+    size = rows_at_once(min(rows, prompts * n), mesh)
+    return size, min(rows_at_once(min(-(-size // n), prompts), mesh), size)
+
+
 def slots(longest: int) -> int:
     """Places of a row for completions that have, with their prompts, at most so many tokens."""
     return bucket(longest, least=32)
+
+
+def places_of(prompt: int) -> int:
+    """Places that prompts are read in, the longest of so many tokens: all but the last."""
+    return bucket(prompt - 1, least=16)

@@ -22,6 +22,7 @@ from ptjax.ops.attention import ATTENDED, Span, attention
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
+from ptjax.types import Leaf
 
 REMAT = {
     "none": None,
@@ -85,9 +86,9 @@ class Cache:
       length: int32 [R], how many tokens each row holds; its slots from there on mean nothing.
     """
 
-    k: Array
-    v: Array
-    length: Array
+    k: Leaf
+    v: Leaf
+    length: Leaf
 
     def spans(self, new: int, counts: Int[Array, " R"]) -> tuple[Span, Span]:
         """Where new tokens stand, `counts` of `new` in each row, and where all slots then do."""

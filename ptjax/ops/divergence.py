@@ -24,6 +24,7 @@ from ptjax.ops.chunks import (
     gradients_of_chunks,
     project,
 )
+from ptjax.types import Leaf
 
 _FIELD = "divergence"
 
@@ -54,7 +55,7 @@ class Teacher:
       softcap: logits are softcap · tanh(logits / softcap); None: as they are.
     """
 
-    kernel: Array
+    kernel: Leaf
     vocab_first: bool = flax.struct.field(pytree_node=False, default=False)
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)
 

@@ -36,13 +36,40 @@ Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Samples answers, and asks rewards about them.
+class Sizes:
+    """What the shapes of a rollout depend on.
 
     Attributes:
       n: answers to a prompt.
       max_tokens: of an answer.
       temperature: of sampling. A policy gradient scores answers at the same, other losses at 1.
+      rows: answers that are written together.
+      epochs: how often a group is trained on.
+      minibatches: optimizer steps an epoch of a rollout.
+      rewards: what judges answers; none where nothing does.
+      length: T of every batch.
+    """
+
+    n: int
+    max_tokens: int
+    temperature: float
+    rows: int
+    epochs: int
+    minibatches: int
+    rewards: tuple[Reward, ...]
+    length: int
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that a rollout serves."""
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True)
+class Rollout(Sizes):
+    """Samples answers, and asks rewards about them.
+
+    Attributes:
       eval_temperature: of the answers to held-out prompts, where groups are sampled.
       top_k: of sampling, None for all tokens.
       top_p: of sampling, None for all tokens.
@@ -50,14 +77,9 @@ class Rollout:
       environment: what makes the environments that answer the policy; None: an answer is one turn.
       turns: of the policy in an answer, at most.
       template: how an environment's turns are written.
-      rows: answers that are written together.
-      epochs: how often a group is trained on.
-      minibatches: optimizer steps an epoch of a rollout.
       max_missing: share of the answers that are judged together which may fail to be, in training.
       accumulate: micro-batches of a batch.
       prompts_once: whether a group's answers share their prompt in packed rows.
-      rewards: what judges answers; none where nothing does.
-      length: T of every batch.
       examples: those that are trained on.
       held_out: those that are held out.
       tokenizer: turns answers into text.
@@ -67,9 +89,6 @@ class Rollout:
       reasons: why rewards failed, as far as it was told.
     """
 
-    n: int
-    max_tokens: int
-    temperature: float
     eval_temperature: float
     top_k: int | None
     top_p: float | None
@@ -77,14 +96,9 @@ class Rollout:
     environment: Make | None
     turns: int
     template: Template | None
-    rows: int
-    epochs: int
-    minibatches: int
     max_missing: float
     accumulate: int
     prompts_once: bool
-    rewards: tuple[Reward, ...]
-    length: int
     examples: Examples
     held_out: Examples | None
     tokenizer: Any
@@ -177,11 +191,6 @@ class Rollout:
             seed=seeds,
             compute=self.compute,
         )
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps that a rollout serves."""
-        return self.epochs * self.minibatches
 
     @property
     def reward_names(self) -> list[str]:

@@ -1,0 +1,68 @@
+"""What a run takes on devices that need not be there, by their compiler.
+
+python -m ptjax.plan --config=configs/sft_v5e_8.py --topology=v5e:2x4
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ptjax.config import Config, Flag, parse
+from ptjax.errors import UserError
+from ptjax.errors import run as run_command
+
+FLAGS = (
+    Flag("topology", "v5e:2x4, v5p:4x4x4, v6e:1x1, ...; cpu or gpu for the devices at hand"),
+    Flag("slices", "how many slices of that shape there are", type=int, default=1),
+    Flag("search", "looks for the settings that fit, and plans with those", type=bool),
+    Flag("out", "folder to write plan.json and plan.md into"),
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command. Nothing heavy is imported before its arguments are known to be good."""
+    given, options = parse(
+        argv,
+        prog="python -m ptjax.plan",
+        flags=FLAGS,
+        description="Compiles every program of a run for some devices, and says what it takes.",
+        example="python -m ptjax.plan --config=configs/grpo.py --topology=v5e:2x4 "
+        "--config.model.source=qwen3-0.6b --config.accumulate=2",
+    )
+    if not options.topology:
+        raise UserError("missing --topology=v5e:2x4, or cpu for the devices at hand")
+    if options.slices < 1:
+        raise UserError(f"--slices={options.slices}: at least 1")
+    if ":" in options.topology:  # the compiler of a TPU, never a TPU
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any: else it complains
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    from ptjax.plan.page import page, search_page
+    from ptjax.plan.report import plan
+    from ptjax.plan.search import changed, need_of, search
+    from ptjax.plan.topology import topology
+
+    config: Config = given
+    where = topology(options.topology, slices=options.slices, dtype=config.model.dtype)
+    text, searched = "", {}
+    if options.search:
+        if where.chip.memory is None:
+            raise UserError(f"--search: nothing says how much memory a {where.chip.kind} has")
+        looked = search(config, len(where.devices), where.chip.memory, need_of(where))
+        searched = {"search": looked.as_dict()}
+        text = search_page(looked.as_dict()) + "\n"
+        config = changed(config, looked.changes or {})
+    found = plan(config, where) | searched
+    text += page(found)
+    print(text)
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "plan.md").write_text(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

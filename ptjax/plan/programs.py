@@ -1,0 +1,237 @@
+"""The programs that a run would compile, each with the shapes of its arguments."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ptjax import sharding
+from ptjax.flops import FlopCounter, Seen
+from ptjax.forward import COLUMNS
+from ptjax.generate import steps, writer
+from ptjax.generate.sampling import Sampling
+from ptjax.job import all_rows, staged
+from ptjax.models.decoder import Decoder
+from ptjax.ops.divergence import Teacher
+from ptjax.passes import compute
+from ptjax.plan.batches import Shapes, columns, places
+from ptjax.plan.shapes import Job, batch
+
+_FIELDS = {"old_entropy": "entropy", "old_values": "values", "teacher_hidden": "hidden"}
+"""Column that a stage writes -> field of Outputs that it asks beside the log-probs, or for them."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One program of a run.
+
+    Attributes:
+      name: for the page.
+      when: how often it runs.
+      jitted: the function.
+      args: its arguments, as shapes.
+      kwargs: those by name.
+      flops: model flops of one run of it, over all devices; of a loop of one turn.
+      again: those that a backward pass computes a second time.
+      donated: what of its arguments its results take over.
+      cache: keys and values among its arguments and results.
+      beside: what lies on the devices while it runs, beside the run's state and its arguments.
+    """
+
+    name: str
+    when: str
+    jitted: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    flops: float
+    again: float = 0.0
+    donated: Any = ()
+    cache: Any = ()
+    beside: Any = ()
+
+
+def programs(job: Job) -> list[Planned]:
+    """All programs of a run, in the order in which it needs them."""
+    counter = FlopCounter(job.model, job.rows, job.state, job.bound)
+    return [
+        *_sampling(job, counter),
+        *_passes(job, counter),
+        _train(job, counter),
+        *_evaluate(job, counter),
+    ]
+
+
+def train(job: Job) -> Planned:
+    """The optimizer step alone."""
+    return _train(job, FlopCounter(job.model, job.rows, job.state, job.bound))
+
+
+def resident(job: Job) -> dict[str, Any]:
+    """What lies on the devices as long as the run lasts, by what it is."""
+    state = job.state
+    return {
+        "trained parameters": state.params,
+        "frozen parameters": state.frozen,
+        "optimizer": state.opt_state,
+        "moving average": state.ema,
+        "reference": job.own if job.config.reference.mode == "live" else {},
+        "stages": state.carry,
+    }
+
+
+def _train(job: Job, counter: FlopCounter) -> Planned:
+    seen = _seen(job, job.step)
+    updates = 1 if job.rollout is None else job.rollout.updates
+    return Planned(
+        "train step",
+        "an optimizer step" if updates == 1 else f"an optimizer step, {updates} a rollout",
+        job.passes.train,
+        (job.state, batch(job.step, job.mesh), _teacher(job)),
+        {},
+        flops=counter.train(seen),
+        again=counter.again(seen, job.config.model.remat),
+        donated=job.state,
+    )
+
+
+def _evaluate(job: Job, counter: FlopCounter) -> Iterator[Planned]:
+    """Where data are held out: a batch of them, one answer a prompt where groups are sampled."""
+    if job.config.data.validation is None:
+        return
+    shapes = job.whole
+    if job.rollout is not None:
+        shards = sharding.batch_shards(job.mesh)
+        data = columns(job.config, job.bound.algorithm.data, shards=shards).shapes
+        embed = job.reference[0].config.embed if job.reference else None
+        added = staged(job.bound.stages, replace(job.rollout, n=1), embed, data)
+        shapes = all_rows(job.rollout, data | added, shards * job.config.accumulate)
+    yield Planned(
+        "evaluation",
+        "a held-out batch",
+        job.passes.evaluate,
+        (job.state.merged(), batch(shapes, job.mesh), _teacher(job)),
+        {},
+        flops=counter.forward(_seen(job, shapes)) if job.bound.judged.needs else 0.0,
+    )
+
+
+def _passes(job: Job, counter: FlopCounter) -> Iterator[Planned]:
+    """Forward passes that stages make over a whole batch, of the reference and of the policy."""
+    once = "a batch" if job.rollout is None else "a rollout"
+    read = {name: job.whole[name] for name in COLUMNS if name in job.whole}
+    read.pop("teacher_hidden", None)  # what a pass is to make
+    given = batch(read, job.mesh)
+    flops = counter.forward(_seen(job, job.whole))
+    asking = [stage for stage in job.bound.stages if stage.passes]
+
+    def fields(stages: list[Any]) -> tuple[str, ...]:
+        asked = {_FIELDS.get(name, "logps") for stage in stages for name in stage.writes}
+        return tuple(sorted(asked)) or ("logps",)
+
+    if job.reference is not None and (of_reference := [s for s in asking if s.reference]):
+        yield Planned(
+            "reference pass",
+            once,
+            job.reference_pass,
+            (job.reference[1], given),
+            {"fields": fields(of_reference)},
+            flops=flops,
+        )
+    others = int(job.reference is not None)  # a reference that follows the policy is run as it is
+    if of_policy := [s for s in asking if s.passes > others * s.reference]:
+        yield Planned(
+            "policy pass",
+            once,
+            job.passes.policy,
+            (job.state.merged(), given),
+            {"fields": fields(of_policy)},
+            flops=flops,
+        )
+
+
+def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
+    """How answers are written: prompts are read, rows are given away, all rows decode together."""
+    rollout, config = job.rollout, job.config
+    if rollout is None:
+        return
+    prompts = job.whole["tokens"][0]
+    size, together = writer.rows_and_prompts(rollout.rows, rollout.n, prompts, job.mesh)
+    prompt, room = config.data.max_length, job.model.config.max_positions
+    longest = min(prompt + rollout.max_tokens, room)
+    read, slots = writer.places_of(prompt), writer.slots(longest)
+    params, how = job.state.merged(), compute(config)
+    at = NamedSharding(job.mesh, PartitionSpec(sharding.BATCH))
+
+    def row(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+
+    rows = _rows(job.model, size, slots, how.dtype, job.mesh)
+    cache = _rows(job.model, together, read, how.dtype, job.mesh).cache
+    yield Planned(
+        "prefill",
+        f"{together} prompts",
+        steps.prefill,
+        (job.model, params, row(jnp.int32, together, read), row(jnp.int32, together)),
+        {"compute": how},
+        flops=counter.forward(Seen(together * read, together * read * (read + 1) // 2, 0)),
+        cache=cache,
+    )
+    which = row(jnp.int32, size)
+    yield Planned(
+        "admit",
+        "answers that begin",
+        steps.admit,
+        (rows, cache, which, which, row(jnp.uint32, size, 2), which),
+        {},
+        flops=0.0,
+        donated=rows,
+        cache=(rows.cache, cache),
+    )
+    sampling = Sampling(rollout.temperature or None, config.rollout.top_k, config.rollout.top_p)
+    yield Planned(
+        "decode",
+        f"a token of {size} answers",
+        steps.decode,
+        (job.model, params, rows, row(jnp.bool_, size), np.int32(1), np.int32(size), sampling,
+         np.zeros(2, np.int32)),
+        {"compute": how},
+        flops=counter.forward(Seen(size, size * slots, size)),
+        donated=rows,
+        cache=(rows.cache, cache),
+        beside=cache,
+    )  # fmt: skip
+
+
+def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> steps.Rows:
+    """Answers in flight, as shapes: rows over the batch axes, heads as the rules say."""
+    at = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+        where = sharding.named(axes, leaf.shape, mesh) if leaf.ndim == len(axes) else at
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    found = jax.eval_shape(lambda: steps.begin(model, size, slots, dtype))
+    return jax.tree.map(place, found)
+
+
+def _teacher(job: Job) -> Teacher | None:
+    """What the policy learns from by hidden states, where its loss asks for that."""
+    if "divergence" not in job.bound.needs or job.reference is None:
+        return None
+    model, leaves = job.reference
+    tied = model.config.tied
+    return Teacher(leaves["embed" if tied else "head"], tied, model.config.logit_softcap)
+
+
+def _seen(job: Job, shapes: Shapes) -> Seen:
+    """At most: every place holds a token, and every row one sequence."""
+    tokens, length = places(shapes), shapes["tokens"][-1]
+    scored = tokens
+    if job.rollout is not None:
+        scored = min(tokens, int(np.prod(shapes["tokens"][:2])) * job.rollout.max_tokens)
+    return Seen(tokens, tokens * (length + 1) // 2, scored)

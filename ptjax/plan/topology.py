@@ -1,0 +1,120 @@
+"""Devices to plan for: those at hand, or a TPU topology that need not be there."""
+
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ptjax.errors import UserError
+from ptjax.metrics import peak_flops
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What one jax device can do.
+
+    Attributes:
+      kind: `device_kind`.
+      memory: bytes that programs may use; None where nothing says so.
+      flops: peak of dense matrix products, a second, in the dtype of the plan.
+      memory_rate: bytes a second of its memory.
+      link_rate: bytes a second that it sends over all of its links to chips of its slice.
+      slice_rate: bytes a second that it sends to other slices.
+    """
+
+    kind: str
+    memory: int | None
+    flops: float | None
+    memory_rate: float | None = None
+    link_rate: float | None = None
+    slice_rate: float | None = None
+
+
+# device_kind -> usable HBM in GiB, and HBM, links and data centre network in GB/s, of one jax
+# device. HBM: what the TPU compiler says that programs may use. Rates: docs.cloud.google.com/tpu/
+# docs/{v4,v5e,v5p,v6e}; half of the links' figure for both directions is one direction's; a network
+# of a pod is divided by its chips. tpu7x: the announcement of Ironwood, April 2025; a chip is two
+# devices, so the row holds half its figures. None: not found.
+_TPUS: dict[str, tuple[float, float | None, float | None, float | None]] = {
+    "TPU v4": (30.75, 1200.0, None, None),
+    "TPU v5 lite": (15.75, 819.0, 200.0, 3.125),
+    "TPU v5": (95.74, 2765.0, 600.0, 6.25),
+    "TPU v6 lite": (31.25, 1638.0, 400.0, 12.5),
+    "TPU7x": (94.75, 3685.0, 300.0, None),
+}
+
+
+class Topology(NamedTuple):
+    """Devices, and what they are called.
+
+    Attributes:
+      name: as asked for.
+      devices: in their order.
+      slices: groups of devices with a slower network between them.
+      chip: what each of them can do.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    slices: int
+    chip: Chip
+
+
+def topology(name: str, *, slices: int = 1, dtype: str = "bfloat16") -> Topology:
+    """The devices of a name: `cpu` or `gpu` for those at hand, else a TPU's such as `v5e:2x4`.
+
+    Args:
+      name: `v5e:2x4`, `v5p:4x4x4`, `v6e:1x1`, `tpu7x:2x2x1`, ...
+      slices: of that shape, joined by the data centre's network.
+      dtype: of the computation, for the peak.
+
+    Raises:
+      UserError: no such devices, no libtpu, a shape that the compiler does not know.
+    """
+    if ":" not in name:
+        if slices != 1:
+            raise UserError(f"--slices={slices}: the devices at hand are one slice")
+        try:
+            devices = jax.devices(name)
+        except RuntimeError as error:
+            raise UserError(
+                f"--topology={name}: no such devices here; name a TPU's, such as v5e:2x4 ({error})"
+            ) from error
+        return Topology(name, devices, 1, _chip(devices[0], dtype))
+    if not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
+        raise UserError(f"--topology={name}: a generation and a shape are meant, such as v5e:2x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={name} needs the TPU compiler, which needs no TPU: pip install 'jax[tpu]' "
+            "in an environment of its own"
+        )
+    from jax.experimental import topologies
+
+    shape: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if math.prod(map(int, name.partition(":")[2].split("x"))) == 1:
+        shape["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        shape["num_slices"] = slices
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **shape)
+    except Exception as error:  # whatever the plugin raises, it is about the name
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"--topology={name}: the TPU compiler does not know it: {reason}"
+        ) from error
+    return Topology(name, found.devices, slices, _chip(found.devices[0], dtype))
+
+
+def _chip(device: Any, dtype: str) -> Chip:
+    kind = device.device_kind
+    flops = peak_flops(kind, dtype)
+    if kind in _TPUS:
+        memory, *rates = _TPUS[kind]
+        rates = [None if rate is None else rate * 1e9 for rate in rates]
+        return Chip(kind, int(memory * GIB), flops, *rates)
+    stats = (device.memory_stats() if device.platform == "gpu" else None) or {}
+    return Chip(kind, stats.get("bytes_limit"), flops)

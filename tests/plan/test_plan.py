@@ -1,0 +1,177 @@
+"""A plan's shapes are those of the run; what it says of its programs holds."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ptjax.errors import UserError
+from ptjax.plan import __main__ as command
+from ptjax.plan.page import verdict
+from ptjax.plan.programs import programs
+from ptjax.plan.report import plan
+from ptjax.plan.shapes import job
+from ptjax.plan.topology import topology
+from ptjax.prepare import prepare
+from tests import tiny
+from tests.judged import write_judged, write_prompts
+
+ROLLOUT = {
+    "data.validation": None,
+    "data.batch_size": 16,
+    "data.packing": False,
+    "rollout.n": 2,
+    "rollout.max_tokens": 8,
+    "rollout.rows": 16,
+    "rewards": ["tests.judged.letters"],
+}
+RUNS = {
+    "sft": {"model.param_dtype": "bfloat16", "ema": 0.9, "guard.spike": 5.0},
+    "dpo": {"data.tokens_per_batch": 4096, "mesh.tensor": 2},
+    "reward": {"data.tokens_per_batch": 4096},
+    "grpo": {"rollout.minibatches": 2, "hparams.beta": 0.1, **ROLLOUT},
+    "ppo": {"hparams.critic": "separate", **ROLLOUT},
+}
+LORA = {"rank": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny.write(tmp_path_factory.mktemp("plan"))
+    write_prompts(folder / "prompts.jsonl", 64)
+    write_judged(folder / "pairs.jsonl", "pairs", 64)
+    return folder
+
+
+def config(folder, method, **changes):
+    data = {"dpo": "pairs", "reward": "pairs"}.get(
+        method, "chats" if method == "sft" else "prompts"
+    )
+    given = {"data.sources[0].path": str(folder / f"{data}.jsonl"), **RUNS[method], **changes}
+    if method in ("dpo", "reward"):
+        given["data.validation"] = None
+    return tiny.tiny_config(folder, method=method, **given)
+
+
+def described(tree):
+    """Shapes, dtypes and places of all leaves, by path."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path): (x.shape, str(x.dtype), str(x.sharding.spec))
+        for path, x in flat
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "lora"), [*((method, None) for method in RUNS), ("dpo", LORA), ("ppo", LORA)]
+)
+def test_the_state_is_that_of_the_run(folder, method, lora):
+    asked = config(folder, method, lora=lora)
+    run = prepare(asked)
+    made = job(asked, run.mesh)
+    found, wanted = described(made.state), described(run.state)
+    buffers = {path for path in wanted if "buffer" in path}  # their T is that of the data
+    assert {k: v for k, v in found.items() if k not in buffers} == {
+        k: v for k, v in wanted.items() if k not in buffers
+    }
+    assert buffers <= found.keys()
+    assert (made.reference is None) == (run.reference is None)
+    if run.reference is not None:
+        assert described(made.own) == described(run.reference.own)
+    assert made.model == run.bundle.model
+
+
+def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
+    found = plan(config(folder, "grpo", lora=LORA), topology("cpu"))
+    named = {one["name"]: one for one in found["programs"]}
+    wanted = ["prefill", "admit", "decode", "reference pass", "policy pass", "train step"]
+    assert list(named) == wanted
+    step = named["train step"]
+    state = sum(v for k, v in found["resident"].items() if k != "reference")
+    assert state <= step["to_donate"] < state + 200
+    assert step["memory"]["donated"] >= step["to_donate"]
+    assert step["beside"] == 0
+    decode = named["decode"]
+    unused = found["resident"]["optimizer"] + found["resident"]["stages"]
+    assert decode["beside"] >= unused
+    places, layers, heads, width = 16 * 96 + 8 * 64, 2, 2, 8  # of answers, of prompts
+    kept = 2 * layers * places * heads * width * 4 // jax.device_count()
+    assert kept < decode["cache"] < kept + 100
+    assert any(one["kind"] == "all-gather" and one["sent"] > 0 for one in step["collectives"])
+    both = 2 * step["flops_of_all_devices"]  # of the two minibatches; the base is frozen
+    assert both / named["policy pass"]["flops_of_all_devices"] == pytest.approx(2, rel=0.2)
+    assert 0 < step["flops_again"] < step["flops_of_all_devices"]
+    assert found["fits"]["fits"] is None and "At most" in verdict(found)
+
+
+def test_held_out_data_are_planned_for(folder):
+    made = job(config(folder, "sft"), prepare(config(folder, "sft")).mesh)
+    assert [one.name for one in programs(made)] == ["train step", "evaluation"]
+
+
+def test_the_command_needs_neither_weights_nor_data(tmp_path, capsys):
+    command.main(
+        [
+            "--config=configs/sft.py",
+            "--topology=cpu",
+            f"--out={tmp_path}",
+            "--config.model.source=smollm2-135m",
+            "--config.data.max_length=64",
+            "--config.data.tokens_per_batch=512",
+            "--config.model.remat=full",
+            "--config.data.validation=None",
+        ]
+    )
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["parameters"]["all"] == 134_515_008
+    text = (tmp_path / "plan.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| train step | an optimizer step |" in text and "model, not a measurement" in text
+
+
+def test_what_does_not_fit_says_by_how_much():
+    one = {"name": "train step", "left": -(2**30)}
+    found = {"fits": {"fits": False, "program": "train step", "total": 3 * 2**30}}
+    found |= {"chip": {"memory": 2**31}, "programs": [one, {"name": "decode", "left": 5}]}
+    assert verdict(found) == (
+        "**It does not fit**: `train step` needs 3.00 of 2.00 GiB of a device. "
+        "Too much: `train step` 1.00 GiB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5e", "no such devices here"),
+        ("v5e:2by4", "a generation and a shape are meant"),
+        ("v5e:2x4", "pip install 'jax\\[tpu\\]'"),
+    ],
+)
+def test_a_topology_that_cannot_be_is_one_line(name, said, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=said):
+        topology(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed")
+def test_a_tpu_that_is_not_there(folder, tmp_path):
+    path = tiny.write_config(folder, **{"model.remat": "full", "data.validation": None})
+    words = [f"--config={path}", "--topology=v5e:2x2", f"--out={tmp_path}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ptjax.plan", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"]["fits"] is True and found["chip"]["kind"] == "TPU v5 lite"
+    (step,) = found["programs"]
+    assert step["memory"]["donated"] >= step["to_donate"] > 0
+    kinds = {one["kind"] for one in step["collectives"]}
+    assert "all-gather" in kinds
