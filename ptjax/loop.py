@@ -187,6 +187,8 @@ class _Loop:
         self.batches.set_state(found.host["data"])
         self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
         self.staged = found.host.get("staged", {})
+        if "watch" in found.host:
+            self.watch.go_on(found.host["watch"])
         if found.step >= self.job.steps:
             return found.step, found.host["speed"]
         before = from_json(json.dumps(found.host["config"]))
@@ -314,6 +316,7 @@ class _Loop:
                     "frozen": self.frozen,
                     "speed": self.speed.state(),
                     "staged": self.staged,
+                    "watch": self.watch.state(),
                 },
                 metrics=self.held_out,
             )

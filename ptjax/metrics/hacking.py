@@ -1,6 +1,7 @@
 """An early look at reward hacking: what is rewarded rises, and what was meant falls."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 REWARD = "rollout/reward"
 
@@ -23,6 +24,22 @@ class RewardWatch:
         self._before: tuple[float, Mapping[str, float]] | None = None
         self._falls = dict.fromkeys(self._checks, 0)
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers, JSON-able."""
+        return {
+            "sum": self._sum,
+            "count": self._count,
+            "before": self._before,
+            "falls": dict(self._falls),
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state()`."""
+        self._sum, self._count = state["sum"], state["count"]
+        before = state["before"]
+        self._before = None if before is None else (before[0], before[1])
+        self._falls |= {name: n for name, n in state["falls"].items() if name in self._falls}
+
     def trained(self, logged: Mapping[str, float]) -> None:
         """Takes a step's numbers."""
         if REWARD in logged:
@@ -33,7 +50,8 @@ class RewardWatch:
         if not self._count:
             return None
         now, before = self._sum / self._count, self._before
-        self._sum, self._count, self._before = 0.0, 0, (now, held_out)
+        checks = {name: held_out[name] for name in self._checks if name in held_out}
+        self._sum, self._count, self._before = 0.0, 0, (now, checks)
         if before is None:
             return None
         told = []

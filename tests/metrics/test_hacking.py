@@ -1,12 +1,18 @@
 """What is told of a reward that rises while a check falls."""
 
+import json
+
 from ptjax.metrics.hacking import RewardWatch
 
 
-def told(rewards, checks, monitors=("format",), name="eval/reward/format"):
+def told(rewards, checks, monitors=("format",), name="eval/reward/format", kept=False):
+    """What is said at each evaluation; `kept`: by a run that is resumed after each step."""
     watch = RewardWatch(monitors)
     said = []
     for reward, check in zip(rewards, checks, strict=True):
+        if kept:
+            before, watch = json.dumps(watch.state()), RewardWatch(monitors)
+            watch.go_on(json.loads(before))
         watch.trained({"rollout/reward": reward - 0.1})
         watch.trained({"rollout/reward": reward + 0.1, "loss": 0.0})
         watch.trained({"loss": 1.0})
@@ -18,6 +24,11 @@ def test_a_check_that_falls_twice_as_the_reward_rises_is_told_once():
     said = told([0.1, 0.2, 0.3, 0.4, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5])
     assert [text is not None for text in said] == [False, False, True, False, False]
     assert "rises (now 0.3) while eval/reward/format fell twice in a row, to 0.7" in said[2]
+
+
+def test_a_resumed_run_goes_on_watching():
+    course = [0.1, 0.2, 0.3, 0.4, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]
+    assert told(*course, kept=True) == told(*course)
 
 
 def test_nothing_is_told_where_both_rise_or_both_fall_or_one_wavers():
