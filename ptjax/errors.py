@@ -59,12 +59,14 @@ def exit_with(error: UserError) -> NoReturn:
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main; a UserError becomes one line and an exit code, not a traceback.
 
-    So does what the system says of a file.
+    So does what the system says of a file, and Ctrl-C, where the command has no better answer.
     """
     try:
         main()
     except UserError as error:
         exit_with(error)
+    except KeyboardInterrupt:
+        exit_with(UserError("interrupted", exit_code=130))
     except OSError as error:
         if error.filename is None:
             raise

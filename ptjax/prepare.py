@@ -206,7 +206,10 @@ def _steps(config: Config, pipeline: data.Pipeline, updates: int) -> int:
     Each batch of the data leads to as many as `updates`.
     """
     if config.steps is not None and config.epochs is not None:
-        raise UserError("config: give steps or epochs, not both")
+        raise UserError(
+            f"config.steps = {config.steps} and config.epochs = {config.epochs}: give steps or "
+            "epochs, not both"
+        )
     if config.steps is not None:
         steps = config.steps
     elif config.epochs is not None:

@@ -191,7 +191,7 @@ CASES = {
     "lora: no adapter": (["lora={'adapter': '{folder}/hollow'}"], "adapter_config.json"),
     "trainable: matches nothing": (["trainable=heads"], "config.trainable 'heads' matches no"),
     "trainable: not a regex": (["trainable=("], "config.trainable = '('"),
-    "steps and epochs": (["epochs=2"], "steps or epochs, not both"),
+    "steps and epochs": (["steps=2", "epochs=2"], "steps or epochs, not both"),
     "neither steps nor epochs": (["steps=none"], "give steps"),
     "no steps": (["steps=0"], "config.steps = 0"),
     "too many steps": (["steps=99999999999"], "below 2^31"),

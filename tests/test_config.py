@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from ml_collections import config_dict
@@ -325,3 +326,14 @@ def test_importing_config_needs_no_jax_and_is_quick():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
     assert time.perf_counter() - start < 5
+
+
+def test_a_length_given_in_the_other_unit_takes_the_place_of_the_files():
+    configs = Path(__file__).parents[1] / "configs"
+    needed = {"model.source": "m", "data.sources[0].path": "d.jsonl"}
+    sft = cfg.load(configs / "sft.py", needed | {"steps": "2"})
+    assert (sft.steps, sft.epochs) == (2, None)
+    quick = cfg.load(configs / "quickstart.py", {"epochs": 1.5})
+    assert (quick.steps, quick.epochs) == (None, 1.5)
+    both = cfg.load(configs / "sft.py", needed | {"steps": 2, "epochs": 1.0})
+    assert (both.steps, both.epochs) == (2, 1.0)

@@ -26,7 +26,8 @@ def load(
 
     Args:
       spec: the file, and after a colon the argument of its `get_config`.
-      overrides: `{"steps": 10, "data.sources[0].path": "chat.jsonl"}`, or pairs in order.
+      overrides: `{"steps": 10, "data.sources[0].path": "chat.jsonl"}`, or pairs in order; `steps`
+        takes the place of the file's `epochs`, and the other way round.
       partial: leave required fields that have no value as None instead of refusing.
 
     Raises:
@@ -39,6 +40,7 @@ def load(
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else list(overrides)
     for path, value in pairs:
         override(config, path, value)
+    _one_length(config, [path for path, _ in pairs])
     absent = missing(config)
     if absent and not partial:
         flags = " ".join(f"--{path}=..." for path in absent)
@@ -48,6 +50,13 @@ def load(
     config = config.copy_and_resolve_references()
     config.lock()
     return config
+
+
+def _one_length(config: ConfigDict, given: Sequence[str]) -> None:
+    """A run's length that is given in place of the file's, in the other unit, takes its place."""
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if name in given and other not in given and other in config and config[name] is not None:
+            config[other] = None
 
 
 def require(config: ConfigDict, *paths: str) -> None:
