@@ -19,7 +19,7 @@ from ptjax.rewards.code_grade import Outcome, grade
 from ptjax.rewards.code_tests import Test, read
 from ptjax.rewards.sandbox import bubblewrap, seccomp
 from ptjax.rewards.sandbox.limits import Limits
-from tests.rewards.sandbox.attacks import ATTACKS, Attack
+from tests.rewards.sandbox.attacks import ATTACKS, ENDLESS, Attack
 
 LIMITS = Limits(
     cpu_seconds=0.4,
@@ -90,7 +90,10 @@ class Host:
     def attack(self, attack: Attack, python: str = "") -> dict[str, list[Outcome]]:
         """What came of an attack, by the kind of tests."""
         source = self.source(attack)
-        return {k: grade(source, self.tests(k), LIMITS, python=python) for k in attack.kinds}
+        limits = LIMITS
+        if attack.why and not {*attack.why} & {*ENDLESS}:  # on a slow machine the clock is first
+            limits = replace(limits, wall_seconds=30.0, cpu_seconds=10.0)
+        return {k: grade(source, self.tests(k), limits, python=python) for k in attack.kinds}
 
     def touched(self) -> list[str]:
         """Marks that attacks left on the host."""
