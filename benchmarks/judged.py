@@ -10,24 +10,26 @@ people judged each; those without a majority are left out) or LLaMA-Factory's `d
 `process` reads BIG-Bench Mistake (WHGTyen/BIG-Bench-Mistake: chains of thought with the place of
 the first mistake; a row that is cut before it is left out and counted); `embed` reads JSONL with
 `prompt`, of which an Alpaca preamble is taken off, and `response`, and pools by the mean. A quarter
-of the rows, chosen by the seed, is held out. SmolLM2-135M-Instruct with LoRA of rank 16, one or two
-passes, minutes on two CPU cores. Intervals are Wilson's, of 95%; before and after are compared
-query by query, by exact sign tests. What length alone would get is of whole answers, whatever
-`--max_length` leaves of them.
+of the prompts, chosen by the seed, is held out with all that was answered to them: PandaLM judges
+many answers to one. SmolLM2-135M-Instruct with LoRA of rank 16, one or two passes, minutes on two
+CPU cores. Intervals are of 95%: of pairs by a bootstrap over prompts, else Wilson's; before and
+after are compared query by query, by exact sign tests. What length alone would get is of whole
+answers, whatever `--max_length` leaves of them.
 """
 
 import argparse
 import json
 import random
 import re
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.intervals import sign_test, wilson
+from benchmarks.intervals import by_cluster, sign_test, wilson
 from ptjax import sharding
 from ptjax.config import defaults, lora
 from ptjax.forward import ForwardOptions, forward_in_parts, last_scores
@@ -36,7 +38,7 @@ from ptjax.passes import compute
 from ptjax.prepare import prepare
 
 SHARE = 4
-"""One row in so many is held out."""
+"""One prompt in so many is held out."""
 
 
 def arguments() -> argparse.Namespace:
@@ -99,15 +101,31 @@ def _steps(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "completions": steps, "labels": labels}
 
 
+def split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What is held out and what is trained on, by prompt: none stands in both."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[asked(row)].append(row)
+    parts: dict[str, list[dict[str, Any]]] = {"held_out": [], "train": []}
+    for place, group in enumerate(groups.values()):
+        parts["train" if place % SHARE else "held_out"] += group
+    return parts
+
+
+def asked(row: dict[str, Any]) -> str:
+    """A row's prompt, as one text."""
+    return json.dumps(
+        next(row[name] for name in ("query", "prompt", "conversations") if name in row)
+    )
+
+
 def run(args: argparse.Namespace) -> tuple[Any, Result]:
     """Trains, and gives what was prepared and what came of it."""
     folder = Path(args.out) / args.task
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(args.task, args.data)
     random.Random(args.seed).shuffle(rows)
-    rows = rows[: args.limit]
-    parts = {"held_out": rows[::SHARE], "train": [r for i, r in enumerate(rows) if i % SHARE]}
-    for name, part in parts.items():
+    for name, part in split(rows[: args.limit]).items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     config = defaults()
     config.method = {"process": "process_reward"}.get(args.task, args.task)
@@ -132,7 +150,7 @@ def run(args: argparse.Namespace) -> tuple[Any, Result]:
 
 
 def outputs(job: Any, params: Any, fields: tuple[str, ...], examples: Any = None) -> Any:
-    """(columns, outputs) of each batch of these held-out examples; None: of all."""
+    """(batch, outputs) for each batch of these held-out examples; None: of all."""
     options = ForwardOptions(
         compute=compute(job.config),
         head_chunk=job.config.model.head_chunk,
@@ -147,23 +165,24 @@ def outputs(job: Any, params: Any, fields: tuple[str, ...], examples: Any = None
     run_one = jax.jit(one)
     with jax.set_mesh(job.mesh):
         for batch in job.pipeline.once(job.pipeline.held_out if examples is None else examples):
-            yield batch.columns, run_one(params, sharding.put_batch(batch.columns, job.mesh))
+            yield batch, run_one(params, sharding.put_batch(batch.columns, job.mesh))
 
 
-def share(right: Any, count: int | None = None) -> str:
-    """A share with its interval."""
-    right = np.asarray(right)
-    good, count = (int(right.sum()), right.size) if count is None else (int(right), count)
-    low, high = wilson(good, count)
+def share(right: Any, cluster: list[str] | None = None) -> str:
+    """A share with its interval; `cluster` says which answers hang together."""
+    right = np.asarray(right, bool)
+    good, count = int(right.sum()), right.size
+    low, high = wilson(good, count) if cluster is None else by_cluster(right, cluster)
     return f"{good / count:.1%} ({low:.1%} to {high:.1%}, {good} of {count})"
 
 
 def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
     """Accuracy of a scorer's rewards or of DPO's implied ones, and of length alone."""
     scored = job.bound.algorithm.head == "score"
-    right = []
+    right, order = [], []
     base = outputs(job, reference, ("logps",)) if reference is not None else None
-    for columns, found in outputs(job, result.bundle.params, ("scores" if scored else "logps",)):
+    for batch, found in outputs(job, result.bundle.params, ("scores" if scored else "logps",)):
+        columns = batch.columns
         if scored:
             rewards = np.asarray(last_scores(found.scores, columns["valid"]))
         else:
@@ -172,13 +191,18 @@ def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
             rewards = np.asarray(found.logps - before.logps).sum(-1)
         real = columns["weights"][:, 0] > 0
         right += (rewards[:, 0] > rewards[:, 1])[real].tolist()
-    chosen, rejected = _whole_lengths(job.pipeline.held_out).T
-    unequal = int((chosen != rejected).sum())
-    longer = int((chosen > rejected).sum())
+        order += np.asarray(batch.examples)[real].tolist()
+    held_out = job.pipeline.held_out
+    prompts = [asked(held_out.content(i)) for i in range(len(held_out))]
+    chosen, rejected = _whole_lengths(held_out).T
+    unequal = np.flatnonzero(chosen != rejected)
+    longer = (chosen > rejected)[unequal]
+    by_length = longer if longer.mean() >= 0.5 else ~longer
     return {
-        "held-out accuracy": share(right),
-        "the better of longer and shorter": share(max(longer, unequal - longer), unequal),
+        "held-out accuracy": share(right, [prompts[i] for i in order]),
+        "the better of longer and shorter": share(by_length, [prompts[i] for i in unequal]),
         "chance": "50.0%",
+        "prompts held out": str(len(set(prompts))),
     }
 
 
@@ -199,7 +223,8 @@ def process(job: Any, result: Result, _: Any = None) -> dict[str, str]:
     count = len(examples.encodings[0].rows)
     right, steps_right = [], []
     chosen = examples.take(np.asarray(seen))
-    for columns, found in outputs(job, result.bundle.params, ("scores",), chosen):
+    for batch, found in outputs(job, result.bundle.params, ("scores",), chosen):
+        columns = batch.columns
         scores = np.asarray(found.scores)
         for row in np.flatnonzero(columns["weights"][:, 0] > 0):
             where = np.flatnonzero(columns["mask"][row, 0])
@@ -227,8 +252,8 @@ def embed(job: Any, result: Result, before: Any = None) -> dict[str, str]:
     told, ranks = {"pooling": job.config.model.pooling}, {}
     for name, params in (("before", before), ("after", result.bundle.params)):
         queries, positives = [], []
-        for columns, found in outputs(job, params, ("embedding",)):
-            real = columns["weights"][:, 0] > 0
+        for batch, found in outputs(job, params, ("embedding",)):
+            real = batch.columns["weights"][:, 0] > 0
             vectors = np.asarray(found.embedding)[real]
             vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
             queries.append(vectors[:, 0])
@@ -260,10 +285,11 @@ TASKS = {"reward": pairs, "dpo": pairs, "process": process, "embed": embed}
 
 def main() -> None:
     """Trains, judges, prints a table and writes it beside the run."""
-    args = arguments()
+    args, began = arguments(), time.perf_counter()
     job, result = run(args)
     fresh = job.state.merged() if args.task in ("dpo", "embed") else None
     told = TASKS[args.task](job, result, fresh)
+    told["all of it took"] = f"{(time.perf_counter() - began) / 60:.1f} minutes"
     lines = [f"{name:<44} {value}" for name, value in told.items()]
     (Path(args.out) / args.task / "judged.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

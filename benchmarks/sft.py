@@ -7,10 +7,16 @@ The peer lives in an environment of its own; its script's head says how it is ma
     python benchmarks/sft.py --model=smollm2 --data=chats.jsonl --peer_python=PEER/bin/python
 
 Both train the same weights on the same file in float32 on the CPU: AdamW, clipping, the same
-learning rate, the last assistant turn trained. TRL runs with its defaults (batches of 8 padded
-examples, gradient checkpointing), then with its packing; ptjax packs. `--mode=ours` runs one of
-ours alone and prints its JSON line; `--profile=DIR` traces a step of it, of which
-`benchmarks/where.py DIR` makes a table.
+learning rate, the last assistant turn trained. ptjax packs, with its default of what is computed
+again. `--peer` names what it stands beside:
+
+    default       TRL's defaults: a micro-batch of 8 padded examples, gradient checkpointing
+    large         the same, and ours in one micro-batch of 8,192 tokens, each layer computed again
+    packing       TRL's packing, in as many micro-batches of as many tokens as ours has
+    packing_of_8  TRL's packing with its own micro-batch of 8 rows
+
+`--mode=ours` runs one of ours alone and prints its JSON line; `--profile=DIR` traces a step of it,
+of which `benchmarks/where.py DIR` makes a table.
 """
 
 import argparse
@@ -19,7 +25,12 @@ from typing import Any
 import side_by_side
 from side_by_side import Kind
 
-KINDS = [Kind("default", [], []), Kind("packing", [], ["--packing"])]
+KINDS = [
+    Kind("default", [], []),
+    Kind("large", ["--tokens_per_batch=8192", "--accumulate=1", "--remat=full"], []),
+    Kind("packing", [], ["--packing", "--batch_size=1", "--accumulate=2"]),
+    Kind("packing_of_8", [], ["--packing"]),
+]
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
