@@ -335,7 +335,7 @@ OTHERS = {
         {"data.sources": [{"path": "other.jsonl"}]},
         r"config.data: the data, their order or the tokenizer",
     ),
-    "rank": ({"lora.rank": 8}, r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"),
+    "rank": ({"lora": lora(rank=8)}, r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"),
 }
 
 
@@ -351,7 +351,7 @@ def test_another_run_is_refused_and_its_dry_run_says_the_same(
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=said) as told:
         run(workdir.name, steps=8, **changes)
-    config = tiny.tiny_config(folder, **CONFIGS["adapters"], steps=8, **changes)
+    config = tiny.tiny_config(folder, **{**CONFIGS["adapters"], "steps": 8, **changes})
     with pytest.raises(UserError) as foretold:
         outlook(prepared(config), str(workdir))
     assert str(foretold.value) == str(told.value)
