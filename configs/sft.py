@@ -8,18 +8,16 @@ those of your model and data: `--dry_run` says what a step takes, `configs/quick
 measured figures of a small run (SmolLM2-135M, LoRA), and docs/performance.md tokens a second.
 """
 
-from ptjax.config import ConfigDict, defaults, lora
-from ptjax.errors import UserError
+from ptjax.config import ConfigDict, choose, defaults, lora
 
 
 def get_config(arg: str = "full") -> ConfigDict:
+    _, adapters = choose(arg, ["full"], "configs/sft.py")
     config = defaults()
     config.data.sources = [{"path": None}]
     config.data.validation = 0.02
     config.epochs = 1.0
-    if arg == "lora":
+    if adapters:
         config.lora = lora()
         config.optim.learning_rate = 2e-4
-    elif arg != "full":
-        raise UserError(f"configs/sft.py:{arg}: the argument is full or lora")
     return config

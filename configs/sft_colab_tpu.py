@@ -10,11 +10,11 @@ Memory a chip by the TPU compiler (`python -m ptjax.plan`; of 15.75 GiB; not run
 LoRA 3.1 GiB of state, 4.9 GiB at its peak; full 5.5 GiB and 8.9 GiB.
 """
 
-from ptjax.config import ConfigDict, defaults, lora
-from ptjax.errors import UserError
+from ptjax.config import ConfigDict, choose, defaults, lora
 
 
 def get_config(arg: str = "lora") -> ConfigDict:
+    _, adapters = choose(arg, ["full"], "configs/sft_colab_tpu.py")
     config = defaults()
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
@@ -23,14 +23,12 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.data.tokens_per_batch = 8192
     config.epochs = 1.0
     config.checkpoint.every = 100
-    if arg == "lora":
+    if adapters:
         config.model.source = "Qwen/Qwen2.5-1.5B-Instruct"
         config.model.param_dtype = "bfloat16"
         config.lora = lora(rank=16, alpha=32.0)
         config.optim.learning_rate = 2e-4
-    elif arg == "full":
+    else:
         config.model.source = "Qwen/Qwen2.5-0.5B-Instruct"
         config.optim.learning_rate = 1e-5
-    else:
-        raise UserError(f"configs/sft_colab_tpu.py:{arg}: the argument is lora or full")
     return config

@@ -11,11 +11,11 @@ Memory a chip by the TPU compiler (`python -m ptjax.plan`; of 15.75 GiB; not run
 LoRA 2.5 GiB of state, 5.9 GiB at its peak; full 4.3 GiB and 10.3 GiB.
 """
 
-from ptjax.config import ConfigDict, defaults, lora
-from ptjax.errors import UserError
+from ptjax.config import ConfigDict, choose, defaults, lora
 
 
 def get_config(arg: str = "lora") -> ConfigDict:
+    _, adapters = choose(arg, ["full"], "configs/sft_v5e_8.py")
     config = defaults()
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
@@ -25,14 +25,12 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.data.tokens_per_batch = 65536
     config.accumulate = 2
     config.epochs = 1.0
-    if arg == "lora":
+    if adapters:
         config.model.source = "meta-llama/Llama-3.1-8B-Instruct"
         config.model.param_dtype = "bfloat16"
         config.lora = lora(rank=32, alpha=64.0)
         config.optim.learning_rate = 2e-4
-    elif arg == "full":
+    else:
         config.model.source = "Qwen/Qwen2.5-3B-Instruct"
         config.optim.learning_rate = 1e-5
-    else:
-        raise UserError(f"configs/sft_v5e_8.py:{arg}: the argument is lora or full")
     return config

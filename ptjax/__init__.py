@@ -6,7 +6,7 @@
     run = ptjax.train(config, "runs/quickstart")
     print(ptjax.reply(run.bundle, ["Who are you?"]))
     ptjax.export(run.bundle, "runs/quickstart/export")
-    model = ptjax.load("runs/quickstart")
+    bundle = ptjax.load("runs/quickstart")
 
 Nothing is imported before it is asked for: `import ptjax` does not import jax.
 """
@@ -15,6 +15,8 @@ import importlib
 import sys
 from types import ModuleType
 from typing import Any
+
+from ptjax.errors import until_run
 
 __all__ = ["UserError", "config", "data", "export", "load", "reply", "sample", "train"]
 __version__ = "0.1.0"
@@ -53,3 +55,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+if sys.argv[:1] == ["-m"]:  # a command of ours, whose modules python has yet to import
+    sys.excepthook = until_run

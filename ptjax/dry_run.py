@@ -13,15 +13,25 @@ from ptjax.config import Config
 from ptjax.generate import writer
 from ptjax.job import Run, all_rows
 from ptjax.prepare import prepare
+from ptjax.resuming import outlook
 from ptjax.sharding import BATCH, batch_shards
 from ptjax.types import COLUMN_DTYPES, tree_bytes
 
 _GIB = 2**30
 
 
-def report(config: Config) -> str:
-    """Builds the run, compiles its largest step, and says what it found; nothing is written."""
+def report(config: Config, workdir: str | None = None) -> str:
+    """Builds the run, compiles its largest step, and says what it found; nothing is written.
+
+    Args:
+      config: the whole config.
+      workdir: where the run would be, if that is known: what is there is looked at too.
+
+    Raises:
+      UserError: what the run itself would say.
+    """
     run = prepare(config)
+    there = [f"workdir    {workdir}: {outlook(run, workdir)}"] if workdir else []
     with jax.set_mesh(run.mesh):
         shapes = max(run.pipeline.shapes, key=lambda s: s.get("pack", s["tokens"]))
         sharding = NamedSharding(run.mesh, PartitionSpec(BATCH))
@@ -63,6 +73,7 @@ def report(config: Config) -> str:
         f"{memory.temp_size_in_bytes / _GIB:.2f} GiB temporaries, "
         f"{memory.alias_size_in_bytes / _GIB:.2f} GiB donated",
         f"state      {tree_bytes(run.abstract) / _GIB:.2f} GiB a checkpoint",
+        *there,
         "",
         *examples(next(run.pipeline.train()).columns, run.bundle.tokenizer),
     ]

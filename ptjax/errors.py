@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
 from typing import Any, NoReturn
 
 
@@ -16,6 +17,9 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2):
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
+
+
+INTERRUPTED = UserError("interrupted", exit_code=130)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
@@ -56,6 +60,13 @@ def exit_with(error: UserError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def until_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Takes the place of `sys.excepthook` while python imports what stands before `run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        exit_with(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main; a UserError becomes one line and an exit code, not a traceback.
 
@@ -66,7 +77,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         exit_with(error)
     except KeyboardInterrupt:
-        exit_with(UserError("interrupted", exit_code=130))
+        exit_with(INTERRUPTED)
     except OSError as error:
         if error.filename is None:
             raise

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Array
 
 from ptjax.checkpoint.manager import Checkpoints
 from ptjax.checkpoint.preemption import watch
-from ptjax.checkpoint.steps import reach, root_of
+from ptjax.checkpoint.steps import check_workdir
 from ptjax.config import Config, changed_keys, config_hash, from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
@@ -26,6 +27,7 @@ from ptjax.models.fingerprint import fingerprint
 from ptjax.prepare import prepare
 from ptjax.progress import Progress
 from ptjax.report import SUMMARY, show, write_summary
+from ptjax.resuming import go_on
 from ptjax.run_files import keep_batch
 from ptjax.types import Params, TrainState
 from ptjax.updates import Update, Updates
@@ -51,6 +53,7 @@ class Result:
       bundle: the trained model, adapters in place, ready for `sample` and `export`.
       step: optimizer steps taken.
       finished: False where the run was asked to stop before its last step.
+      stopped_by: the signal that asked for it, where this process is the only one.
       summary: the one-page summary, markdown.
     """
 
@@ -59,6 +62,7 @@ class Result:
     finished: bool
     workdir: str
     summary: str
+    stopped_by: int | None = None
 
 
 def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
@@ -74,7 +78,8 @@ def train(config: Config, workdir: str, *, quiet: bool = False) -> Result:
     """
     # ---- Everything that can be wrong is found before the first step ----
     check_joined()
-    reach(root_of(workdir))
+    workdir = os.path.expanduser(workdir)
+    check_workdir(workdir)
     run = prepare(config, workdir)
     with jax.set_mesh(run.mesh):
         return _Loop(run, workdir, quiet).run()
@@ -170,7 +175,7 @@ class _Loop:
                         break
                 with self.speed.paused():
                     self.checkpoints.wait()
-            return self.finish(step)
+            return self.finish(step, stop.signal)
 
     def resume(self) -> tuple[int, dict[str, float]]:
         """Goes to where the workdir stands; returns the steps taken, and their tokens and time."""
@@ -179,12 +184,8 @@ class _Loop:
             self._begin(0)
             return 0, {}
         found = self.checkpoints.restore(self.job.abstract)
-        if found.host["frozen"] != self.frozen:
-            raise UserError(
-                f"{self.workdir}: the base model at {self.config.model.source} is not the one that "
-                "this run began with; use another workdir"
-            )
-        self.batches.set_state(found.host["data"])
+        source = self.config.model.source
+        go_on(self.batches, self.frozen, found.host, source=source, workdir=self.workdir)
         self.state = dataclasses.replace(found.state, frozen=self.state.frozen)
         self.staged = found.host.get("staged", {})
         if "watch" in found.host:
@@ -354,8 +355,8 @@ class _Loop:
             )
         return Result(self.bundle(), step, True, self.workdir, page.read_text())
 
-    def finish(self, step: int) -> Result:
-        """Writes the summary, and says what comes next."""
+    def finish(self, step: int, asked: int | None = None) -> Result:
+        """Writes the summary, and says what comes next; `asked` is the signal that said stop."""
         steps = self.job.steps
         text = ""
         if self.primary:
@@ -365,7 +366,8 @@ class _Loop:
                 show(text)
             elif not self.quiet:
                 print(f"stopped at step {step} of {steps}; the same command goes on from there")
-        return Result(self.bundle(), step, step == steps, self.workdir, text)
+        done = step == steps
+        return Result(self.bundle(), step, done, self.workdir, text, None if done else asked)
 
     def _facts(self, step: int) -> dict[str, Any]:
         device = jax.devices()[0]

@@ -41,11 +41,13 @@ def make_schedule(
       decay: the part of the run in which `wsd` goes down.
     """
     if schedule not in SCHEDULES:
-        raise UserError(f"optim.schedule: unknown {schedule!r}{did_you_mean(schedule, SCHEDULES)}")
+        raise UserError(
+            f"config.optim.schedule: unknown {schedule!r}{did_you_mean(schedule, SCHEDULES)}"
+        )
     rise = round(warmup * steps) if warmup < 1 else round(warmup)
     if rise >= steps and rise > 0:
         raise UserError(
-            f"optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps"
+            f"config.optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps"
         )
     rest, end = max(steps - rise, 1), final * learning_rate
     if schedule == "constant":
@@ -90,7 +92,7 @@ def make_optimizer(
       momentum: of sgd and muon.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
+        raise UserError(f"config.optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
     adam = optax.scale_by_adam(b1, b2, eps)
     directions = {

@@ -45,10 +45,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
       UserError: an unknown axis, sizes whose product is not the number of devices, or a `data` that
         does not divide over the slices.
     """
-    check_keys(sizes, AXES, "mesh")
+    check_keys(sizes, AXES, "config.mesh")
     devices = jax.devices() if devices is None else list(devices)
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
-    asked = "mesh " + " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+    asked = "config.mesh " + " x ".join(
+        f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True)
+    )
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise UserError(f"{asked}: sizes are positive, and at most one is -1")
     if -1 in shape:

@@ -4,8 +4,11 @@ python -m ptjax.train --config=configs/sft.py --workdir=runs/sft --config.steps=
 """
 
 import logging
+import signal
+import sys
 from typing import Any
 
+from ptjax.checkpoint.steps import check_workdir
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
@@ -38,6 +41,8 @@ def main() -> None:
     )
     if not options.workdir and not options.dry_run:
         raise UserError("missing --workdir=FOLDER, where checkpoints and metrics go")
+    if options.workdir:
+        check_workdir(options.workdir)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ptjax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax's errors are raised, and told by us
@@ -47,9 +52,11 @@ def main() -> None:
     if options.dry_run:
         from ptjax.dry_run import report
 
-        print(report(config))
+        print(report(config, options.workdir))
         return
-    train(config, options.workdir)
+    result = train(config, options.workdir)
+    if result.stopped_by == signal.SIGINT:  # what stands behind `&&` is not meant any more
+        sys.exit(130)
 
 
 def _join(options: Any) -> None:

@@ -5,8 +5,10 @@ import importlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -110,7 +112,10 @@ CASES = {
         "role.jsonl, line 1",
     ),
     "data: messages is a number": (["data.sources[0].path={folder}/number.jsonl"], "number.jsonl"),
-    "data: empty file": (["data.sources[0].path={folder}/empty.jsonl"], "empty.jsonl"),
+    "data: empty file": (
+        ["data.sources[0].path={folder}/empty.jsonl"],
+        "empty.jsonl: the file is empty; give one with rows, of the forms in docs/data.md",
+    ),
     "data: no such file": (["data.sources[0].path={folder}/nothing.jsonl"], "nothing.jsonl"),
     "data: not UTF-8": (["data.sources[0].path={folder}/latin.jsonl"], "latin.jsonl, line 1"),
     "data: unknown kind of file": (["data.sources[0].path={folder}/chats.xyz"], "chats.xyz"),
@@ -127,7 +132,7 @@ CASES = {
     "data: no source": (["data.sources=[]"], "config.data.sources: no source given"),
     "data: held out leaves nothing": (
         ["data.validation=0.5", "data.sources[0].path={folder}/one.jsonl"],
-        "config.data.validation",
+        "config.data.validation = 0.5 would hold out all of 1 example(s), 1 of them different",
     ),
     "data: validation out of range": (["data.validation=1.5"], "config.data.validation = 1.5"),
     "data: unknown key of a source": (["data.sources[0].pth=x"], "'pth'"),
@@ -151,7 +156,10 @@ CASES = {
     "data: buckets": (["data.buckets=x"], "config.data.buckets = 'x'"),
     "data: bucket of 0": (["data.buckets=[0]"], "config.data.buckets = [0]"),
     "data: workers": (["data.workers=-1"], "config.data.workers = -1"),
-    "data: cache is a file": (["data.cache={folder}/file"], "{folder}/file: File exists"),
+    "data: cache is a file": (
+        ["data.cache={folder}/file"],
+        "{folder}/file: is not a folder; give another config.data.cache",
+    ),
     "template: division": (["data.chat_template={folder}/division.jinja"], "division by zero"),
     "template: constant": (["data.chat_template={folder}/constant.jinja"], "leaves nothing of"),
     "template: syntax": (["data.chat_template={folder}/template.jinja"], "template"),
@@ -162,7 +170,10 @@ CASES = {
     "model: wrong shape": (["model.source={folder}/shape"], "has shape"),
     "model: unknown family": (["model.source={folder}/kind"], "did you mean 'llama'?"),
     "model: quantised": (["model.source={folder}/quantised"], "quantised"),
-    "model: damaged config.json": (["model.source={folder}/json"], "json/config.json"),
+    "model: damaged config.json": (
+        ["model.source={folder}/json"],
+        "json/config.json: is not JSON (column 2: a key in double quotes is expected",
+    ),
     "model: damaged tokenizer": (["model.source={folder}/tokens"], "tokenizer"),
     "model: empty folder": (["model.source={folder}/hollow"], "config.json"),
     "model: no such folder": (["model.source={folder}/nothing"], "{folder}/nothing"),
@@ -198,9 +209,9 @@ CASES = {
     "negative steps": (["steps=-3"], "config.steps = -3"),
     "accumulate": (["accumulate=0"], "config.accumulate = 0"),
     "ema": (["ema=1.5"], "config.ema = 1.5"),
-    "method": (["method=sfd"], "did you mean 'sft'?"),
+    "method": (["method=sfd"], "config.method: unknown 'sfd'; did you mean 'sft'?"),
     "method: none": (["method=None"], "config.method is None; its default is 'sft'"),
-    "method: no such module": (["method=nowhere.loss"], "method 'nowhere.loss'"),
+    "method: no such module": (["method=nowhere.loss"], "config.method 'nowhere.loss'"),
     "method: hyperparameter": (["hparams={'smoothing': 0.1}"], "unknown key 'smoothing'"),
     "method: type": (
         ["hparams={'label_smoothing': 'x'}"],
@@ -217,12 +228,16 @@ CASES = {
     "optim: no name": (["optim.name=None"], "config.optim.name is None"),
     "optim: warmup": (["optim.warmup=100"], "100 warmup steps"),
     "guard: max_skipped": (["guard.max_skipped=0"], "config.guard.max_skipped = 0"),
-    "checkpoint: keep": (["checkpoint.keep=1"], "keep=1"),
+    "checkpoint: keep": (["checkpoint.keep=1"], "config.checkpoint.keep = 1: at least 2"),
     "checkpoint: best": (["checkpoint.best=['eval/los','min']"], "'eval/los'"),
     "checkpoint: best is a number": (["checkpoint.best=3"], "config.checkpoint.best = 3"),
     "samples: prompts": (["samples.prompts=[3]"], "config.samples.prompts = [3]"),
     "log: wandb": (["log.wandb=3"], "config.log.wandb = 3"),
     "config: unknown key": (["optim.lr=0.1"], "unknown key 'lr'"),
+    "config: no value": (
+        ["steps"],
+        "config.steps has no value: give an int, as in --config.steps=",
+    ),
     "config: wrong type": (["steps=many"], "config.steps expects an int, got 'many'"),
     "config: key in the file": ("--config={folder}/key.py", "unknown key 'lr'"),
     "config: group in the file": ("--config={folder}/group.py", "unknown key 'optimizer'"),
@@ -235,8 +250,12 @@ CASES = {
     "config: no get_config": ("--config={folder}/nothing.py", "get_config"),
     "config: no such file": ("--config={folder}/tinny.py", "tinny.py"),
     "workdir: missing": ("--workdir=", "missing --workdir"),
-    "workdir: is a file": ("--workdir={folder}/file", "{folder}/file"),
-    "workdir: below a file": ("--workdir={folder}/file/run", "{folder}/file/run"),
+    "workdir: is a file": (
+        "--workdir={folder}/file",
+        "{folder}/file: is not a folder; give another",
+    ),
+    "workdir: below a file": ("--workdir={folder}/file/run", "{folder}/file is not a folder; give"),
+    "workdir: unwritable": ("--workdir=/proc/x", "/proc/x: nothing can be written in /proc ("),
     "workdir: unknown store": ("--workdir=s9://bucket/run", "s9://bucket/run: neither a folder"),
     "unknown flag": ("--workdirs=x", "did you mean '--workdir'?"),
 }
@@ -279,10 +298,31 @@ def test_a_mistake_is_one_line(folder, case, tmp_path, monkeypatch, capsys):
     assert (folder / "file").read_text() == ""
 
 
-# module, arguments -> what the line must say.
+ASKED = ["--model={folder}/nothing", "--prompts={folder}/chats.jsonl"]
+# module, arguments -> what the line must say. Where nothing can be written, no model is looked for.
 OTHERS = {
     "chat: empty folder": ("generate", ["{folder}/hollow", "--prompt=hi"], "no config.json"),
     "chat: no model": ("generate", [], "missing MODEL"),
+    "chat: step": (
+        "generate",
+        ["{folder}/model", "--step=3"],
+        "is no run's workdir, so it has no st",
+    ),
+    "chat: no quotes": (
+        "generate",
+        ["{folder}/model", "hi"],
+        "nothing is expected where 'hi' stands",
+    ),
+    "chat: no value": (
+        "generate",
+        ["{folder}/model", "--prompt"],
+        "--prompt has no value; give --",
+    ),
+    "answers: no name": (
+        "answers",
+        [*ASKED, "--out="],
+        "missing --out=... (the JSONL file to make)",
+    ),
     "chat: dtype": ("generate", ["{folder}/model", "--dtype=int8"], "--dtype=int8"),
     "chat: temperature": (
         "generate",
@@ -301,14 +341,30 @@ OTHERS = {
     ),
     "export: onto itself": ("export", ["{folder}/model", "{folder}/model"], "is not empty"),
     "export: onto a file": ("export", ["{folder}/model", "{folder}/file"], "is a file"),
+    "export: unwritable": ("export", ["{folder}/nothing", "/proc/x"], "be written in /proc ("),
     "export: shards": ("export", ["{folder}/model", "{out}", "--max_shard_gb=nan"], "=nan"),
     "export: base": ("export", ["{folder}/model", "{out}", "--base=x"], "--base goes with"),
     "export: no average": ("export", ["{folder}/model", "{out}", "--last"], "no moving average"),
     "export: no adapter": ("export", ["{folder}/model", "{out}", "--adapter"], "no adapter"),
     "verify: no run": ("checkpoint", ["verify", "{folder}/model"], "no checkpoint in"),
     "verify: a file": ("checkpoint", ["verify", "{folder}/file"], "{folder}/file: Not a directory"),
-    "verify: nothing": ("checkpoint", ["verify"], "the following arguments are required: DIR"),
-    "verify: spelling": ("checkpoint", ["verifi", "{folder}"], "invalid choice: 'verifi'"),
+    "verify: nothing": ("checkpoint", ["verify"], "missing DIR (a workdir, or its checkpoints"),
+    "verify: spelling": ("checkpoint", ["verfy", "{folder}"], "'verfy'; did you mean 'verify'?"),
+    "verify: left out": ("checkpoint", ["{folder}"], "unknown command '{folder}'; known: verify"),
+    "answers: a folder": ("answers", [*ASKED, "--out={folder}"], "{folder}: is a folder; name"),
+    "answers: another's": ("answers", [*ASKED, "--out={folder}/file"], "file exists and has no"),
+    "pairs: unwritable": (
+        "preferences",
+        [*ASKED, "--out=/proc/pairs.jsonl", "--chosen=given"],
+        "nothing can be written in /proc (",
+    ),
+    "tasks: count": ("rewards.tasks", ["--task=x", "--out={out}", "--count=0"], "--count = 0: it"),
+    "tasks: settings": ("rewards.tasks", ["--task=x", "--out={out}", "--settings=3"], "an object"),
+    "plan: onto a file": (
+        "plan",
+        ["--config={folder}/tiny_config.py", "--topology=cpu", "--out={folder}/file"],
+        "{folder}/file: is not a folder; give another --out",
+    ),
 }
 
 
@@ -318,7 +374,8 @@ def test_a_mistake_is_one_line_from_the_other_commands(folder, case, tmp_path, m
     places = {"{folder}": str(folder), "{out}": str(tmp_path / "out")}
     for place, path in places.items():
         words, said = [word.replace(place, path) for word in words], said.replace(place, path)
-    command = importlib.import_module(f"ptjax.{name}.__main__")
+    module = f"ptjax.{name}" if name == "answers" else f"ptjax.{name}.__main__"
+    command = importlib.import_module(module)
     monkeypatch.setattr(sys, "argv", [name, *words])
     with pytest.raises(SystemExit) as ended:
         errors.run(command.main)
@@ -329,6 +386,31 @@ def test_a_mistake_is_one_line_from_the_other_commands(folder, case, tmp_path, m
     assert not any("error" in other for other in progress)
     assert (folder / "export" / "precious").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unusable_workdir_is_told_before_anything_is_loaded(folder):
+    code = (
+        "import sys, ptjax.errors, ptjax.train\n"
+        f"sys.argv[1:] = ['--config=configs/quickstart.py', '--workdir={folder}/file']\n"
+        "try: ptjax.errors.run(sys.modules['ptjax.train'].main)\n"
+        "finally: print('jax' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert ": is not a folder; give another workdir\n" in done.stderr
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_what_stands_behind_a_run_is_not_done_after_ctrl_c(monkeypatch, tmp_path):
+    words = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", words)
+    stopped = types.SimpleNamespace(stopped_by=signal.SIGTERM)
+    monkeypatch.setattr(sys.modules["ptjax.train"], "train", lambda *given: stopped)
+    main()
+    stopped.stopped_by = signal.SIGINT
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_the_command_itself_prints_one_line_and_no_traceback(folder, tmp_path):

@@ -202,7 +202,7 @@ def test_references_follow_an_override(file):
         ("--config.loss={[]: 1}", "config.loss expects a dict such as {'key': 1}"),
         ("--config.a..b=1", "config.a..b: not a path of keys"),
         ("--workdri=x", "train: unknown argument '--workdri'; did you mean '--workdir'?"),
-        ("--port=x", "argument --port: invalid int value: 'x'"),
+        ("--port=x", "--port expects an int, got 'x'"),
     ],
 )
 def test_a_bad_flag_is_one_line(file, flag, expected):

@@ -209,8 +209,13 @@ def test_batch_divides_over_its_slice(variant, chips):
 
 @pytest.mark.parametrize("name", [n for n in FILES if "get_config()" not in text_of(n)])
 def test_an_argument_it_does_not_know(name):
-    with pytest.raises(UserError, match=rf"configs/{name}:wrong: the argument is"):
+    with pytest.raises(UserError, match=rf"^[^:]*configs/{name}:wrong: the argument is"):
         get(f"{name}:wrong")
+
+
+def test_an_argument_that_is_misspelt():
+    with pytest.raises(UserError, match="the argument is full or lora; did you mean 'lora'"):
+        get("sft.py:lroa")
 
 
 def test_quickstart_fits_any_batch_axis_of_its_machine():

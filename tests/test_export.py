@@ -301,7 +301,7 @@ def test_folders_that_are_not_ours(tmp_path):
     assert files(tmp_path / "in") == before
     with pytest.raises(UserError, match="config.json is a file; an export is a folder"):
         export(bundle, tmp_path / "in" / "config.json")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="config.json is not a folder; give another folder"):
         export(bundle, tmp_path / "in" / "config.json" / "out")
     with pytest.raises(UserError, match="export to a local folder, and copy it"):
         export(bundle, "gs://bucket/out")

@@ -11,7 +11,7 @@ ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
     "errors types programs",
-    "buckets hosts lookup sharding",
+    "buckets hosts json_errors lookup sharding writable",
     "losses ops",
     "models checkpoint",
     "run_files",
@@ -25,7 +25,7 @@ ORDER = (
     "report",
     "reference rollouts logps_cache passes",
     "job",
-    "prepare",
+    "prepare resuming",
     "evals flops dry_run export preferences updates",
     "loop answers plan",
     "train",

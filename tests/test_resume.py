@@ -29,6 +29,7 @@ from ptjax.models.decoder import Compute
 from ptjax.models.peft import read_adapter
 from ptjax.optim import OPTIMIZERS
 from ptjax.prepare import abstract, initial_state, optimizer, prepare
+from ptjax.resuming import outlook
 from ptjax.step import StepOptions
 from ptjax.workdir import load, load_workdir, merged
 from tests import tiny, whole_runs
@@ -201,16 +202,16 @@ def test_a_run_cut_before_its_first_save_begins_anew(run, folder):
     assert same(folder / "early", whole(run, folder))
 
 
-@pytest.mark.parametrize("step", [3, 5])
-def test_sigterm_saves_says_so_and_the_same_command_goes_on(run, folder, capsys, step):
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (5, signal.SIGINT)])
+def test_a_signal_saves_says_so_and_the_same_command_goes_on(run, folder, capsys, step, number):
     """At a step that is evaluated, and at one at which nothing else is due."""
-    name = f"told at {step}"
-    result = run(name, at={step: lambda: os.kill(os.getpid(), signal.SIGTERM)}, quiet=False)
-    assert (result.step, result.finished) == (step, False)
+    name, before = f"told at {step}", signal.getsignal(number)
+    result = run(name, at={step: lambda: os.kill(os.getpid(), number)}, quiet=False)
+    assert (result.step, result.finished, result.stopped_by) == (step, False, number)
     said = f"stopped at step {step} of 6; the same command goes on from there\n"
     assert capsys.readouterr().out == said
     assert tiny.saved(folder / name)[0] == step
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
     run(name)
     assert same(folder / name, whole(run, folder))
 
@@ -328,31 +329,41 @@ def test_no_good_checkpoint_is_exit_3_and_nothing_is_deleted_or_retrained(run, f
     assert files(workdir) == before
 
 
-def test_another_base_model_is_refused(run, folder):
-    workdir = copy_of(run, folder, "other base")
+OTHERS = {
+    "base": ({"model.source": "other model"}, r"the base model at .*other model is not the one"),
+    "data": (
+        {"data.sources": [{"path": "other.jsonl"}]},
+        r"config.data: the data, their order or the tokenizer",
+    ),
+    "rank": ({"lora": lora(rank=8)}, r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_run_is_refused_and_its_dry_run_says_the_same(
+    run, folder, prepared, monkeypatch, other
+):
+    changes, said = OTHERS[other]
+    workdir = copy_of(run, folder, f"other {other}")
     tiny.write_model(folder / "other model", seed=1)
+    tiny.write_chats(folder / "other.jsonl", 48, seed=2)
     before = files(workdir)
-    with pytest.raises(UserError, match=r"the base model at .*other model is not the one"):
-        run("other base", steps=8, **{"model.source": str(folder / "other model")})
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=said) as told:
+        run(workdir.name, steps=8, **changes)
+    config = tiny.tiny_config(folder, **{**CONFIGS["adapters"], "steps": 8, **changes})
+    with pytest.raises(UserError) as foretold:
+        outlook(prepared(config), str(workdir))
+    assert str(foretold.value) == str(told.value)
     assert files(workdir) == before
 
 
-def test_other_data_are_refused(run, folder):
-    workdir = copy_of(run, folder, "other data")
-    other = tiny.write_chats(folder / "other.jsonl", 48, seed=2)
+def test_a_dry_run_says_where_the_run_would_go_on(run, folder, prepared):
+    workdir = copy_of(run, folder, "looked at")
     before = files(workdir)
-    with pytest.raises(UserError, match=r"config.data: the data, their order or the tokenizer"):
-        run("other data", steps=8, **{"data.sources": [{"path": str(other)}]})
-    assert files(workdir) == before
-
-
-def test_other_adapters_are_refused(run, folder):
-    workdir = copy_of(run, folder, "other rank")
-    before = files(workdir)
-    with pytest.raises(
-        UserError, match=r"is float32\[.*\] in the checkpoint, float32\[.*\] in this"
-    ):
-        run("other rank", **{"lora.rank": 8})
+    for steps, said in ((6, "step 6 of 6 is there"), (8, "the run goes on from step 6 of 8")):
+        config = tiny.tiny_config(folder, **CONFIGS["adapters"], steps=steps)
+        assert outlook(prepared(config), str(workdir)).startswith(said)
     assert files(workdir) == before
 
 

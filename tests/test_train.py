@@ -279,7 +279,7 @@ def test_the_snippet_of_the_readme_does_what_the_command_does(
     assert tiny.saved(tmp_path / "snippet") == tiny.saved(tmp_path / "command")
     assert tiny.rows(tmp_path / "snippet") == tiny.rows(tmp_path / "command")
     trained = tiny.digest(made["run"].bundle.params)
-    assert tiny.digest(made["model"].params) == trained
+    assert tiny.digest(made["bundle"].params) == trained
     assert tiny.digest(load(str(tmp_path / "snippet" / "export")).params) == trained
 
 
@@ -292,6 +292,7 @@ def test_a_dry_run_tells_all_and_writes_nothing(folder, tmp_path, monkeypatch, c
     main()
     said = capsys.readouterr().out
     assert not workdir.exists()
+    assert f"workdir    {workdir}: no checkpoint is there: the run begins anew" in said
     count = sum(leaf.size for leaf in load(str(folder / "model")).params.values())
     assert f"{count:,} parameters, {count:,} trained, 0 frozen" in said
     assert "48 examples, 8 held out" in said

@@ -160,10 +160,10 @@ def named(name: Any, methods: Mapping[str, Algorithm]) -> Algorithm:
     Raises:
       UserError: no such row, module or attribute, or no string.
     """
-    found = find(name, methods, "method")
+    found = find(name, methods, "config.method")
     if isinstance(found, Algorithm):
         return found
     if not callable(found):
-        raise UserError(f"method {name!r} is neither an Algorithm nor a loss function")
+        raise UserError(f"config.method {name!r} is neither an Algorithm nor a loss function")
     loss: Any = found
     return Algorithm(loss)

@@ -1,16 +1,22 @@
 """`python -m ptjax.checkpoint verify DIR`: reads every byte of a run's checkpoints."""
 
-import argparse
-import os
 import sys
-from typing import NoReturn
 
 from ptjax.checkpoint import steps
 from ptjax.checkpoint.manifest import BadStep
-from ptjax.errors import UserError, run
+from ptjax.config import Flag, parse
+from ptjax.errors import UserError, did_you_mean, run
 
-_HELP = """Prints one line a step. Exit code 0: the newest step verifies. 1: it does not, but an
-older one does. 2: there is no step. 3: no step verifies."""
+_VERIFY = "verify"
+_PROG = "python -m ptjax.checkpoint"
+_HELP = """Reads every byte of a run's checkpoints, and prints one line a step. Exit code 0: the
+newest step verifies. 1: it does not, but an older one does. 2: there is no step. 3: no step
+verifies."""
+_DIR = "a workdir, or its checkpoints folder"
+FLAGS = (
+    Flag("command", _VERIFY, positional=True, required=True),
+    Flag("dir", _DIR, positional=True),
+)
 
 
 def verify(workdir: str) -> int:
@@ -49,19 +55,16 @@ def _verdict(step: steps.Step) -> tuple[str, str]:
     return "ok", ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; see --help")
-
-
 def main() -> None:
     """Parses the command line."""
-    parser = _Parser(prog="python -m ptjax.checkpoint", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("verify", help="check all steps of a workdir", description=_HELP)
-    command.add_argument("dir", metavar="DIR", help="a workdir, or its checkpoints folder")
-    arguments = parser.parse_args()
-    code = verify(os.fspath(arguments.dir))
+    example = f"{_PROG} {_VERIFY} runs/quickstart"
+    _, options = parse(prog=_PROG, flags=FLAGS, description=_HELP, example=example, config=False)
+    if options.command != _VERIFY:
+        hint = did_you_mean(options.command, [_VERIFY])
+        raise UserError(f"{_PROG}: unknown command {options.command!r}{hint}")
+    if not options.dir:
+        raise UserError(f"{_PROG}: missing DIR ({_DIR})")
+    code = verify(options.dir)
     if code:
         sys.exit(code)
 

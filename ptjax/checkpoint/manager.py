@@ -189,10 +189,7 @@ class Checkpoints:
         """
         self._join()
         stored = reading.choose(self.root, step)
-        leaves = arrays.named(abstract_state)
-        where = f"checkpoint of step {stored.step} in {self.root}"
-        arrays.match(leaves, stored.manifest.leaves, where)
-        values = stored.read(leaves)
+        values = stored.read(stored.check(abstract_state))
         if jax.process_index() == 0:
             reading.set_aside(stored, self._storage)
         self._at = stored.step

@@ -41,6 +41,18 @@ class Stored:
         """Returns the host's part of the state, as it was given to `save`."""
         return hoststate.load(self.folder)
 
+    def check(self, abstract_state: Any) -> dict[str, Any]:
+        """Returns the leaves of a state by name, where they are what is stored, all of it.
+
+        Raises:
+          UserError: names the first leaf that differs.
+
+        """
+        leaves = arrays.named(abstract_state)
+        where = f"checkpoint of step {self.step} in {self.folder.parent}"
+        arrays.match(leaves, self.manifest.leaves, where)
+        return leaves
+
     def read(self, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Reads some or all of the arrays.
 

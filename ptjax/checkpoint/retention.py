@@ -10,7 +10,7 @@ def check(keep: int, keep_best: tuple[str, str] | None) -> None:
     """Raises UserError where the two settings of `surplus` make no sense."""
     if keep < 2:
         raise UserError(
-            f"checkpoint keep={keep}: at least 2 steps are kept, so that one can go bad"
+            f"config.checkpoint.keep = {keep}: at least 2 steps are kept, so that one can go bad"
         )
     if keep_best is not None and keep_best[1] not in ("min", "max"):
         raise UserError(f"checkpoint keep_best: {keep_best[1]!r} is neither 'min' nor 'max'")

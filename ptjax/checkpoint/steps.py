@@ -14,6 +14,7 @@ from ptjax.checkpoint import manifest as manifest_lib
 from ptjax.checkpoint.manifest import BadStep, FileEntry, Manifest
 from ptjax.checkpoint.storage import INCOMPLETE, SET_ASIDE, Storage
 from ptjax.errors import UserError
+from ptjax.writable import check_folder
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d+)(?:\.([a-z]+)(?:-\d+)?)?")
@@ -69,6 +70,22 @@ def reach(root: epath.Path) -> bool:
         if "://" not in os.fspath(root):
             raise
         raise UserError(f"{root} cannot be reached: {error}") from error
+
+
+def check_workdir(workdir: str | os.PathLike[str]) -> None:
+    """Refuses a workdir that no run can be kept in: quick, and before anything is loaded.
+
+    Whether an object store lets itself be written is not asked.
+
+    Raises:
+      UserError: a folder that cannot be made or written in, a store that cannot be reached.
+
+    """
+    root = root_of(workdir)
+    if "://" in os.fspath(workdir):
+        reach(root)
+    else:
+        check_folder(workdir, "workdir")
 
 
 def scan(root: epath.Path) -> list[Step]:

@@ -23,7 +23,12 @@ def choose(arg: str, choices: Iterable[str], file: str) -> tuple[str, bool]:
     for name in names:
         if name not in known:
             hint = did_you_mean(name, [*known, _LORA])
-            raise UserError(f"{file}:{arg}: the argument is a name, ',lora' behind it or not{hint}")
+            raise UserError(f"{file}:{arg}: the argument is {_form(known)}{hint}")
     if len(names) > 1:
         raise UserError(f"{file}:{arg}: the argument is one name, not {' and '.join(names)}")
     return (names or known)[0], _LORA in arg.split(",")
+
+
+def _form(known: list[str]) -> str:
+    """What may stand behind the colon."""
+    return f"{known[0]} or lora" if len(known) == 1 else "a name, ',lora' behind it or not"

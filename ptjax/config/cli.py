@@ -1,6 +1,7 @@
 """Command lines: `--config=FILE.py:ARG`, `--config.a.b=value` and a command's own flags."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections.config_dict import ConfigDict
 
 from ptjax.config.file import describe, load
+from ptjax.config.values import NO_VALUE, described
 from ptjax.errors import UserError, did_you_mean
 
 
@@ -24,6 +26,8 @@ class Flag(NamedTuple):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if bare := re.fullmatch(r"argument (--\w+).*: expected one argument", message):
+            message = f"{bare[1]} has no value; give {bare[1]}=..."
         raise UserError(f"{self.prog}: {message}; see --help")
 
 
@@ -65,10 +69,15 @@ def parse(
         sys.exit(0)
     if unknown:
         flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise UserError(
+                f"{prog}: nothing is expected where {unknown[0]!r} stands; flags are "
+                "--name=value, and what has spaces needs quotes"
+            )
         known = [f"--{f.name}" for f in flags if not f.positional] + ["--config"] * config
         raise UserError(f"{prog}: unknown argument {flag!r}{did_you_mean(flag, known)}")
     for flag in flags:
-        if flag.required and getattr(options, flag.name) is None:
+        if flag.required and getattr(options, flag.name) in (None, ""):
             shown = flag.name.upper() if flag.positional else f"--{flag.name}=..."
             raise UserError(f"{prog}: missing {shown} ({flag.help})")
     if not config:
@@ -99,7 +108,7 @@ def _parser(
     for flag in flags:
         if flag.positional:
             parser.add_argument(
-                flag.name, nargs="?", type=flag.type, default=flag.default, help=flag.help
+                flag.name, nargs="?", type=_reads(flag), default=flag.default, help=flag.help
             )
             continue
         spellings = dict.fromkeys([f"--{flag.name}", f"--{flag.name.replace('_', '-')}"])
@@ -109,13 +118,26 @@ def _parser(
         parser.add_argument(
             *spellings,
             dest=flag.name,
-            type=flag.type,
+            type=_reads(flag),
             default=flag.default,
             metavar=flag.name.rpartition("_")[2].upper(),
             help=flag.help,
         )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     return parser
+
+
+def _reads(flag: Flag) -> Callable[[str], Any]:
+    """What makes a flag's value of its text; a wrong one is told as that of a config's field is."""
+
+    def read(text: str) -> Any:
+        try:
+            return flag.type(text)
+        except ValueError:
+            where = flag.name.upper() if flag.positional else f"--{flag.name}"
+            raise UserError(f"{where} expects {described(flag.type)}, got {text!r}") from None
+
+    return read
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -135,5 +157,5 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]
         elif i + 1 < len(argv) and not argv[i + 1].startswith("--"):
             overrides.append((word.removeprefix("--config."), argv[next(words)]))
         else:
-            overrides.append((word.removeprefix("--config."), "true"))
+            overrides.append((word.removeprefix("--config."), NO_VALUE))
     return rest, overrides

@@ -120,7 +120,9 @@ def _located(path: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        place, _, said = str(error).partition(":")  # a recipe may name its file, and its argument
+        mine = Path(place).name == Path(path).name
+        raise UserError(f"{path}:{said}" if mine else f"{path}: {error}") from error
     except SyntaxError as error:
         text = f": {error.text.strip()}" if error.text else ""
         raise UserError(f"{error.filename or path}:{error.lineno}: {error.msg}{text}") from error

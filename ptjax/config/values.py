@@ -12,8 +12,19 @@ _UNREADABLE = (ValueError, SyntaxError, TypeError, OverflowError, RecursionError
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
+class _NoValue(str):
+    """What `--config.flag` gives: true where that can be, and a mistake elsewhere."""
+
+
+NO_VALUE = _NoValue("true")
+
+
 def read(value: Any, kind: type, default: Any, where: str) -> Any:
     """`value` as a `kind`; strings are parsed, other values must already be of the type."""
+    if value is NO_VALUE:
+        if kind not in (bool, object, type(None)):
+            raise UserError(f"{where} has no value: give {described(kind)}, as in --{where}=...")
+        return True
     if value is None or value == "None" or (value == "none" and kind is not str):
         return None
     if not isinstance(value, str):
@@ -23,14 +34,14 @@ def read(value: Any, kind: type, default: Any, where: str) -> Any:
         wrong_bool = isinstance(value, bool) and kind in (int, float)
         if groups or kind in (object, type(None)) or (isinstance(value, kind) and not wrong_bool):
             return value
-        raise UserError(f"{where} expects {_described(kind)}, got {value!r}")
+        raise UserError(f"{where} expects {described(kind)}, got {value!r}")
     try:
         return _parse(value, kind, default)
     except _UNREADABLE:
         if isinstance(default, ConfigDict) and len(default):
             keys = ", ".join(default)
             raise UserError(f"{where} is a group of settings; set one of: {keys}") from None
-        raise UserError(f"{where} expects {_described(kind)}, got {value!r}") from None
+        raise UserError(f"{where} expects {described(kind)}, got {value!r}") from None
 
 
 def _parse(text: str, kind: type, default: Any) -> Any:
@@ -101,7 +112,8 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _described(kind: type) -> str:
+def described(kind: Any) -> str:
+    """What a value of a type looks like, for messages."""
     names = {
         int: "an int",
         float: "a number",

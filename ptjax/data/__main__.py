@@ -1,4 +1,4 @@
-"""`python -m ptjax.data --config=configs/sft.py`: what the model will be trained on."""
+"""`python -m ptjax.data --config=configs/quickstart.py`: what the model will be trained on."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m ptjax.data",
         flags=[Flag("examples", "how many examples to print", type=int, default=3)],
         description="Prints examples with tokens coloured by mask, lengths, packing and drops.",
-        example="python -m ptjax.data --config=configs/sft.py",
+        example="python -m ptjax.data --config=configs/quickstart.py",
     )
     if flags.examples < 0:
         raise UserError(f"--examples={flags.examples}: it cannot be negative")

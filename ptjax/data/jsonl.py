@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ptjax.data.rows import BadRow, Row
-from ptjax.errors import UserError
+from ptjax.data.rows import BadRow, Row, no_rows
+from ptjax.json_errors import in_words
 
 _BOMS = {
     b"\xef\xbb\xbf": "begins with a byte order mark: save it as UTF-8 without one",
@@ -87,7 +87,7 @@ def parse_line(line: bytes, *, first: bool = False) -> Row | tuple[str, str]:
             return "more than one value on the line", f"column {error.colno}"
         if error.msg.startswith("Unterminated string") and not line.endswith(b"\n"):
             return "cut off in the middle: the file ends within a row", ""
-        return "is not JSON", f"{error.msg}, column {error.colno}"
+        return "is not JSON", in_words(error)
     except RecursionError:
         return "nested too deeply", ""
     except _Refused as error:
@@ -145,5 +145,5 @@ def _line_offsets(path: str) -> np.ndarray:
                 break
             end -= 1
     if end == 0:
-        raise UserError(f"{path}: the file is empty")
+        raise no_rows(path, "the file is empty")
     return starts[: end + 1]

@@ -27,6 +27,7 @@ from ptjax.data.select import hold_out, select
 from ptjax.data.shortcuts import shortcuts
 from ptjax.data.steps import step_labels
 from ptjax.errors import UserError
+from ptjax.writable import check_folder
 
 _log = logging.getLogger(__name__)
 
@@ -155,6 +156,8 @@ def build(
     _check_kind(config, what)
     if not whole and shards % process_count:
         raise UserError(f"{shards} data shards do not divide over {process_count} processes")
+    if config.cache:
+        check_folder(config.cache, "config.data.cache")
     cache = cache_dir or config.cache or _temporary_folder()
     chat = Chat(tokenizer, config.chat_template, train_on=config.train_on)
     examples, reports = _read(config.sources, config, chat, cache, what)

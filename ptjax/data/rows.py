@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ptjax.errors import UserError
+
 Row = dict[str, Any]
 
 
@@ -17,6 +19,11 @@ class BadRow(NamedTuple):
 
     def __str__(self):
         return f"{self.where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+def no_rows(path: str, what: str) -> UserError:
+    """The mistake of a source that holds nothing."""
+    return UserError(f"{path}: {what}; give one with rows, of the forms in docs/data.md")
 
 
 @runtime_checkable

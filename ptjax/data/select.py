@@ -66,7 +66,11 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     if not held.any():
         held = draws == draws.min()
     if held.all():
-        raise UserError("config.data.validation: too few different rows to hold some of them out")
+        raise UserError(
+            f"config.data.validation = {fraction:g} would hold out all of {len(examples)} "
+            f"example(s), {len(np.unique(keys))} of them different; give more rows, a list of "
+            "sources to hold out, or None"
+        )
     return examples.take(np.flatnonzero(~held)), examples.take(np.flatnonzero(held))
 
 

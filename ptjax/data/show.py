@@ -28,7 +28,7 @@ def show(pipeline: Pipeline, tokenizer: Any, *, examples: int = 3) -> None:
     console.print(Rule("lengths in tokens"))
     console.print(histogram(pipeline.report.lengths))
     console.print(Rule("sources"))
-    console.print(sources_table(pipeline.report))
+    console.print("\n".join(sources_lines(pipeline.report)), markup=False, soft_wrap=True)
     if pipeline.report.shortcuts is not None:
         console.print(Rule("what could be learnt without reading"))
         console.print("\n".join(pipeline.report.shortcuts.lines()), markup=False)
@@ -97,19 +97,20 @@ def histogram(lengths: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def sources_table(report: Report) -> Any:
-    """One row a source: rows, examples, tokens, trained share, truncation, drops."""
-    from rich.table import Table
+_FIGURES = ("rows", "examples", "tokens", "trained", "truncated", "tokens cut", "dropped")
 
-    table = Table(box=None)
-    table.add_column("source", overflow="fold")
-    for name in ("rows", "examples", "tokens", "trained", "truncated", "tokens cut", "dropped"):
-        table.add_column(name, justify="right")
-    for source in report.sources:
-        table.add_row(*_cells(source, ""))
-    for source in report.validation_sources:
-        table.add_row(*_cells(source, " (validation)"))
-    return table
+
+def sources_lines(report: Report) -> list[str]:
+    """Each source, and under it its rows, examples, tokens, trained share, truncation, drops."""
+    paths = [source.path for source in report.sources]
+    paths += [f"{source.path} (validation)" for source in report.validation_sources]
+    rows = [_FIGURES, *map(_cells, (*report.sources, *report.validation_sources))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *figures = (
+        "  ".join(["", *(cell.rjust(width) for cell, width in zip(row, widths, strict=True))])
+        for row in rows
+    )
+    return [head, *(line for both in zip(paths, figures, strict=True) for line in both)]
 
 
 def summary_lines(pipeline: Pipeline) -> list[str]:
@@ -135,11 +136,11 @@ def summary_lines(pipeline: Pipeline) -> list[str]:
 _SHOWN = ("tokens", "pack", "kl_pack")
 
 
-def _cells(source: SourceReport, note: str) -> list[str]:
+def _cells(source: SourceReport) -> list[str]:
     share = source.trained / max(1, source.tokens)
     numbers = [source.rows, source.examples, source.tokens]
     cut = [source.truncated, source.truncated_tokens, sum(source.drops.values())]
-    return [source.path + note, *map(str, numbers), f"{share:.1%}", *map(str, cut)]
+    return [*map(str, numbers), f"{share:.1%}", *map(str, cut)]
 
 
 def _spread(total: int, wanted: int) -> list[int]:

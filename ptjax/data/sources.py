@@ -9,7 +9,7 @@ from typing import Any
 
 from ptjax.data.config import SourceConfig
 from ptjax.data.jsonl import JsonLines
-from ptjax.data.rows import BadRow, Row, Rows
+from ptjax.data.rows import BadRow, Row, Rows, no_rows
 from ptjax.data.tabular import ArrayRecord, Hub, JsonArray, Parquet, is_saved_dataset
 from ptjax.errors import UserError, did_you_mean
 
@@ -82,7 +82,7 @@ def _open_file(path: str) -> Rows:
         raise UserError(f"{path}: unknown extension {extension or '(none)'!r}{hint}")
     try:
         if os.path.getsize(path) == 0:
-            raise UserError(f"{path}: the file is empty")
+            raise no_rows(path, "the file is empty")
         return _OPENERS[extension](path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 from ptjax.data.jsonl import file_fingerprint, parse_line
-from ptjax.data.rows import BadRow, Row
+from ptjax.data.rows import BadRow, Row, no_rows
 from ptjax.errors import UserError
+from ptjax.json_errors import in_words
 
 
 class JsonArray:
@@ -21,11 +22,14 @@ class JsonArray:
                 self._rows = json.load(file)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}: is not JSON ({error})") from None
-        if not isinstance(self._rows, list) or not self._rows:
-            what = "is empty" if self._rows == [] else "is not an array of rows"
-            raise UserError(f"{path}: the JSON {what}")
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: is not JSON ({in_words(error)})") from None
+        except RecursionError:
+            raise UserError(f"{path}: is nested too deeply") from None
+        if not isinstance(self._rows, list):
+            raise UserError(f"{path}: the JSON is not an array of rows")
+        if not self._rows:
+            raise no_rows(path, "the JSON is empty")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,7 +60,7 @@ class Parquet:
         self._ends = list(itertools.accumulate(sizes))
         self._group: tuple[int, Any] | None = None
         if not sum(sizes):
-            raise UserError(f"{path}: the file has no rows")
+            raise no_rows(path, "the file has no rows")
 
     def _open(self) -> Any:
         import pyarrow
@@ -114,7 +118,7 @@ class ArrayRecord:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: is not an ArrayRecord file ({error})") from None
         if not self._length:
-            raise UserError(f"{path}: the file has no records")
+            raise no_rows(path, "the file has no records")
 
     def __len__(self) -> int:
         return self._length
@@ -163,7 +167,7 @@ class Hub:
         if not isinstance(data, datasets.Dataset):
             raise UserError(f"{path}: a data set with random access is needed")
         if not len(data):
-            raise UserError(f"{path}: the data set has no rows")
+            raise no_rows(path, "the data set has no rows")
         self._data = data.with_format(None)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptjax.errors import UserError
 from ptjax.models.config_out import write_json
+from ptjax.writable import check_folder
 
 RECORD = "ptjax_export.json"
 """Marks a folder as an export of ours, which a later one may replace."""
@@ -15,13 +16,14 @@ _NOT_THE_TOKENIZERS = ("config.json", "generation_config.json", "adapter_config.
 
 
 def check(folder: Path) -> None:
-    """Raises UserError where the folder holds something that is not an export of ours."""
+    """Raises UserError where the folder holds what is no export of ours, or cannot be written."""
     if "://" in str(folder) or ":/" in str(folder):
         raise UserError(f"{folder}: export to a local folder, and copy it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; an export is a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
         raise UserError(f"{folder} is not empty and not an earlier export; name another folder")
+    check_folder(folder, "folder")
 
 
 @contextlib.contextmanager

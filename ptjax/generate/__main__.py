@@ -39,7 +39,7 @@ def main() -> None:
         example="python -m ptjax.generate smollm2-135m-instruct --prompt='Why is the sky blue?'",
         config=False,
     )
-    if options.model is None:
+    if not options.model:
         raise UserError("missing MODEL: a folder, .gguf file, registered name, hub id or workdir")
     chat = open_chat(options)
     if options.prompt is not None:
@@ -62,8 +62,10 @@ def open_chat(options: Any) -> Any:
     from ptjax.generate.chat import Conversation
     from ptjax.models.decoder import Compute
     from ptjax.programs import keep_programs
-    from ptjax.workdir import load
+    from ptjax.workdir import load, split_source
 
+    if options.step is not None and split_source(options.model)[0] is None:
+        raise UserError(f"{options.model}: is no run's workdir, so it has no step {options.step}")
     keep_programs()
     names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
     settings = {name: getattr(options, name) for name in names}

@@ -54,7 +54,7 @@ class Compute:
     def __post_init__(self):
         if self.remat not in REMAT:
             raise UserError(
-                f"remat: unknown policy {self.remat!r}{did_you_mean(self.remat, REMAT)}"
+                f"config.model.remat: unknown {self.remat!r}{did_you_mean(self.remat, REMAT)}"
             )
 
 

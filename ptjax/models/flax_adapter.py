@@ -82,7 +82,9 @@ class FlaxModel(Decoder):
 
     def __post_init__(self):
         if self.lora and self.lora.dropout:
-            raise UserError("lora.dropout: adapters of a flax module are merged and have none")
+            raise UserError(
+                "config.lora.dropout: adapters of a flax module are merged and have none"
+            )
 
     @property
     def table(self) -> dict[str, Param]:
@@ -342,11 +344,13 @@ def _build(source: str, path: str) -> dict[str, Any]:
     try:
         built = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model.source {source!r}: {error}") from error
+        raise UserError(f"config.model.source {source!r}: {error}") from error
     if not isinstance(built, dict):
-        raise UserError(f"model.source {source!r}: returned a {type(built).__name__}, not a dict")
-    check_keys(built, _BUILT, f"model.source {source!r}")
+        raise UserError(
+            f"config.model.source {source!r}: returned a {type(built).__name__}, not a dict"
+        )
+    check_keys(built, _BUILT, f"config.model.source {source!r}")
     for key in ("module", "tokenizer"):
         if key not in built:
-            raise UserError(f"model.source {source!r}: its dict has no {key!r}")
+            raise UserError(f"config.model.source {source!r}: its dict has no {key!r}")
     return built

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ptjax.errors import UserError, did_you_mean
+from ptjax.json_errors import in_words
 from ptjax.models.bundle import Bundle, check_head, with_head, with_tokens
 from ptjax.models.config import ModelConfig
 from ptjax.models.convert import from_hf
@@ -124,6 +125,8 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path.parent}: no {path.name}; is this a model's folder?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not JSON ({in_words(error)})") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(found, dict):

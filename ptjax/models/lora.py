@@ -69,7 +69,9 @@ def rows(table: Table, lora: Lora) -> dict[str, Param]:
         if lora.dora:
             added[f"{name}.dora_m"] = Param(f"{stack}{outputs}")
     if not added:
-        raise UserError(f"lora.targets {lora.targets!r} matches none of: {', '.join(kernels)}")
+        raise UserError(
+            f"config.lora.targets {lora.targets!r} matches none of: {', '.join(kernels)}"
+        )
     return added
 
 

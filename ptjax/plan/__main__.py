@@ -10,6 +10,7 @@ from pathlib import Path
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
+from ptjax.writable import check_folder
 
 FLAGS = (
     Flag("topology", "v5e:2x4, v5p:4x4x4, v6e:1x1, ...; cpu or gpu for the devices at hand"),
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("missing --topology=v5e:2x4, or cpu for the devices at hand")
     if options.slices < 1:
         raise UserError(f"--slices={options.slices}: at least 1")
+    if options.out:
+        check_folder(options.out, "--out")
     if ":" in options.topology:  # the compiler of a TPU, never a TPU
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

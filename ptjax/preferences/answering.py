@@ -188,7 +188,8 @@ def write_rows(
             journal.append(made, totals.to_dict())
             progress.update(batch.stop, {what: totals.rows})
     if not totals.rows:
-        raise UserError(f"{source.path}: no {what} were made of it: {totals.reasons()}")
+        cut = "; raise max_tokens, or set keep_unfinished" if "unfinished" in totals.dropped else ""
+        raise UserError(f"{source.path}: no {what} were made of it: {totals.reasons()}{cut}")
     if not journal.finished:
         journal.finish()
     return journal.path, totals

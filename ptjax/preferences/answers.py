@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from ptjax.data.config import SourceConfig
 from ptjax.preferences.answering import Answering, Row, write_rows
+from ptjax.preferences.journal import check
 from ptjax.preferences.prompts import read_prompts
 from ptjax.preferences.settings import AnswerSettings
 from ptjax.preferences.totals import Totals
@@ -39,6 +41,7 @@ def make_answers(
     Raises:
       UserError: anything wrong with what was given; no answer at all.
     """
+    check(Path(out))
     judges = rewards(settings.rewards)
     source = prompts if isinstance(prompts, SourceConfig) else SourceConfig(prompts)
     asked = read_prompts(source)

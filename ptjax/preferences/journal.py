@@ -15,6 +15,21 @@ from typing import Any
 
 from ptjax.errors import UserError
 from ptjax.metrics.files import replace_file
+from ptjax.writable import check_folder
+
+
+def check(path: Path) -> None:
+    """Refuses a file that cannot be made, or is not ours to go on with; leaves nothing behind.
+
+    Raises:
+      UserError: a folder or another's file is there, or nothing can be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the file to make")
+    check_folder(path.parent, "place")
+    there = next((one for one in (path, _part(path)) if one.exists()), None)
+    if there is not None and not _record(path).exists():
+        raise UserError(f"{there} exists and has no record; remove it, or give another name")
 
 
 class Journal:
@@ -35,14 +50,14 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
-        self._part = path.with_name(path.name + ".part")
-        self._record = path.with_name(path.name + ".record.json")
+        self._part, self._record = _part(path), _record(path)
         self._settings = json.loads(json.dumps(settings))
         self._hash = hashlib.sha256()
         self._bytes = 0
         self.done = 0
         self.totals: dict[str, Any] = {}
         self.finished = False
+        check(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             record = self._read() if self._record.exists() else None
@@ -51,11 +66,6 @@ class Journal:
             elif record is not None:  # other settings, and nothing made with the former
                 self._part.unlink(missing_ok=True)
                 self._write(finished=False)
-            elif path.exists() or self._part.exists():
-                there = path if path.exists() else self._part
-                raise UserError(
-                    f"{there} exists and has no record; remove it, or give another name"
-                )
             else:
                 self._write(finished=False)
         except OSError as error:
@@ -129,6 +139,14 @@ class Journal:
             self.finished = True
         elif whole.exists():
             os.truncate(whole, self._bytes)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".record.json")
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ptjax.data.pipeline import build
 from ptjax.errors import UserError
 from ptjax.models.load import Bundle
 from ptjax.preferences.answering import Answering, Row, write_rows
+from ptjax.preferences.journal import check
 from ptjax.preferences.prompts import read_prompts
 from ptjax.preferences.settings import Judges, Settings
 from ptjax.preferences.totals import Totals
@@ -68,6 +69,7 @@ def make_pairs(
     Raises:
       UserError: anything wrong with what was given; no pair at all.
     """
+    check(Path(out))
     judges = Judges.of(settings)
     source = prompts if isinstance(prompts, SourceConfig) else SourceConfig(prompts)
     asked = read_prompts(source)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ptjax.data.jsonl import JsonLines
+from ptjax.data.jsonl import JsonLines, parse_line
 from ptjax.data.rows import BadRow
 from ptjax.errors import UserError
 
@@ -33,6 +33,23 @@ def test_bad_line_is_named_and_its_neighbours_are_read(tmp_path, reason):
     assert isinstance(bad, BadRow)
     assert bad.where == f"{path}, line 2"
     assert bad.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"text": a}', "column 10: no value begins here; a string stands in double quotes"),
+        ('{"text": "a" "b": 1}', "column 14: a comma or a closing bracket is missing"),
+        ("{'text': 1}", "column 2: a key in double quotes is expected"),
+        ('{"text": "a\tb"}', r"column 12: a string is cut off, or holds a line's end or a tab"),
+        ('{"text": "\\x"}', "column 11: a backslash escapes nothing here"),
+    ],
+)
+def test_why_a_line_is_not_json(text, said):
+    found = parse_line(text.encode() + b"\n")
+    assert isinstance(found, tuple)
+    reason, detail = found
+    assert reason == "is not JSON" and detail.startswith(said)
 
 
 @pytest.mark.parametrize("tail", [b'{"text": "a', b'{"text": ', b'{"text": "a"', b"{"])

@@ -310,7 +310,7 @@ def test_bad_lines_stop_or_are_counted(tokenizer, tmp_path):
         ({"batch_size": 7}, "does not divide over 2 shards x 2 micro-batches"),
         ({"packing": False, "batch_size": 8, "buckets": [16]}, "the longest is 16"),
         ({"on_empty": None}, "on_empty is None; its default is 'error'"),
-        ({"validation": 1e-9, "sources": "ONE"}, "too few different rows"),
+        ({"validation": 1e-9, "sources": "ONE"}, "would hold out all of "),
         ({"chat_template": "no.jinja"}, "no such file"),
     ],
 )

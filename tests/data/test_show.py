@@ -1,12 +1,15 @@
 import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+from ptjax.config import load as load_config
 from ptjax.data import build
 from ptjax.data.__main__ import main
-from ptjax.data.show import example_text, histogram, show
+from ptjax.data.show import example_text, histogram, show, sources_lines
 from ptjax.errors import UserError
 from ptjax.models.load import load
 from tests import tiny
@@ -37,6 +40,22 @@ def test_figures(pipeline, tokenizer, capsys):
     printed = capsys.readouterr().out
     for expected in ("1 trained on", "1 x nothing to train on", "filled places", "tokens [8, 1,"):
         assert expected in printed
+
+
+def test_figures_of_sources_fit_a_terminal(pipeline):
+    pipeline.report.sources[0].tokens = 10**10
+    head, path, figures = sources_lines(pipeline.report)
+    assert len(head) == len(figures) <= 80
+    assert head.split() == "rows examples tokens trained truncated tokens cut dropped".split()
+    assert path == pipeline.report.sources[0].path
+    assert figures.split()[:3] == ["2", "1", "10000000000"]
+
+
+def test_the_example_of_help_needs_nothing_more(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    (path,) = re.findall(r"python -m ptjax.data --config=(\S+)$", capsys.readouterr().out, re.M)
+    assert load_config(Path(__file__).parents[2] / path).data.sources
 
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2}

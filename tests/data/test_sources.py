@@ -92,7 +92,7 @@ def test_split_of_a_saved_data_set(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("rows.json", b"[", "is not JSON"),
+        ("rows.json", b'[\n{"a" 1}]', "is not JSON (line 2, column 6: a colon is missing"),
         ("rows.json", b"3", "is not an array of rows"),
         ("rows.json", b"[]", "the JSON is empty"),
         ("rows.json", b'["\xff"]', "is not UTF-8"),

@@ -97,6 +97,7 @@ def talk(monkeypatch, capsys, bundle, *argv, stdin=None):
         return bundle
 
     monkeypatch.setattr("ptjax.workdir.load", load)
+    monkeypatch.setattr("ptjax.workdir.split_source", lambda source: (source, None))
     monkeypatch.setattr(sys, "argv", ["generate", "toy", "--max_tokens=5", *argv])
     if stdin is not None:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))

@@ -125,5 +125,5 @@ def test_what_it_did_not_make_is_left_alone(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="file: is not a folder; give another place"):
         Journal(tmp_path / "file" / "x.jsonl", {})

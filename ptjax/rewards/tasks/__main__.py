@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ptjax.config import Flag, parse
-from ptjax.errors import UserError, run
+from ptjax.errors import UserError, check_values, run
+from ptjax.json_errors import in_words
 from ptjax.rewards.tasks import SUFFIX, rows
 
 EXAMPLE = (
@@ -33,8 +34,17 @@ def main() -> None:
     )
     try:
         settings = json.loads(options.settings)
-    except ValueError as error:
-        raise UserError(f"--settings={options.settings!r} is no JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        why = in_words(error)
+        raise UserError(f"--settings={options.settings!r} is not JSON ({why})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--settings={options.settings!r}: an object is meant, {{NAME: VALUE}}")
+    given = {"count": options.count, "held_out": options.held_out}
+    wrong = {
+        "count": ("at least 1", options.count < 1),
+        "held_out": ("at least 0", options.held_out < 0),
+    }
+    check_values(given, wrong, "--")
     made = rows(
         options.task,
         options.count + options.held_out,
