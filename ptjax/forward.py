@@ -6,6 +6,7 @@ R/S tokens and K = N · B/S sequences of a shard.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +100,13 @@ def forward(
         lengths = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
         width = options.neftune / jnp.sqrt(lengths * model.config.embed)
         noise = rows.gather(jnp.where(valid, width, 0.0))
-    hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
+    if "routing" in fields:
+        hidden, found["routing"] = model.routed(
+            params, tokens, span, compute=options.compute, key=key, noise=noise
+        )
+    else:
+        hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
     scored = behind_first(valid) if options.everywhere else batch["mask"] != 0
     if said := tuple(name for name in fields if name in FIELDS):
         stats = model.stats(
@@ -113,7 +119,7 @@ def forward(
             chunk=options.head_chunk,
             linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
         )
-        found = {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
+        found |= {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
     if "divergence" in fields:
         if teacher is None or "teacher_hidden" not in batch:
             raise UserError("divergence: there is no teacher; set config.reference.source")
@@ -142,6 +148,12 @@ def forward(
         pooled = pool(rows.by_shard(hidden), rows.owners(valid), rows.owned, options.pooling)
         found["embedding"] = pooled.reshape(*valid.shape[:2], -1)
     return Outputs(**found)
+
+
+def computed(batch: Batch) -> Float[Array, ""]:
+    """How many tokens a forward pass computes: a prompt that stands once counts once."""
+    there = batch["pack"] >= 0 if "pack" in batch else batch["valid"]
+    return jnp.sum(there, dtype=jnp.float32)
 
 
 def behind_first(valid: Bool[Array, "*B T"]) -> Bool[Array, "*B T"]:

@@ -164,7 +164,7 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
     longest = min(prompt + rollout.max_tokens, room)
     read, slots = writer.places_of(prompt), writer.slots(longest)
     params, how = job.state.merged(), compute(config)
-    at = NamedSharding(job.mesh, PartitionSpec(sharding.BATCH))
+    at = NamedSharding(job.mesh, PartitionSpec(sharding.batch_axes(job.mesh)))
 
     def row(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
@@ -208,7 +208,7 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
 
 def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> steps.Rows:
     """Answers in flight, as shapes: rows over the batch axes, heads as the rules say."""
-    at = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
         axes = ("layers", "batch", "length", "kv_heads", "head_dim")
