@@ -1,4 +1,4 @@
-"""A mixture of experts in the place of a layer's MLP. Experts have no capacity: no token is dropped.
+"""A mixture of experts in the place of a layer's MLP; none has a capacity, so no token is dropped.
 
 Shapes: R rows, L tokens a row, D embed, F hidden units, X experts, C experts that a token chooses;
 on a device T tokens, M = T · C of them with their experts, sorted by expert.

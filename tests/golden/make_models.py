@@ -14,8 +14,8 @@ Each file (read with `tests.golden.weights.load("models/NAME")`) holds
     logits        float32 [3, T, V], eager attention, 0 where not valid
     nll           float64, mean of -log p(ids[t] | before) over all t with t-1 and t valid
     gradients     float64 [len(shapes), 3], `weights.summary` of d nll / d tensor in `shapes`' order
-    aux           float64, of a mixture of experts: its load-balancing loss
-    aux_gradients float64 [len(shapes), 3], the same of d aux / d tensor
+    aux           float64, of a mixture of experts: its load-balancing loss. Its `gradients` are
+                  those of nll + aux
 
 The weights are `weights.state_dict(shapes, config)`.
 """
@@ -294,21 +294,18 @@ def numbers(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[
     )
     logits = outputs.logits
     nll = mean_nll(logits, ids, valid)
-    nll.backward(retain_graph=bool(routed))
+    loss = nll + outputs.aux_loss if routed else nll
+    loss.backward()
+    held = {name: value.grad for name, value in model.named_parameters()}
     found = dict(
         ids=ids,
         valid=valid,
         positions=positions,
         logits=np.where(valid[..., None], logits.detach().numpy(), 0).astype(np.float32),
         nll=np.float64(nll.item()),
-        gradients=gradients(model, shapes),
+        gradients=np.stack([weights.summary(name, tensor_of(name, held)) for name in shapes]),
     )
-    if routed:
-        outputs.aux_loss.backward()
-        found |= dict(
-            aux=np.float64(outputs.aux_loss.item()), aux_gradients=gradients(model, shapes)
-        )
-    return found
+    return found | ({"aux": np.float64(outputs.aux_loss.item())} if routed else {})
 
 
 def tensor_of(name: str, held: dict[str, torch.Tensor]) -> np.ndarray:
@@ -321,17 +318,6 @@ def tensor_of(name: str, held: dict[str, torch.Tensor]) -> np.ndarray:
         return held[f"{block}.down_proj"][int(expert)].numpy()
     gate, up = held[f"{block}.gate_up_proj"][int(expert)].chunk(2)
     return (gate if part in ("w1", "gate_proj") else up).numpy()
-
-
-def gradients(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """The summary of every tensor's gradient; the gradients are cleared."""
-    held = {
-        name: torch.zeros_like(value) if value.grad is None else value.grad
-        for name, value in model.named_parameters()
-    }
-    found = np.stack([weights.summary(name, tensor_of(name, held)) for name in shapes])
-    model.zero_grad()
-    return found
 
 
 def main() -> None:

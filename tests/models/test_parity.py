@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax.losses.router import expert_shares, load_balancing
 from ptjax.models.convert import from_hf, to_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
@@ -58,22 +59,26 @@ def test_both_styles_of_config_mean_the_same(name):
 
 @functools.cache
 def run(name, remat):
-    """Loss, hidden states, logits and gradients, of one program."""
+    """Losses, hidden states, logits and gradients of the losses' sum, of one program."""
     golden, _, model, params = load(name)
     ids, valid = jnp.asarray(golden["ids"]), jnp.asarray(golden["valid"])
 
     @quick_jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params):
-        hidden = model.hidden(params, ids, span(golden), compute=Compute(remat=remat))
+        hidden, routing = model.routed(params, ids, span(golden), compute=Compute(remat=remat))
         logits = model.logits(params, hidden)
         logps = jax.nn.log_softmax(logits)[:, :-1]
         picked = jnp.take_along_axis(logps, ids[:, 1:, None], -1)[..., 0]
         weight = valid[:, 1:] & valid[:, :-1]
-        return -jnp.sum(picked * weight) / weight.sum(), (hidden, logits)
+        nll, aux = -jnp.sum(picked * weight) / weight.sum(), 0.0
+        if routing is not None:
+            tokens = valid.sum().astype(jnp.float32)
+            aux = load_balancing(expert_shares(routing.load, tokens), routing.probs) / tokens
+        return nll + aux, ((nll, aux), hidden, logits)
 
-    (value, (hidden, logits)), gradients = loss(params)
-    return value, hidden, logits, gradients
+    (_, (losses, hidden, logits)), gradients = loss(params)
+    return losses, hidden, logits, gradients
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -87,8 +92,8 @@ def test_logits(name):
 @pytest.mark.parametrize(("name", "remat"), [(f, "none") for f in FAMILIES] + [("gemma3", "full")])
 def test_gradients(name, remat):
     golden, _, model, _ = load(name)
-    value, _, _, gradients = run(name, remat)
-    np.testing.assert_allclose(value, golden["nll"], rtol=1e-5)
+    losses, _, _, gradients = run(name, remat)
+    np.testing.assert_allclose(losses, (golden["nll"], golden.get("aux", 0.0)), rtol=1e-5)
     tensors = to_hf(model.table, model.config.dims, gradients, np.dtype("float32"))
     got = {key: weights.summary(key, tensor.get()) for key, tensor in tensors}
     for name, wanted in zip(golden["shapes"], golden["gradients"], strict=True):
