@@ -16,7 +16,7 @@ from ptjax.export import export
 from ptjax.forward import ForwardOptions
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.weights import open_safetensors
-from ptjax.prepare import prepare
+from ptjax.passes import router_aux
 from ptjax.step import gradients
 from ptjax.types import Mean
 from tests import tiny, toy
@@ -145,7 +145,13 @@ def test_a_run_trains_experts_and_exports_what_it_left_as_it_was(folder):
         assert same != (".mlp." in name), name
 
 
-def test_a_model_without_experts_has_no_router_to_balance(folder, tmp_path):
-    config = tiny.tiny_config(tiny.write(tmp_path), **{"model.router_aux_loss_coef": 0.1})
+def test_the_coefficient_is_the_configs_else_the_models_own(tmp_path):
+    config = tiny.tiny_config(tmp_path)
+    model = Decoder(replace(CONFIG, router_aux_loss_coef=0.02))
+    assert router_aux(config, model) == 0.02 and router_aux(config, toy.MODEL) == 0
+    config.model.router_aux_loss_coef = 0.0
+    assert router_aux(config, model) == 0 and router_aux(config, toy.MODEL) == 0
+    config.model.router_aux_loss_coef = 0.1
+    assert router_aux(config, model) == 0.1
     with pytest.raises(UserError, match="router_aux_loss_coef = 0.1: .* has no experts"):
-        prepare(config)
+        router_aux(config, toy.MODEL)

@@ -61,7 +61,8 @@ def by_hand(params, x, *, norm):
     return out, chosen, probs
 
 
-@pytest.mark.parametrize("norm", [True, pytest.param(False, marks=only_in_full)])
+@only_in_full
+@pytest.mark.parametrize("norm", [True, False])
 def test_each_token_goes_through_its_own_experts_and_padding_through_none(norm):
     merged = one(lora_module.merge(layer(), MODEL.table, LORA))
     x = np.random.RandomState(0).standard_normal((2, 5, CONFIG.embed)).astype(np.float32)
