@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.flops import _active
 from ptjax.models import lora as lora_module
@@ -77,6 +78,15 @@ def test_each_token_goes_through_its_own_experts_and_padding_through_none(norm):
         total = total + probs
     np.testing.assert_array_equal(routing.load, load)
     np.testing.assert_allclose(routing.probs, total, rtol=1e-5)
+
+
+@only_in_full
+def test_rows_that_do_not_divide_over_a_mesh_go_through_the_same_experts():
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 5, CONFIG.embed)), jnp.float32)
+    wanted = run(one(layer()), x, CONFIG)
+    with jax.set_mesh(sharding.make_mesh(dict(fsdp=2, expert=2, tensor=2))):
+        got = run(one(layer()), x, CONFIG)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, wanted)
 
 
 def test_adapters_of_experts_merge_and_have_neither_dora_nor_dropout():
