@@ -181,6 +181,11 @@ def split(batch: Batch, accumulate: int) -> Batch:
     return {name: one(column) for name, column in batch.items()}
 
 
+def micro_key(key: Array | None, index: Array | int) -> Array | None:
+    """The randomness of a step's micro-batch."""
+    return None if key is None else jax.random.fold_in(key, index)
+
+
 def joined(x: Array) -> Array:
     """[accumulate, B/accumulate, ...] -> [B, ...]: undoes `split`."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -13,11 +13,12 @@ import optax
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Bound
-from ptjax.forward import ForwardOptions, computed, forward, split
+from ptjax.balance import routing_metrics, shares_of
+from ptjax.forward import ForwardOptions, computed, forward, micro_key, split
 from ptjax.losses.router import expert_shares, load_balancing
 from ptjax.models.decoder import Decoder
 from ptjax.ops.divergence import Teacher
-from ptjax.types import Batch, Mean, Outputs, Params, Routing, TrainState
+from ptjax.types import Batch, Mean, Outputs, Params, TrainState
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ def gradients(
     tokens = computed(batch)
     shares = None
     if routed and router_aux and accumulate > 1:
-        load = _load(model, state.merged(), batch, accumulate, options, key)
-        shares = expert_shares(load, tokens)
+        shares = shares_of(
+            *(model, state.merged(), batch, tokens),
+            accumulate=accumulate,
+            options=options,
+            key=key,
+        )
 
     def micro_loss(params: Params, micro: Batch, key: Array | None):
         outputs = forward(
@@ -104,9 +109,8 @@ def gradients(
             coefficient * Mean(mean.total, weights[name]).value()
             for name, (coefficient, mean) in terms.items()
         ]
-        apart = len(terms) > 1
+        apart = len(terms) > 1 or bool(routed and router_aux)
         if routed and router_aux:
-            apart = True
             load, probs = outputs.routing
             total = load_balancing(expert_shares(load, tokens) if shares is None else shares, probs)
             parts.append(router_aux * Mean(total, tokens).value())
@@ -121,7 +125,7 @@ def gradients(
 
     def add(total: Any, scanned: tuple[Array, Batch]):
         index, micro = scanned
-        found = run(state.params, micro, _micro_key(key, index))
+        found = run(state.params, micro, micro_key(key, index))
         return jax.tree.map(lambda t, x: t + x, total, found), None
 
     micros = split(batch, accumulate)
@@ -131,51 +135,6 @@ def gradients(
     found, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
     (loss, (metrics, routing)), grads = found
     return loss, grads, metrics | routing_metrics(routing, tokens)
-
-
-def _micro_key(key: Array | None, index: Array) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, index)
-
-
-def _load(
-    model: Decoder,
-    params: Params,
-    batch: Batch,
-    accumulate: int,
-    options: ForwardOptions,
-    key: Array | None,
-) -> Array:
-    """How many tokens of the batch go to each expert, [layers, experts]."""
-
-    def one(scanned: tuple[Array, Batch]) -> Array:
-        index, micro = scanned
-        micro_key = _micro_key(key, index)
-        return forward(
-            model, params, micro, fields=("routing",), options=options, key=micro_key
-        ).routing.load
-
-    loads = jax.lax.map(one, (jnp.arange(accumulate), split(batch, accumulate)))
-    return jax.lax.stop_gradient(jnp.sum(loads, axis=0))
-
-
-def routing_metrics(routing: Routing | None, tokens: Array) -> dict[str, Mean]:
-    """What the routers did with a whole batch, as metrics; none without experts.
-
-    Args:
-      routing: of the whole batch.
-      tokens: how many it has.
-    """
-    if routing is None:
-        return {}
-    load, probs = routing
-    aux = load_balancing(expert_shares(load, tokens), probs)
-    each = load / jnp.maximum(jnp.sum(load, axis=1, keepdims=True), 1)
-    one = jnp.float32(1)
-    return {
-        "moe/aux": Mean(aux, tokens),
-        "moe/most_loaded": Mean(jnp.max(each), one),
-        "moe/idle": Mean(jnp.mean(load == 0, dtype=jnp.float32), one),
-    }
 
 
 def train_step(
