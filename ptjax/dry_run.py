@@ -14,7 +14,7 @@ from ptjax.generate import writer
 from ptjax.job import Run, all_rows
 from ptjax.prepare import prepare
 from ptjax.resuming import outlook
-from ptjax.sharding import BATCH, batch_shards
+from ptjax.sharding import batch_axes, batch_shards
 from ptjax.types import COLUMN_DTYPES, tree_bytes
 
 _GIB = 2**30
@@ -34,7 +34,7 @@ def report(config: Config, workdir: str | None = None) -> str:
     there = [f"workdir    {workdir}: {outlook(run, workdir)}"] if workdir else []
     with jax.set_mesh(run.mesh):
         shapes = max(run.pipeline.shapes, key=lambda s: s.get("pack", s["tokens"]))
-        sharding = NamedSharding(run.mesh, PartitionSpec(BATCH))
+        sharding = NamedSharding(run.mesh, PartitionSpec(batch_axes(run.mesh)))
         blocks = batch_shards(run.mesh) * config.accumulate
         parts = 1 if run.rollout is None else run.rollout.minibatches
         staged = all_rows(run.rollout, shapes | run.staged(shapes), blocks, parts)

@@ -10,10 +10,11 @@ import numpy as np
 from ptjax.algorithms.base import Bound
 from ptjax.data import HostBatch
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.config import ModelConfig
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import CRITIC
 from ptjax.models.flax_adapter import FlaxModel
-from ptjax.models.spec import Table
+from ptjax.models.spec import Param, Table
 from ptjax.ops.logprobs import FIELDS
 from ptjax.types import TrainState
 
@@ -62,7 +63,10 @@ class FlopCounter:
     ):
         trained = state.params
         head = output_names(rows)
-        sizes = {name: leaf.size for name, leaf in state.merged().items()}
+        sizes = {
+            name: _active(leaf.size, rows[name], model.config)
+            for name, leaf in state.merged().items()
+        }
         kernels = {
             name: size for name, size in sizes.items() if rows[name].is_kernel and name not in head
         }
@@ -138,6 +142,11 @@ class FlopCounter:
                 passes += stage.passes
                 there = there | stage.writes.keys()
         return passes
+
+
+def _active(size: int, row: Param, config: ModelConfig) -> int:
+    """Of a leaf's parameters those that a token is multiplied with: of experts', the chosen."""
+    return size * config.top_k // config.experts if "experts" in row.stack else size
 
 
 def _before(columns: dict[str, np.ndarray]) -> np.ndarray:

@@ -6,6 +6,7 @@ R/S tokens and K = N · B/S sequences of a shard.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +100,13 @@ def forward(
         lengths = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
         width = options.neftune / jnp.sqrt(lengths * model.config.embed)
         noise = rows.gather(jnp.where(valid, width, 0.0))
-    hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
+    if "routing" in fields:
+        hidden, found["routing"] = model.routed(
+            params, tokens, span, compute=options.compute, key=key, noise=noise
+        )
+    else:
+        hidden = model.hidden(params, tokens, span, compute=options.compute, key=key, noise=noise)
     scored = behind_first(valid) if options.everywhere else batch["mask"] != 0
     if said := tuple(name for name in fields if name in FIELDS):
         stats = model.stats(
@@ -113,7 +119,7 @@ def forward(
             chunk=options.head_chunk,
             linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
         )
-        found = {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
+        found |= {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
     if "divergence" in fields:
         if teacher is None or "teacher_hidden" not in batch:
             raise UserError("divergence: there is no teacher; set config.reference.source")
@@ -144,6 +150,12 @@ def forward(
     return Outputs(**found)
 
 
+def computed(batch: Batch) -> Float[Array, ""]:
+    """How many tokens a forward pass computes: a prompt that stands once counts once."""
+    there = batch["pack"] >= 0 if "pack" in batch else batch["valid"]
+    return jnp.sum(there, dtype=jnp.float32)
+
+
 def behind_first(valid: Bool[Array, "*B T"]) -> Bool[Array, "*B T"]:
     """The real tokens that have one before them: all but each sequence's first."""
     return valid & (jnp.cumsum(valid, axis=-1, dtype=jnp.int32) > 1)
@@ -167,6 +179,11 @@ def split(batch: Batch, accumulate: int) -> Batch:
         return x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     return {name: one(column) for name, column in batch.items()}
+
+
+def micro_key(key: Array | None, index: Array | int) -> Array | None:
+    """The randomness of a step's micro-batch."""
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 def joined(x: Array) -> Array:

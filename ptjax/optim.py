@@ -138,9 +138,9 @@ def _adafactor(rows: Mapping[str, Param]) -> optax.GradientTransformation:
         row, matrix = rows[key], matrix_shape(rows[key], leaf.shape)
         factored = min(matrix, default=0) >= FACTORED
         tx: Any = optax.adafactor(-1.0, min_dim_size_to_factor=FACTORED, factored=factored)
-        if row.stacked:
+        for _ in row.stack:
             tx = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
-        return tx, leaf.shape[: row.stacked] + matrix if factored else leaf.shape
+        return tx, leaf.shape[: len(row.stack)] + matrix if factored else leaf.shape
 
     def init(params: Any) -> dict[str, Any]:
         state = {}
@@ -165,7 +165,7 @@ def matrix_shape(row: Param, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A layer's kernel as inputs x outputs, an embedding as it is; () for what is no matrix."""
     if not row.is_kernel:
         return shape if "vocab" in row.names else ()
-    sizes = shape[row.stacked :]
+    sizes = shape[len(row.stack) :]
     inputs = len(row.inputs)
     return math.prod(sizes[:inputs]), math.prod(sizes[inputs:])
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from ptjax.algorithms.base import Bound
 from ptjax.config import Config
+from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward_in_parts
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.optim import Schedule
@@ -58,7 +60,7 @@ def make_passes(
         bound=bound,
         tx=tx,
         schedule=schedule,
-        options=step_options(config),
+        options=replace(step_options(config), router_aux=router_aux(config, model)),
         forward_options=forward_options,
     )
     evaluate = functools.partial(
@@ -74,6 +76,20 @@ def make_passes(
         evaluate=jax.jit(evaluate),
         policy=one_pass(config, model, forward_options),
     )
+
+
+def router_aux(config: Config, model: Decoder) -> float:
+    """The coefficient of the load-balancing loss: the config's, else the model's own.
+
+    Raises:
+      UserError: the config gives one, and the model has no experts.
+    """
+    given = config.model.router_aux_loss_coef
+    if given and not model.config.experts:
+        raise UserError(
+            f"config.model.router_aux_loss_coef = {given}: {config.model.source} has no experts"
+        )
+    return model.config.router_aux_loss_coef if given is None else float(given)
 
 
 def one_pass(config: Config, model: Decoder, options: ForwardOptions) -> Callable[..., Any]:

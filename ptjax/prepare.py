@@ -282,7 +282,7 @@ def initial_state(
 
 def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Array]:
     """Room for a rollout's columns, where it is kept for several steps."""
-    over_rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    over_rows = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
     return {
         name: jnp.zeros(shape, COLUMN_DTYPES[name], device=over_rows)
         for name, shape in shapes.items()

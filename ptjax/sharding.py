@@ -1,6 +1,7 @@
 """Meshes, and which logical axis lies on which mesh axis: the only file that knows devices.
 
-Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sharded), `tensor`
+Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sharded), `expert`
+(batch, experts sharded, other parameters as over `fsdp`; there where it is asked for), `tensor`
 (heads, hidden units and vocabulary sharded).
 """
 
@@ -13,21 +14,24 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ptjax.errors import UserError, check_keys
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH = ("data", "fsdp", "expert")
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "expert"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": "expert",
+    "expert_embed": "fsdp",
+    "routes": None,
     "head_dim": None,
     "layers": None,
     "rank": None,
@@ -37,9 +41,10 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over `data`, `fsdp` and `tensor`; one size may be -1 for "all that is left".
+    """A mesh over `AXES`; one size may be -1 for "all that is left".
 
-    Where devices are of several slices, `data` goes over them first.
+    It has no axis `expert` where that is 1. Where devices are of several slices, `data` goes over
+    them first.
 
     Raises:
       UserError: an unknown axis, sizes whose product is not the number of devices, or a `data` that
@@ -47,9 +52,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """
     check_keys(sizes, AXES, "config.mesh")
     devices = jax.devices() if devices is None else list(devices)
-    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    axes = tuple(axis for axis in AXES if axis != "expert" or int(sizes.get(axis, 1)) != 1)
+    shape = [int(sizes.get(axis, 1)) for axis in axes]
     asked = "config.mesh " + " x ".join(
-        f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True)
+        f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)
     )
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise UserError(f"{asked}: sizes are positive, and at most one is -1")
@@ -60,17 +66,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         shape[shape.index(-1)] = len(devices) // rest
     if math.prod(shape) != len(devices):
         raise UserError(f"{asked} needs {math.prod(shape)} devices, but there are {len(devices)}")
-    kinds = (AxisType.Auto,) * len(AXES)
+    kinds = (AxisType.Auto,) * len(axes)
     slices = _slices(devices)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=kinds)
+        return jax.make_mesh(shape, axes, devices=devices, axis_types=kinds)
     if shape[0] % slices:
         raise UserError(
             f"{asked}: there are {slices} slices, and parameters are sharded within one: set data "
             f"to a multiple of {slices}"
         )
-    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, kinds)
+    within, across = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), axes, kinds)
 
 
 def _slices(devices: Sequence[Any]) -> int:
@@ -80,9 +86,26 @@ def _slices(devices: Sequence[Any]) -> int:
     return len({getattr(device, "slice_index", None) for device in devices})
 
 
+def _lies_on(axis: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh that the rules lay a logical axis on."""
+    rule = RULES[axis] if axis else None
+    names = (rule,) if isinstance(rule, str) else rule or ()
+    return tuple(name for name in names if name in mesh.shape)
+
+
+def _parts(axis: str | None, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rules cut a logical axis."""
+    return math.prod(mesh.shape[name] for name in _lies_on(axis, mesh))
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of a mesh that the batch lies on."""
+    return _lies_on("batch", mesh)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many shards the batch axis has."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    return _parts("batch", mesh)
 
 
 def partition(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -94,14 +117,13 @@ def partition(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> Partitio
     Raises:
       ValueError: a logical axis without a rule, or two that ask for the same mesh axis.
     """
-    rules = {axis: None if axis[0].isdigit() else RULES.get(axis, axis) for axis in axes}
-    if unknown := [axis for axis, rule in rules.items() if rule == axis]:
+    known = {axis for axis in axes if axis[0].isdigit() or axis in RULES}
+    if unknown := [axis for axis in axes if axis not in known]:
         raise ValueError(f"no sharding rule for axis {unknown[0]!r} of {tuple(axes)}")
     spec: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
-        rule = rules[axis]
-        names = (rule,) if isinstance(rule, str) else rule or ()
+        names = () if axis[0].isdigit() else _lies_on(axis, mesh)
         if used & set(names):
             raise ValueError(f"axes {tuple(axes)} use mesh axis {min(used & set(names))!r} twice")
         used |= set(names)
@@ -137,10 +159,8 @@ def constrain(x: Array, *axes: str | None) -> Array:
         return x
     spec = []
     for axis, size in zip(axes, x.shape, strict=True):
-        rule = RULES[axis] if axis else None
-        names = (rule,) if isinstance(rule, str) else rule or ()
-        divides = size % math.prod(mesh.shape[name] for name in names) == 0
-        spec.append(tuple(names) if names and divides else None)
+        names = _lies_on(axis, mesh)
+        spec.append(names if names and size % _parts(axis, mesh) == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
@@ -165,30 +185,81 @@ def local(
     if mesh.empty or mesh.size == 1:
         return function(*args)
 
-    def parts(axis: str) -> int:
-        rule = RULES[axis] or ()
-        return math.prod(mesh.shape[name] for name in ((rule,) if isinstance(rule, str) else rule))
-
     sizes = [
         pair
         for axes, x in zip(inputs, args, strict=True)
         for pair in zip(axes, x.shape, strict=True)
     ]
-    whole = {RULES[axis] for axis, size in sizes if axis and size % parts(axis)}
+    whole = {_lies_on(axis, mesh) for axis, size in sizes if size % _parts(axis, mesh)}
 
     def spec(axes: Sequence[str | None]) -> PartitionSpec:
-        rules = [RULES[axis] if axis else None for axis in axes]
-        return PartitionSpec(*(None if rule in whole else rule for rule in rules))
+        names = [_lies_on(axis, mesh) for axis in axes]
+        return PartitionSpec(*(None if name in whole else name or None for name in names))
 
     specs: Any = tuple(map(spec, inputs))
     mapped = jax.shard_map(function, in_specs=specs, out_specs=spec(output), check_vma=False)
     return mapped(*args)
 
 
+def by_expert(
+    function: Callable[..., Array],
+    tokens: Sequence[Array],
+    kernels: Sequence[Array],
+    axes: Sequence[Sequence[str | None]],
+) -> Array:
+    """Σ over experts of `function(first, tokens, kernels)`, each device with its own experts.
+
+    Over the mesh axis `expert` devices have different rows and different experts. Each is given the
+    rows of all of them (an all-gather), and of all sums gets those of its own rows (a
+    reduce-scatter). For E devices of T tokens each receives 2 (E-1) · T hidden states a layer; an
+    all-to-all that drops no token, with k experts each, would 2 k (E-1)/E · T if they were loaded
+    alike, and need room for as many as are gathered here if they were not.
+
+    Args:
+      function: of the number of the device's first expert, its tokens and its kernels; gives what
+        these experts add to each token, an array like the first of the tokens.
+      tokens: [rows, ...] each.
+      kernels: [experts, ...] each.
+      axes: the logical axes of each kernel, None for one that is not sharded; `mlp` is summed over.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(0, tokens, kernels)
+    whole = {
+        axis
+        for names, x in zip(axes, kernels, strict=True)
+        for axis, size in zip(names, x.shape, strict=True)
+        if size % _parts(axis, mesh)
+    }
+    rows = _lies_on("batch", mesh) if len(tokens[0]) % _parts("batch", mesh) == 0 else ()
+    over = () if "experts" in whole else _lies_on("experts", mesh)
+    summed = () if "mlp" in whole else _lies_on("mlp", mesh)
+    apart = bool(over and rows)
+
+    def run(tokens: Sequence[Array], kernels: Sequence[Array]) -> Array:
+        first = jax.lax.axis_index(over) * len(kernels[0]) if over else 0
+        if apart:
+            tokens = [jax.lax.all_gather(x, over, tiled=True) for x in tokens]
+        out = function(first, tokens, kernels)
+        if apart:
+            out = jax.lax.psum_scatter(out, over, tiled=True)
+        elif over:
+            out = jax.lax.psum(out, over)
+        return jax.lax.psum(out, summed) if summed else out
+
+    def spec(names: Sequence[str | None]) -> PartitionSpec:
+        return PartitionSpec(*(None if n in whole else _lies_on(n, mesh) or None for n in names))
+
+    by_row = PartitionSpec(rows or None)
+    specs: Any = ([by_row] * len(tokens), [spec(names) for names in axes])
+    mapped = jax.shard_map(run, in_specs=specs, out_specs=by_row, check_vma=False)
+    return mapped(list(tokens), list(kernels))
+
+
 def active_batch_shards() -> int:
     """Batch shards of the mesh in force, 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+    return 1 if mesh.empty else _parts("batch", mesh)
 
 
 def put_rows(rows: np.ndarray, mesh: Mesh, *, whole: bool = False) -> Array:
@@ -199,7 +270,7 @@ def put_rows(rows: np.ndarray, mesh: Mesh, *, whole: bool = False) -> Array:
       mesh: of all processes.
       whole: whether they are all there are, alike in every process.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
     shape = rows.shape if whole else None
     return jax.make_array_from_process_local_data(sharding, rows, shape)
 

@@ -13,7 +13,9 @@ import optax
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Bound
-from ptjax.forward import ForwardOptions, forward, split
+from ptjax.balance import routing_metrics, shares_of
+from ptjax.forward import ForwardOptions, computed, forward, micro_key, split
+from ptjax.losses.router import expert_shares, load_balancing
 from ptjax.models.decoder import Decoder
 from ptjax.ops.divergence import Teacher
 from ptjax.types import Batch, Mean, Outputs, Params, TrainState
@@ -30,6 +32,7 @@ class StepOptions:
         the last accepted ones changes nothing; 0 for no such guard.
       spike_window: how many accepted losses the median is over.
       seed: folded with the step's number into all its randomness.
+      router_aux: coefficient of the load-balancing loss of a mixture of experts; 0 for none.
     """
 
     accumulate: int = 1
@@ -37,6 +40,7 @@ class StepOptions:
     spike: float = 0.0
     spike_window: int = 64
     seed: int = 0
+    router_aux: float = 0.0
 
 
 def new_guard(options: StepOptions) -> dict[str, Array]:
@@ -67,19 +71,34 @@ def gradients(
     options: ForwardOptions,
     key: Array | None,
     teacher: Teacher | None = None,
+    router_aux: float = 0.0,
 ) -> tuple[Array, Params, dict[str, Mean]]:
     """The loss over the whole batch, its gradient in float32, and the metrics.
 
     loss = Σ_terms coefficient · Σ total / Σ weight, with both sums over all micro-batches.
+
+    A mixture of experts has the load-balancing loss as a term beside the method's own, where
+    `router_aux` is not 0. That is a product of two means over the batch: with several micro-batches
+    a forward pass over all of them finds the one that has no gradient first.
     """
     weights = term_weights(bound, batch)
+    routed = ("routing",) if model.config.experts else ()
+    tokens = computed(batch)
+    shares = None
+    if routed and router_aux and accumulate > 1:
+        shares = shares_of(
+            *(model, state.merged(), batch, tokens),
+            accumulate=accumulate,
+            options=options,
+            key=key,
+        )
 
     def micro_loss(params: Params, micro: Batch, key: Array | None):
         outputs = forward(
             model,
             {**state.frozen, **params},
             micro,
-            fields=bound.needs,
+            fields=(*bound.needs, *routed),
             options=options,
             key=key,
             linear=bound.linear(micro) if bound.linear else None,
@@ -90,27 +109,32 @@ def gradients(
             coefficient * Mean(mean.total, weights[name]).value()
             for name, (coefficient, mean) in terms.items()
         ]
-        metrics = metrics | {f"loss/{n}": mean for n, (_, mean) in terms.items() if len(terms) > 1}
-        return sum(parts), metrics
+        apart = len(terms) > 1 or bool(routed and router_aux)
+        if routed and router_aux:
+            load, probs = outputs.routing
+            total = load_balancing(expert_shares(load, tokens) if shares is None else shares, probs)
+            parts.append(router_aux * Mean(total, tokens).value())
+        metrics = metrics | {f"loss/{n}": mean for n, (_, mean) in terms.items() if apart}
+        return sum(parts), (metrics, outputs.routing)
 
     run = jax.value_and_grad(micro_loss, has_aux=True)
     if accumulate == 1:
-        (loss, metrics), grads = run(state.params, batch, key)
-        return loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
+        (loss, (metrics, routing)), grads = run(state.params, batch, key)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        return loss, grads, metrics | routing_metrics(routing, tokens)
 
     def add(total: Any, scanned: tuple[Array, Batch]):
         index, micro = scanned
-        micro_key = None if key is None else jax.random.fold_in(key, index)
-        (loss, metrics), grads = run(state.params, micro, micro_key)
-        return jax.tree.map(lambda t, x: t + x, total, (loss, grads, metrics)), None
+        found = run(state.params, micro, micro_key(key, index))
+        return jax.tree.map(lambda t, x: t + x, total, found), None
 
     micros = split(batch, accumulate)
     first = jax.tree.map(lambda x: x[0], micros)
     shapes = jax.eval_shape(run, state.params, first, key)
-    (loss, metrics), grads = shapes
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (loss, grads, metrics))
-    (loss, grads, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
-    return loss, grads, metrics
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+    found, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
+    (loss, (metrics, routing)), grads = found
+    return loss, grads, metrics | routing_metrics(routing, tokens)
 
 
 def train_step(
@@ -145,6 +169,7 @@ def train_step(
         options=forward_options,
         key=key,
         teacher=teacher,
+        router_aux=options.router_aux,
     )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -91,6 +91,18 @@ Leaf = Any
 _ABSENT: Any = None
 
 
+class Routing(NamedTuple):
+    """What the routers of a mixture of experts did with a batch, padding left out; a row a layer.
+
+    Sums over tokens: those of micro-batches add up.
+    """
+
+    load: Float[Array, "layers experts"]
+    """How many tokens went to each expert."""
+    probs: Float[Array, "layers experts"]
+    """The router's probability of each expert."""
+
+
 class Outputs(NamedTuple):
     """What one forward pass says of a batch; a field that nobody asked for is None.
 
@@ -127,6 +139,8 @@ class Outputs(NamedTuple):
     """
     hidden: Float[Array, "B N T D"] = _ABSENT
     """Final hidden states: the one at t has read t. In the dtype that the model computes in."""
+    routing: Routing = _ABSENT
+    """Of a mixture of experts: where its tokens went; of every token that was computed, once."""
 
 
 @flax.struct.dataclass

@@ -17,7 +17,7 @@ ORDER = (
     "run_files",
     "workdir",
     "forward data",
-    "generate rewards",
+    "generate rewards balance",
     "environments",
     "stages",
     "algorithms",

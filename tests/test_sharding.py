@@ -71,8 +71,8 @@ def test_a_mesh_axis_used_twice_raises(mesh):
 
 
 def test_an_axis_without_a_rule_raises(mesh):
-    with pytest.raises(ValueError, match="no sharding rule for axis 'experts'"):
-        sharding.partition(("experts", "embed"), (4, 8), mesh)
+    with pytest.raises(ValueError, match="no sharding rule for axis 'expert'"):
+        sharding.partition(("expert", "embed"), (4, 8), mesh)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

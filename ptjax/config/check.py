@@ -38,6 +38,7 @@ _RULES: dict[str, _Rule] = {
     "neftune": _NOT_NEGATIVE,
     "model.dropout": _PART,
     "model.head_chunk": _COUNT,
+    "model.router_aux_loss_coef": _NOT_NEGATIVE,
     "lora.rank": _COUNT,
     "lora.alpha": _POSITIVE,
     "lora.dropout": _PART,

@@ -184,31 +184,33 @@ def _tensors(
 ) -> Iterator[Named]:
     """Each Hugging Face tensor of some leaves, merged with its adapter when it is fetched."""
     for name, param in rows.items():
-        for hf, layer in hf_names(name, param, dims):
+        for hf, place in hf_names(name, param, dims):
 
-            def get(name=name, param=param, layer=layer) -> np.ndarray:
-                return to_layout(to_host(_slice(params, name, param, layer, lora)), param, dims)
+            def get(name=name, param=param, place=place) -> np.ndarray:
+                return to_layout(to_host(_slice(params, name, param, place, lora)), param, dims)
 
             yield hf, Lazy(hf_shape(param, dims), params[name].dtype, get)
 
 
 def _slice(
-    params: Mapping[str, Array], name: str, param: Param, layer: int | None, lora: Lora | None
+    params: Mapping[str, Array], name: str, param: Param, place: tuple[int, ...], lora: Lora | None
 ) -> Array:
-    """One layer of a leaf, with its adapter folded in."""
+    """One slice of a leaf's stack, with its adapter folded in."""
     parts = {part: f"kernel{part}" for part in ("", ".lora_a", ".lora_b", ".dora_m")}
     own = {ours: params[name + part] for part, ours in parts.items() if name + part in params}
-    if layer is None:
+    if not place:
         return params[name]
     if lora is None or len(own) == 1:
-        return params[name][layer]
-    return _merged_layer(own, layer, axes=param.axes, lora=lora)
+        return params[name][place]
+    return _merged_slice(own, place, axes=param.one.axes, lora=lora)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "lora"))
-def _merged_layer(own: Mapping[str, Array], layer: int | Array, *, axes: str, lora: Lora) -> Array:
-    one = {part: leaf[layer] for part, leaf in own.items()}
-    return lora_module.merge(one, {"kernel": Param(axes.removeprefix("layers "))}, lora)["kernel"]
+def _merged_slice(
+    own: Mapping[str, Array], place: tuple[Any, ...], *, axes: str, lora: Lora
+) -> Array:
+    one = {part: leaf[place] for part, leaf in own.items()}
+    return lora_module.merge(one, {"kernel": Param(axes)}, lora)["kernel"]
 
 
 def _cast(name: str, tensor: Lazy, dtype: np.dtype) -> Lazy:

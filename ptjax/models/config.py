@@ -29,6 +29,11 @@ class ModelConfig:
       ropes: the kinds of rotary embedding that layers choose from.
       rope_kind: a layer's index into `ropes`, -1 for none (NoPE).
       window: how many positions a layer looks back, itself included; `GLOBAL_WINDOW` for all.
+      mlp: hidden units of a layer's MLP, or of each of its experts.
+      experts: how many each layer has; 0: an MLP.
+      top_k: experts that each token goes to.
+      norm_topk: whether their weights are made to add up to 1.
+      router_aux_loss_coef: of the load-balancing loss, as its makers had it.
     """
 
     family: str
@@ -55,10 +60,15 @@ class ModelConfig:
     embed_scale: float = 1.0
     attn_bias: tuple[str, ...] = ()
     mlp_bias: bool = False
+    experts: int = 0
+    top_k: int = 0
+    norm_topk: bool = True
+    router_aux_loss_coef: float = 0.0
 
     @property
     def dims(self) -> dict[str, int]:
         """Sizes of the logical axes that the tables name."""
+        routed = {"experts": self.experts, "routes": self.experts, "expert_embed": self.embed}
         return {
             "vocab": self.vocab,
             "embed": self.embed,
@@ -68,6 +78,7 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "mlp": self.mlp,
             "labels": 1,
+            **(routed if self.experts else {}),
         }
 
     def with_vocab(self, vocab: int) -> "ModelConfig":

@@ -109,18 +109,19 @@ def _leaf(
 ) -> Array:
     size = shape(param, dims)
     placed = sharding.named(param.names, size, mesh)
-    if not param.stacked:
+    if not param.stack:
         tensor = from_layout(source.read(param.hf), param, dims)
         return jax.make_array_from_callback(size, placed, lambda i: _cast(tensor[i], dtype))
-    slice_placed = sharding.named(param.names[1:], size[1:], mesh)
+    one_size = shape(param.one, dims)
+    one_placed = sharding.named(param.one.names, one_size, mesh)
     stack = jnp.zeros(size, dtype, device=placed)
     write = _writer(placed)
-    for hf, layer in hf_names(name, param, dims):
+    for hf, place in hf_names(name, param, dims):
         tensor = from_layout(source.read(hf), param, dims)
         one = jax.make_array_from_callback(
-            size[1:], slice_placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+            one_size, one_placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
         )
-        stack = write(stack, one, layer)
+        stack = write(stack, one, place)
     return stack
 
 
@@ -130,12 +131,13 @@ def _cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 @functools.cache
 def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any], Array]:
-    """Writes one layer into a stacked leaf in place."""
-    return jax.jit(
-        lambda stack, one, layer: jax.lax.dynamic_update_index_in_dim(stack, one, layer, 0),
-        donate_argnums=0,
-        out_shardings=placed,
-    )
+    """Writes one tensor into its place of a stacked leaf."""
+
+    def write(stack: Array, one: Array, place: tuple[Any, ...]) -> Array:
+        block = one.reshape((1,) * len(place) + one.shape)
+        return jax.lax.dynamic_update_slice(stack, block, (*place, *(0,) * one.ndim))
+
+    return jax.jit(write, donate_argnums=0, out_shardings=placed)
 
 
 def to_hf(
@@ -150,11 +152,10 @@ def to_hf(
       dtypes: of the tensors: one for all, or by Hugging Face name (as they were imported).
     """
     for name, param in table.items():
-        for hf, layer in hf_names(name, param, dims):
+        for hf, place in hf_names(name, param, dims):
             dtype = dtypes if isinstance(dtypes, np.dtype) else dtypes[hf]
 
-            def get(leaf=params[name], layer=layer, param=param, dtype=dtype) -> np.ndarray:
-                array = np.asarray(leaf if layer is None else leaf[layer])
-                return to_layout(array, param, dims).astype(dtype)
+            def get(leaf=params[name], place=place, param=param, dtype=dtype) -> np.ndarray:
+                return to_layout(np.asarray(leaf[place]), param, dims).astype(dtype)
 
             yield hf, Lazy(hf_shape(param, dims), dtype, get)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models import families
 from ptjax.models.config import ModelConfig
+from ptjax.models.experts import mixture
 from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
@@ -22,7 +23,7 @@ from ptjax.ops.attention import ATTENDED, Span, attention
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.sharding import constrain
-from ptjax.types import Leaf
+from ptjax.types import Leaf, Routing
 
 REMAT = {
     "none": None,
@@ -262,18 +263,31 @@ class Decoder:
           key: randomness of dropout and noise; None for evaluation.
           noise: NEFTune's half-width for each token: embeddings get U(-noise, noise) added.
         """
+        return self.routed(params, tokens, span, compute=compute, key=key, noise=noise)[0]
+
+    def routed(
+        self,
+        params: Mapping[str, Array],
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = DEFAULT,
+        key: Array | None = None,
+        noise: Float[Array, "R L"] | None = None,
+    ) -> tuple[Float[Array, "R L D"], Routing | None]:
+        """What `hidden` gives, and where a mixture of experts sent the tokens; else None."""
         x, layers, flags = self._prepare(params, tokens, compute, key, noise)
         tables = rotary_tables(self.config, span.positions)
 
-        def layer(x: Array, scanned: tuple) -> tuple[Array, None]:
+        def layer(x: Array, scanned: tuple) -> tuple[Array, Routing | None]:
             weights, flag = scanned
-            x, _ = self._layer(weights, x, tables, flag, span, span, compute, key, None)
-            return x, None
+            x, _, routing = self._layer(weights, x, tables, flag, span, span, compute, key, None)
+            return x, routing
 
         if compute.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[compute.remat], prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, (layers, flags))
-        return self._final(params, x)
+        x, routing = jax.lax.scan(layer, x, (layers, flags))
+        return self._final(params, x), routing
 
     def extend(
         self,
@@ -301,7 +315,7 @@ class Decoder:
             x, k, v = carry
             weights, flag = scanned
             held = (k, v, flag["layer"], cache.length)
-            x, (k, v) = self._layer(weights, x, tables, flag, query, seen, compute, None, held)
+            x, (k, v), _ = self._layer(weights, x, tables, flag, query, seen, compute, None, held)
             return (x, k, v), None
 
         (x, k, v), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (layers, flags))
@@ -335,7 +349,7 @@ class Decoder:
 
     def _layer(
         self, weights, x, tables, flag, span, seen, compute, key, cache
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Any, Routing | None]:
         """One layer; with a cache, keys and values go through it and it is returned."""
         config = self.config
         keys: tuple[Array | None, ...] = (None,) * 9
@@ -368,11 +382,15 @@ class Decoder:
             y = norm(y, "post_attn_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[4]), "batch", None, None)
         y = norm(x, "mlp_norm") if config.norm != "post" else x
-        y = mlp(weights, y, config, self.lora, keys[5:8])
+        routing = None
+        if config.experts:
+            y, routing = mixture(weights, y, span.segments != 0, config, self.lora)
+        else:
+            y = mlp(weights, y, config, self.lora, keys[5:8])
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[8]), "batch", None, None)
-        return x, cache
+        return x, cache, routing
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)

@@ -36,6 +36,21 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_EXPERTS = {
+    "llama": {
+        "ffn_gate_inp": "block_sparse_moe.gate",
+        "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+        "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+        "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+    },
+    "qwen3moe": {
+        "ffn_gate_inp": "mlp.gate",
+        "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+        "ffn_up_exps": "mlp.experts.{}.up_proj",
+        "ffn_down_exps": "mlp.experts.{}.down_proj",
+    },
+}
+"""Of mixtures of experts: `{}` is the expert's number, its place along a stored tensor."""
 _DERIVED = ("rope_freqs.weight",)
 
 
@@ -51,15 +66,23 @@ class GGUFSource:
     """Hugging Face name -> number of heads, where rows are stored interleaved."""
     shifted: frozenset[str]
     """Hugging Face names of norms stored with one added."""
+    places: dict[str, int]
+    """Hugging Face name -> place of its part of the stored tensor, where that holds all experts."""
 
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of every tensor, in the file's order."""
-        shapes = {name: self.file.tensors[stored].shape for name, stored in self.names.items()}
+        shapes = {
+            name: self.file.tensors[stored].shape[name in self.places :]
+            for name, stored in self.names.items()
+        }
         return {name: TensorSpec(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Returns the tensor, or `tensor[index]`, in float32; only it is held in memory."""
         index = index or ()
+        if name in self.places:
+            one = slice(self.places[name], self.places[name] + 1)
+            return read_tensor(self.file, self.names[name], one)[0][index]
         if name in self.heads:
             return _deinterleave(read_tensor(self.file, self.names[name]), self.heads[name])[index]
         rows, rest = index[0] if index else None, (slice(None), *index[1:])
@@ -85,9 +108,17 @@ def open_gguf(path: str | os.PathLike[str], hf_config: dict[str, Any]) -> GGUFSo
         "q_proj": hf_config["num_attention_heads"],
         "k_proj": hf_config["num_key_value_heads"],
     }
-    names = {
-        _hf_name(file, stored, arch): stored for stored in file.tensors if stored not in _DERIVED
-    }
+    names: dict[str, str] = {}
+    places: dict[str, int] = {}
+    for stored, tensor in file.tensors.items():
+        if stored in _DERIVED:
+            continue
+        name = _hf_name(file, stored, arch)
+        if "{}" in name:
+            places |= {name.format(place): place for place in range(tensor.shape[0])}
+            names |= {name.format(place): stored for place in range(tensor.shape[0])}
+        else:
+            names[name] = stored
     heads: dict[str, int] = {}
     for name, stored in names.items():
         projection = name.split(".")[-2]
@@ -100,7 +131,7 @@ def open_gguf(path: str | os.PathLike[str], hf_config: dict[str, Any]) -> GGUFSo
             heads[name] = counts[projection]
     norms = (name for name in names if name.endswith("norm.weight"))
     shifted = frozenset(norms if arch in _SHIFTED_NORMS else ())
-    return GGUFSource(str(file.path), file, names, heads, shifted)
+    return GGUFSource(str(file.path), file, names, heads, shifted, places)
 
 
 def _hf_name(file: GGUFFile, stored: str, arch: str) -> str:
@@ -108,10 +139,11 @@ def _hf_name(file: GGUFFile, stored: str, arch: str) -> str:
     layer, part, kind = match.groups() if match else (None, "", "")
     if layer is None and part in _TOP:
         return f"{_TOP[part]}.{kind}"
-    if layer is None or part not in _LAYER:
+    known = _LAYER | _EXPERTS.get(arch, {})
+    if layer is None or part not in known:
         raise UserError(f"{file.path}: tensor {stored!r} has no place in architecture {arch!r}")
     gemma_mlp_norm = part == "ffn_norm" and arch in _SHIFTED_NORMS
-    ours = "pre_feedforward_layernorm" if gemma_mlp_norm else _LAYER[part]
+    ours = "pre_feedforward_layernorm" if gemma_mlp_norm else known[part]
     return f"model.layers.{int(layer)}.{ours}.{kind}"
 
 

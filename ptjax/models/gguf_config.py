@@ -15,6 +15,7 @@ FAMILIES = {
     "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
     "gemma2": ("gemma2", "Gemma2ForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM"),
@@ -76,7 +77,9 @@ def gguf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = read_gguf(path)
     entries = _Entries(file, architecture_of(file))
     model_type, architecture = FAMILIES[entries.arch]
-    if entries.arch == "llama" and _is_mistral(file.metadata):
+    if entries.arch == "llama" and entries.integer("expert_count"):
+        model_type, architecture = "mixtral", "MixtralForCausalLM"
+    elif entries.arch == "llama" and _is_mistral(file.metadata):
         model_type, architecture = "mistral", "MistralForCausalLM"
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -153,7 +156,19 @@ def _llama_like(entries: _Entries, config: dict[str, Any]) -> dict[str, Any]:
         settings["sliding_window"] = window
     if arch in ("llama", "smollm3"):
         settings["mlp_bias"] = "blk.0.ffn_up.bias" in entries.file.tensors
-    if arch in ("qwen2", "qwen3", "smollm3"):
+    if config["model_type"] == "mixtral":
+        settings |= {
+            "num_local_experts": entries.need("expert_count"),
+            "num_experts_per_tok": entries.need("expert_used_count"),
+        }
+    if arch == "qwen3moe":  # llama.cpp makes the weights of a token's experts add up to 1
+        settings |= {
+            "num_experts": entries.need("expert_count"),
+            "num_experts_per_tok": entries.need("expert_used_count"),
+            "moe_intermediate_size": entries.need("expert_feed_forward_length"),
+            "norm_topk_prob": True,
+        }
+    if arch in ("qwen2", "qwen3", "qwen3moe", "smollm3"):
         settings |= {"use_sliding_window": False, "sliding_window": None}
     if arch == "smollm3":
         settings["no_rope_layer_interval"] = 4

@@ -144,9 +144,10 @@ def read_tensor(file: GGUFFile, name: str, rows: slice | None = None) -> np.ndar
         return np.empty(shape, np.float32)[() if rows is None else rows]
     try:
         stored = np.memmap(file.path, np.uint8, "r", offset, (lines, nbytes // lines))
-        if rows is not None and len(shape) == 2:
-            stored = stored[rows]
-            shape, rows = (len(stored), shape[1]), None
+        if rows is not None and len(shape) > 1:
+            stored = stored.reshape(shape[0], -1, stored.shape[1])[rows]
+            shape, rows = (len(stored), *shape[1:]), None
+            stored = stored.reshape(-1, stored.shape[2])
         quantized = np.ascontiguousarray(stored)
         with np.errstate(all="ignore"):  # damaged scales may be NaN; the model's guards see them
             values = dequantize(quantized, GGMLQuantizationType(kind)).reshape(shape)

@@ -27,10 +27,10 @@ class Lora:
     Attributes:
       rank: inner dimension r.
       alpha: the update is scaled by alpha / r (rsLoRA: alpha / √r).
-      dropout: probability of zeroing an input of the adapter in training.
+      dropout: probability of zeroing an input of the adapter in training; experts' have none.
       targets: regex that a kernel's whole name matches, a critic's without `critic.`.
       rslora: scale by 1/√r.
-      dora: learn each output's magnitude apart from its direction.
+      dora: learn each output's magnitude apart from its direction; experts' kernels cannot.
     """
 
     rank: int = 16
@@ -47,22 +47,30 @@ class Lora:
 
 
 def rows(table: Table, lora: Lora) -> dict[str, Param]:
-    """The adapter's own rows of the table, for every kernel but the heads that the targets match.
+    """The adapter's own rows of the table, for every kernel that the targets match.
 
-    Log-probs, scores and values are computed from a head's kernel alone.
+    Heads have none: log-probs, scores and values are computed from a head's kernel alone. Nor have
+    routers, which are as small as an adapter.
 
     Raises:
-      UserError: the regex matches no kernel.
+      UserError: the regex matches no kernel, or experts' with `dora` or `dropout`.
     """
     added: dict[str, Param] = {}
     kernels = [
-        name for name, param in table.items() if param.is_kernel and name not in ("head", *SCALARS)
+        name
+        for name, param in table.items()
+        if param.is_kernel and "routes" not in param.names and name not in ("head", *SCALARS)
     ]
     for name in kernels:
         if not re.fullmatch(lora.targets, name.removeprefix(CRITIC)):
             continue
         param = table[name]
-        stack = "layers " if param.stacked else ""
+        if "experts" in param.stack and (lora.dora or lora.dropout):
+            raise UserError(
+                f"lora.targets {lora.targets!r} matches {name}: adapters of experts have neither "
+                "dora nor dropout; set them to False and 0, or leave experts out"
+            )
+        stack = "".join(f"{axis} " for axis in param.stack)
         inputs, outputs = " ".join(param.inputs), " ".join(param.outputs)
         added[f"{name}.lora_a"] = Param(f"{stack}{inputs} -> rank", init="uniform")
         added[f"{name}.lora_b"] = Param(f"{stack}rank -> {outputs}", init="zeros")
@@ -88,7 +96,7 @@ def add(params: Mapping[str, Array], table: Table, dims: Dims, lora: Lora, key: 
 
 def _norms(weight: Array, param: Param) -> Array:
     """The length of each output's column of a kernel."""
-    first = int(param.stacked)
+    first = len(param.stack)
     axes = tuple(range(first, first + len(param.inputs)))
     return jnp.sqrt(jnp.sum(weight * weight, axis=axes))
 
@@ -144,14 +152,15 @@ def _merged(params: Mapping[str, Array], name: str, param: Param, lora: Lora) ->
     weight = params[name]
     a = params[f"{name}.lora_a"].astype(jnp.float32)
     b = params[f"{name}.lora_b"].astype(jnp.float32)
-    product = (
-        jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))
-        if param.stacked
-        else (lambda a, b: jnp.tensordot(a, b, axes=1))
-    )
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.tensordot(a, b, axes=1)
+
+    for _ in param.stack:
+        product = jax.vmap(product)
     moved = weight.astype(jnp.float32) + lora.scale * product(a, b)
     if f"{name}.dora_m" in params:
-        lead = 1 if param.stacked else 0
+        lead = len(param.stack)
         scale = params[f"{name}.dora_m"] / _norms(moved, param)
         scale = scale.reshape(scale.shape[:lead] + (1,) * len(param.inputs) + scale.shape[lead:])
         moved = moved * scale

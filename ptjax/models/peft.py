@@ -87,6 +87,11 @@ def adapter_config(
       UserError: one of `saved` is part of a linear layer, where PEFT has no place for it.
     """
     adapted = [n.removesuffix(".lora_a") for n in lora_module.rows(table, lora) if "lora_a" in n]
+    if experts := [name for name in adapted if "experts" in table[name].stack]:
+        raise UserError(
+            f"{experts[0]} has adapters, an expert each, and an adapter folder has no place for "
+            "them: peft adapts experts fused; export the merged model instead"
+        )
     for name in saved:
         inside = table[name].is_kernel and name not in ("head", "score")
         if name.endswith(".bias") or inside or name in adapted:
@@ -150,9 +155,7 @@ def read_adapter(
     kernels = {
         name: param
         for name, param in table.items()
-        if param.is_kernel
-        and param.stacked
-        and _some(f"{param.hf.removesuffix('.weight')}.lora_", names, dims)
+        if param.is_kernel and param.stack and _some(name, param, names, dims)
     }
     if not kernels:
         raise UserError(f"{source.origin}: it adapts no layer of this model")
@@ -175,9 +178,10 @@ def read_adapter(
     return lora, from_hf(adapter, {**dims, "rank": lora.rank}, source, mesh=mesh)
 
 
-def _some(module: str, names: Collection[str], dims: Dims) -> bool:
-    prefixes = tuple(_PREFIX + module.format(i) for i in range(dims["layers"]))
-    return any(name.startswith(prefixes) for name in names)
+def _some(name: str, param: Param, names: Collection[str], dims: Dims) -> bool:
+    """Whether a folder adapts a kernel in any layer."""
+    modules = [_PREFIX + hf.removesuffix(".weight") for hf, _ in hf_names(name, param, dims)]
+    return any(f"{module}.lora_{part}.weight" in names for module in modules for part in "AB")
 
 
 def _regex(kernels: Collection[str]) -> str:

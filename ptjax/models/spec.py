@@ -1,10 +1,11 @@
 """Weights declared once: one row gives a parameter's axes, initialiser and Hugging Face layout.
 
 A table is a dict from our name to a `Param`; names are flat (`layers.q`) and layers are stacked
-along a leading `layers` axis, so that the decoder scans over them. Import and export read the same
-row, and a wrong row fails in a reshape.
+along a leading `layers` axis, so that the decoder scans over them; the experts of a layer along an
+`experts` axis behind it. Import and export read the same row, and a wrong row fails in a reshape.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,14 +18,17 @@ from jaxtyping import Array
 
 from ptjax.types import Params
 
+STACKS = ("layers", "experts")
+"""Leading axes along which a leaf holds many tensors of the Hugging Face layout."""
+
 
 class Param(NamedTuple):
     """One row of a model's table.
 
     Attributes:
-      axes: logical axes, `layers` first where the leaf is stacked; a kernel separates what it
-        contracts from what it produces by an arrow: `layers embed -> heads head_dim`.
-      hf: Hugging Face key, `{}` for the layer's number.
+      axes: logical axes, those of `STACKS` first where the leaf is stacked; a kernel separates what
+        it contracts from what it produces by an arrow: `layers embed -> heads head_dim`.
+      hf: Hugging Face key, `{}` for the layer's number, another for the expert's.
       layout: the key's own axes, merged axes in brackets: `(heads head_dim) embed`; empty where
         it is the order of `axes`.
       init: `normal` (standard deviation 1/√fan-in), `uniform` (±1/√fan-in), `embed` (normal,
@@ -42,6 +46,16 @@ class Param(NamedTuple):
         return tuple(self.axes.replace("->", " ").split())
 
     @property
+    def stack(self) -> tuple[str, ...]:
+        """The axes that it is stacked along."""
+        return tuple(itertools.takewhile(STACKS.__contains__, self.names))
+
+    @property
+    def one(self) -> "Param":
+        """The row of one slice of the stack."""
+        return self._replace(axes=self.axes.split(maxsplit=len(self.stack))[-1])
+
+    @property
     def stacked(self) -> bool:
         """Whether the leaf has one slice a layer."""
         return self.names[0] == "layers"
@@ -54,7 +68,7 @@ class Param(NamedTuple):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The axes that a kernel contracts."""
-        return tuple(name for name in self.axes.split("->")[0].split() if name != "layers")
+        return tuple(name for name in self.axes.split("->")[0].split() if name not in STACKS)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -95,17 +109,15 @@ def init(table: Table, dims: Dims, key: Array, dtype: str = "float32") -> Params
     }
 
 
-def hf_names(name: str, param: Param, dims: Dims) -> Iterator[tuple[str, int | None]]:
-    """Yields the Hugging Face keys of a leaf, each with the layer that it fills."""
-    if param.stacked:
-        yield from ((param.hf.format(i), i) for i in range(dims["layers"]))
-    else:
-        yield param.hf, None
+def hf_names(name: str, param: Param, dims: Dims) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the Hugging Face keys of a leaf, each with the place in the stack that it fills."""
+    for place in itertools.product(*(range(dims[axis]) for axis in param.stack)):
+        yield param.hf.format(*place), place
 
 
 def _groups(param: Param) -> list[list[str]]:
     """The layout as a list of merged axes: `(a b) c` is [[a, b], [c]]."""
-    own = [name for name in param.names if name != "layers"]
+    own = param.one.names
     text = param.layout or " ".join(own)
     groups = [g.strip("()").split() for g in re.findall(r"\([^)]*\)|\S+", text)]
     if sorted(sum(groups, [])) != sorted(own):
@@ -119,16 +131,14 @@ def hf_shape(param: Param, dims: Dims) -> tuple[int, ...]:
 
 
 def from_layout(tensor: np.ndarray, param: Param, dims: Dims) -> np.ndarray:
-    """One Hugging Face tensor in our axes, without the `layers` axis (a view where possible)."""
+    """One Hugging Face tensor in our axes, without those of the stack (a view where possible)."""
     flat = sum(_groups(param), [])
-    own = [name for name in param.names if name != "layers"]
     split = tensor.reshape([dims[name] for name in flat])
-    return split.transpose([flat.index(name) for name in own])
+    return split.transpose([flat.index(name) for name in param.one.names])
 
 
 def to_layout(leaf: np.ndarray, param: Param, dims: Dims) -> np.ndarray:
     """The inverse of `from_layout`, contiguous."""
     groups = _groups(param)
-    own = [name for name in param.names if name != "layers"]
-    order = [own.index(name) for name in sum(groups, [])]
+    order = [param.one.names.index(name) for name in sum(groups, [])]
     return np.ascontiguousarray(leaf.transpose(order)).reshape(hf_shape(param, dims))

@@ -64,6 +64,14 @@ _QWEN3: Raw = {
     "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
 }
+_QWEN3_MOE: Raw = _QWEN3 | {
+    "model_type": "qwen3_moe",
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "router_aux_loss_coef": 0.001,
+    "tie_word_embeddings": False,
+}
 _GEMMA3: Raw = {
     "model_type": "gemma3_text",
     "vocab_size": 262144,
@@ -76,6 +84,17 @@ _GEMMA3: Raw = {
     "sliding_window_pattern": 6,
     "max_position_embeddings": 32768,
     "tie_word_embeddings": True,
+}
+_MIXTRAL: Raw = {
+    "model_type": "mixtral",
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 32768,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+    "tie_word_embeddings": False,
 }
 _SMOLLM2: Raw = {
     "model_type": "llama",
@@ -94,6 +113,8 @@ ARCHITECTURES: dict[str, Raw] = {
     "qwen2.5-3b": _sized(_QWEN25, 2048, 11008, 36, 16, 2),
     "qwen3-0.6b": _sized(_QWEN3, 1024, 3072, 28, 16, 8),
     "qwen3-1.7b": _sized(_QWEN3, 2048, 6144, 28, 16, 8),
+    "qwen3-30b-a3b": _sized(_QWEN3_MOE, 2048, 6144, 48, 32, 4, moe_intermediate_size=768),
+    "mixtral-8x7b": _sized(_MIXTRAL, 4096, 14336, 32, 32, 8),
     "gemma3-1b": _sized(_GEMMA3, 1152, 6912, 26, 4, 1),
     "smollm2-135m": _sized(_SMOLLM2, 576, 1536, 30, 9, 3, head_dim=64),
 }

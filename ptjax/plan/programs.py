@@ -17,7 +17,7 @@ from ptjax.generate.sampling import Sampling
 from ptjax.job import all_rows, staged
 from ptjax.models.decoder import Decoder
 from ptjax.ops.divergence import Teacher
-from ptjax.passes import compute
+from ptjax.passes import compute, router_aux
 from ptjax.plan.batches import Shapes, columns, places
 from ptjax.plan.shapes import Job, batch
 
@@ -86,6 +86,9 @@ def resident(job: Job) -> dict[str, Any]:
 def _train(job: Job, counter: FlopCounter) -> Planned:
     seen = _seen(job, job.step)
     updates = 1 if job.rollout is None else job.rollout.updates
+    again = counter.again(seen, job.config.model.remat)
+    if job.config.accumulate > 1 and router_aux(job.config, job.model):
+        again += counter.forward(seen._replace(head_tokens=0))
     return Planned(
         "train step",
         "an optimizer step" if updates == 1 else f"an optimizer step, {updates} a rollout",
@@ -93,7 +96,7 @@ def _train(job: Job, counter: FlopCounter) -> Planned:
         (job.state, batch(job.step, job.mesh), _teacher(job)),
         {},
         flops=counter.train(seen),
-        again=counter.again(seen, job.config.model.remat),
+        again=again,
         donated=job.state,
     )
 
@@ -164,7 +167,7 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
     longest = min(prompt + rollout.max_tokens, room)
     read, slots = writer.places_of(prompt), writer.slots(longest)
     params, how = job.state.merged(), compute(config)
-    at = NamedSharding(job.mesh, PartitionSpec(sharding.BATCH))
+    at = NamedSharding(job.mesh, PartitionSpec(sharding.batch_axes(job.mesh)))
 
     def row(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
@@ -208,7 +211,7 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
 
 def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> steps.Rows:
     """Answers in flight, as shapes: rows over the batch axes, heads as the rules say."""
-    at = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
         axes = ("layers", "batch", "length", "kv_heads", "head_dim")

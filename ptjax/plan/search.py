@@ -123,6 +123,7 @@ def _meshes(config: Config, devices: int) -> list[Changes]:
     """Parameters sharded over all devices first; heads and hidden units over some, after that."""
     data = int(config.mesh.data)
     each = devices // data if data > 0 else devices
+    each //= max(int(config.mesh.expert), 1)
     return [
         {"mesh.fsdp": each // tensor, "mesh.tensor": tensor}
         for tensor in _TENSOR

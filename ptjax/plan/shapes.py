@@ -131,7 +131,7 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
 
 def batch(shapes: Shapes, mesh: Mesh) -> Leaves:
     """Columns of these shapes, over the batch axes."""
-    at = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
     return {
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=at)
         for name, shape in shapes.items()

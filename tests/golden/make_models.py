@@ -14,11 +14,14 @@ Each file (read with `tests.golden.weights.load("models/NAME")`) holds
     logits        float32 [3, T, V], eager attention, 0 where not valid
     nll           float64, mean of -log p(ids[t] | before) over all t with t-1 and t valid
     gradients     float64 [len(shapes), 3], `weights.summary` of d nll / d tensor in `shapes`' order
+    aux           float64, of a mixture of experts: its load-balancing loss. Its `gradients` are
+                  those of nll + aux
 
 The weights are `weights.state_dict(shapes, config)`.
 """
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -144,6 +147,40 @@ FAMILIES = {
         rope_theta=1e6,
         rope_scaling=None,
     ),
+    "mixtral": dict(
+        model_type="mixtral",
+        architectures=["MixtralForCausalLM"],
+        num_hidden_layers=2,
+        sliding_window=7,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=0.02,
+        output_router_logits=False,
+        tie_word_embeddings=False,
+        rope_theta=1e6,
+    ),
+    "qwen3_moe": dict(
+        model_type="qwen3_moe",
+        architectures=["Qwen3MoeForCausalLM"],
+        num_hidden_layers=2,
+        head_dim=20,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        attention_bias=True,
+        use_sliding_window=False,
+        sliding_window=None,
+        max_window_layers=2,
+        rope_theta=1e6,
+        rope_scaling=None,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        output_router_logits=False,
+        router_aux_loss_coef=0.001,
+    ),
     "gemma2": GEMMA
     | dict(
         model_type="gemma2",
@@ -233,7 +270,7 @@ def build(hub_config: dict) -> tuple[torch.nn.Module, dict, dict[str, tuple[int,
         assert not any(report.values()), report
     loaded = model.state_dict()
     for name, value in tensors.items():
-        np.testing.assert_array_equal(loaded[name].numpy(), value)
+        np.testing.assert_array_equal(tensor_of(name, loaded), value)
     return model.eval(), config, shapes
 
 
@@ -247,24 +284,40 @@ def mean_nll(logits: torch.Tensor, ids: np.ndarray, valid: np.ndarray) -> torch.
 def numbers(model: torch.nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of a golden file, from one forward and one backward pass."""
     ids, valid, positions = batch()
-    logits = model(
+    routed = {"output_router_logits": True} if hasattr(model.config, "num_local_experts") else {}
+    outputs = model(
         input_ids=torch.tensor(ids, dtype=torch.long),
         attention_mask=torch.tensor(valid, dtype=torch.long),
         position_ids=torch.tensor(positions, dtype=torch.long),
         use_cache=False,
-    ).logits
+        **routed,
+    )
+    logits = outputs.logits
     nll = mean_nll(logits, ids, valid)
-    nll.backward()
-    parameters = dict(model.named_parameters())
-    gradients = [weights.summary(name, parameters[name].grad.numpy()) for name in shapes]
-    return dict(
+    loss = nll + outputs.aux_loss if routed else nll
+    loss.backward()
+    held = {name: value.grad for name, value in model.named_parameters()}
+    found = dict(
         ids=ids,
         valid=valid,
         positions=positions,
         logits=np.where(valid[..., None], logits.detach().numpy(), 0).astype(np.float32),
         nll=np.float64(nll.item()),
-        gradients=np.stack(gradients),
+        gradients=np.stack([weights.summary(name, tensor_of(name, held)) for name in shapes]),
     )
+    return found | ({"aux": np.float64(outputs.aux_loss.item())} if routed else {})
+
+
+def tensor_of(name: str, held: dict[str, torch.Tensor]) -> np.ndarray:
+    """A tensor of the checkpoint among a model's parameters, which hold a layer's experts fused."""
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    if name in held:
+        return held[name].numpy()
+    block, expert, part = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name).groups()
+    if part in ("w2", "down_proj"):
+        return held[f"{block}.down_proj"][int(expert)].numpy()
+    gate, up = held[f"{block}.gate_up_proj"][int(expert)].chunk(2)
+    return (gate if part in ("w1", "gate_proj") else up).numpy()
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from ptjax.errors import UserError
 from ptjax.models.gguf import gguf_config, open_gguf
 from ptjax.models.gguf_file import read_gguf
 from ptjax.models.hub import resolve_source
+from ptjax.models.load import read_config
 
 LAYERS, WIDTH, HEADS, KV, HEAD_DIM, INNER, VOCAB = 6, 32, 4, 2, 16, 64, 20
 ARCHS = {
@@ -46,7 +47,7 @@ def hf_shapes(arch):
         layer["pre_feedforward_layernorm.weight"] = (WIDTH,)
     if arch in ("gemma2", "gemma3", "olmo2"):
         layer["post_feedforward_layernorm.weight"] = (WIDTH,)
-    if arch in ("qwen3", "gemma3"):
+    if arch in ("qwen3", "qwen3moe", "gemma3"):
         layer |= {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
     if arch == "olmo2":
         layer |= {"self_attn.q_norm.weight": (q,), "self_attn.k_norm.weight": (kv,)}
@@ -69,10 +70,11 @@ def as_converter_stores(arch, name, values):
     return values + 1 if arch in ("gemma2", "gemma3") and name.endswith("norm.weight") else values
 
 
-def write_sample(path, arch, *, extra=None, tensors=None, quantize=None, context=512):
+def write_sample(path, arch, *, extra=None, tensors=None, quantize=None, context=512, dense=True):
     """Writes a tiny checkpoint; returns its tensors under Hugging Face names."""
     rng = np.random.default_rng(0)
-    values = {n: rng.normal(size=s).astype(np.float32) for n, s in hf_shapes(arch).items()}
+    shapes = {n: s for n, s in hf_shapes(arch).items() if dense or ".mlp." not in n}
+    values = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_block_count(LAYERS)
     writer.add_context_length(context)
@@ -87,7 +89,7 @@ def write_sample(path, arch, *, extra=None, tensors=None, quantize=None, context
     writer.add_eos_token_id(2)
     for key, value in (extra or {}).items():
         writer.add_key_value(key, *value)
-    names = gguf.get_tensor_name_map(ARCHS[arch], LAYERS)
+    names = gguf.get_tensor_name_map(ARCHS[arch.removesuffix("moe")], LAYERS)
     for name, array in values.items():
         stored = as_converter_stores(arch, name, array)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -114,6 +116,43 @@ def test_every_tensor_of_every_family_comes_back(arch, tmp_path):
         read = source.read(name)
         assert read.dtype == np.float32 and read.flags.writeable
         np.testing.assert_allclose(read, array, rtol=0, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "names"),
+    [
+        ("llama", "mixtral", ("block_sparse_moe", "w1", "w3", "w2")),
+        ("qwen3moe", "qwen3_moe", ("mlp", "gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_experts_come_back_one_by_one(arch, kind, names, tmp_path):
+    block, *kernels = names
+    draw, u32 = np.random.default_rng(1), gguf.GGUFValueType.UINT32
+    stored, wanted = {}, {}
+    for i in range(LAYERS):
+        router = draw.normal(size=(3, WIDTH)).astype(np.float32)
+        stored[f"blk.{i}.ffn_gate_inp.weight"] = router
+        wanted[f"model.layers.{i}.{block}.gate.weight"] = router
+        for part, name in zip(("gate", "up", "down"), kernels, strict=True):
+            shape = (3, WIDTH, 8) if part == "down" else (3, 8, WIDTH)
+            stored[f"blk.{i}.ffn_{part}_exps.weight"] = draw.normal(size=shape).astype(np.float32)
+            for e, one in enumerate(stored[f"blk.{i}.ffn_{part}_exps.weight"]):
+                wanted[f"model.layers.{i}.{block}.experts.{e}.{name}.weight"] = one
+    path, counts = tmp_path / "m.gguf", {"expert_count": 3, "expert_used_count": 2}
+    extra = {**counts, "expert_feed_forward_length": 8}
+    extra = {f"{arch}.{key}": (value, u32) for key, value in extra.items()}
+    values = write_sample(path, arch, extra=extra, tensors=stored, dense=False)
+    config = gguf_config(path)
+    assert config["model_type"] == kind and config["num_experts_per_tok"] == 2
+    read = read_config(config, "gguf")
+    assert (read.experts, read.top_k, read.norm_topk) == (3, 2, True)
+    assert read.mlp == (8 if arch == "qwen3moe" else INNER)
+    source = open_gguf(path, config)
+    assert source.specs().keys() == (values | wanted).keys()
+    for name, array in wanted.items():
+        assert source.specs()[name].shape == array.shape
+        np.testing.assert_array_equal(source.read(name), array)
+        np.testing.assert_array_equal(source.read(name, (slice(1, 3),)), array[1:3])
 
 
 def test_a_slice_equals_the_slice_of_the_whole(tmp_path):

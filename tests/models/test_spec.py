@@ -19,8 +19,8 @@ def test_a_row_says_what_it_is():
     assert Q.is_kernel and Q.stacked and not NORM.is_kernel
     assert shape(Q, DIMS) == (3, 6, 2, 4)
     assert hf_shape(Q, DIMS) == (8, 6)
-    assert list(hf_names("q", Q, DIMS)) == [("l.0.q", 0), ("l.1.q", 1), ("l.2.q", 2)]
-    assert list(hf_names("e", Param("vocab embed", "e"), DIMS)) == [("e", None)]
+    assert list(hf_names("q", Q, DIMS)) == [("l.0.q", (0,)), ("l.1.q", (1,)), ("l.2.q", (2,))]
+    assert list(hf_names("e", Param("vocab embed", "e"), DIMS)) == [("e", ())]
 
 
 @pytest.mark.parametrize("row", [Q, OUT, NORM])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ptjax.models.config import ModelConfig
-from ptjax.models.families import gemma, llama, olmo, qwen, smollm
+from ptjax.models.families import gemma, llama, moe, olmo, qwen, smollm
 from ptjax.models.spec import Param
 
 
@@ -28,6 +28,8 @@ FAMILIES = {
     "mistral": Family(llama.config, llama.TABLE, "MistralForCausalLM"),
     "qwen2": Family(qwen.config2, qwen.TABLE2, "Qwen2ForCausalLM"),
     "qwen3": Family(qwen.config3, qwen.TABLE3, "Qwen3ForCausalLM"),
+    "mixtral": Family(moe.mixtral, moe.MIXTRAL, "MixtralForCausalLM"),
+    "qwen3_moe": Family(moe.qwen3, moe.QWEN3, "Qwen3MoeForCausalLM"),
     "gemma2": Family(gemma.config2, gemma.TABLE2, "Gemma2ForCausalLM"),
     "gemma3_text": Family(gemma.config3, gemma.TABLE3, "Gemma3ForCausalLM"),
     "smollm3": Family(smollm.config, smollm.TABLE, "SmolLM3ForCausalLM"),
