@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ptjax.models.tokenizer import save_tokenizer
 from ptjax.models.weights import Lazy
 from ptjax.models.weights_out import write_safetensors
 from ptjax.run_files import split_source
+from ptjax.types import Weights
 from ptjax.workdir import load, load_workdir
 
 KINDS = ("merged", "adapter", "full")
@@ -66,7 +67,8 @@ def export(
     A value head or critic stays behind: the policy alone is written. Tensors are fetched one at a
     time from wherever they are sharded. In a run of several processes
     all of them call this; process 0 writes. A model that was imported and not trained comes back
-    byte for byte, unless it was loaded in fewer bits than it was stored in.
+    byte for byte, unless it was loaded in fewer bits than it was stored in; kernels that were
+    quantised are written as they were computed with.
 
     Args:
       source: a bundle, or what `ptjax.load` takes: a run's workdir, `workdir@step`, a folder, ...
@@ -179,9 +181,7 @@ def _adapter_tensors(
         yield name, _cast(name, tensor, jnp.dtype(dtype or "float32"))
 
 
-def _tensors(
-    rows: Table, dims: Dims, params: Mapping[str, Array], lora: Lora | None
-) -> Iterator[Named]:
+def _tensors(rows: Table, dims: Dims, params: Weights, lora: Lora | None) -> Iterator[Named]:
     """Each Hugging Face tensor of some leaves, merged with its adapter when it is fetched."""
     for name, param in rows.items():
         for hf, layer in hf_names(name, param, dims):
@@ -192,21 +192,19 @@ def _tensors(
             yield hf, Lazy(hf_shape(param, dims), params[name].dtype, get)
 
 
-def _slice(
-    params: Mapping[str, Array], name: str, param: Param, layer: int | None, lora: Lora | None
-) -> Array:
+def _slice(params: Weights, name: str, param: Param, layer: int | None, lora: Lora | None) -> Array:
     """One layer of a leaf, with its adapter folded in."""
     parts = {part: f"kernel{part}" for part in ("", ".lora_a", ".lora_b", ".dora_m")}
     own = {ours: params[name + part] for part, ours in parts.items() if name + part in params}
     if layer is None:
         return params[name]
     if lora is None or len(own) == 1:
-        return params[name][layer]
+        return params[name][layer].astype(params[name].dtype)
     return _merged_layer(own, layer, axes=param.axes, lora=lora)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "lora"))
-def _merged_layer(own: Mapping[str, Array], layer: int | Array, *, axes: str, lora: Lora) -> Array:
+def _merged_layer(own: Weights, layer: int | Array, *, axes: str, lora: Lora) -> Array:
     one = {part: leaf[layer] for part, leaf in own.items()}
     return lora_module.merge(one, {"kernel": Param(axes.removeprefix("layers "))}, lora)["kernel"]
 

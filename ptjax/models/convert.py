@@ -1,7 +1,7 @@
 """Between Hugging Face's tensors and our stacked, sharded leaves, one tensor at a time."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.families import SCALARS
+from ptjax.models.quantised import empty, outline, writer
 from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
 from ptjax.models.weights import Lazy, TensorSource
 from ptjax.types import Params
@@ -62,6 +63,7 @@ def from_hf(
     *,
     dtype: str = "float32",
     mesh: Mesh | None = None,
+    base: str = "none",
 ) -> Params:
     """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
 
@@ -73,16 +75,22 @@ def from_hf(
       source: the checkpoint.
       dtype: of the parameters; a scalar head is in float32.
       mesh: where they go, by the rules of `sharding`; None for the first device.
+      base: how kernels of the layers are kept, one of `quantised.BASES`; they are quantised from
+        float32, whatever `dtype` is.
     """
     check(table, dims, source)
     _check_tied(table, source)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
-    return {
-        name: _leaf(
-            name, param, dims, source, jnp.dtype("float32" if name in SCALARS else dtype), mesh
-        )
-        for name, param in table.items()
-    }
+    made: dict[str, Any] = {}
+    for name, param in table.items():
+        own = "float32" if name in SCALARS else dtype
+        outlined = outline(param, shape(param, dims), base, own, mesh)
+        if outlined is None:
+            made[name] = _leaf(name, param, dims, source, jnp.dtype(own), mesh)
+        else:
+            layers = _layers(name, param, dims, source, jnp.dtype("float32"), mesh)
+            made[name] = _stacked(empty(outlined), writer(outlined), layers)
+    return made
 
 
 def _check_tied(table: Table, source: TensorSource) -> None:
@@ -112,14 +120,31 @@ def _leaf(
     if not param.stacked:
         tensor = from_layout(source.read(param.hf), param, dims)
         return jax.make_array_from_callback(size, placed, lambda i: _cast(tensor[i], dtype))
-    slice_placed = sharding.named(param.names[1:], size[1:], mesh)
     stack = jnp.zeros(size, dtype, device=placed)
-    write = _writer(placed)
+    return _stacked(stack, _writer(placed), _layers(name, param, dims, source, dtype, mesh))
+
+
+def _layers(
+    name: str, param: Param, dims: Dims, source: TensorSource, dtype: np.dtype, mesh: Mesh
+) -> Iterator[tuple[Array, int | None]]:
+    """Each layer of a stacked leaf, on its devices."""
+    size = shape(param, dims)[1:]
+    placed = sharding.named(param.names[1:], size, mesh)
     for hf, layer in hf_names(name, param, dims):
         tensor = from_layout(source.read(hf), param, dims)
-        one = jax.make_array_from_callback(
-            size[1:], slice_placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+        yield (
+            jax.make_array_from_callback(
+                size, placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+            ),
+            layer,
         )
+
+
+def _stacked(
+    stack: Any, write: Callable[..., Any], layers: Iterable[tuple[Array, int | None]]
+) -> Any:
+    """A stack with each layer written into its place."""
+    for one, layer in layers:
         stack = write(stack, one, layer)
     return stack
 

@@ -30,7 +30,13 @@ ROLLOUT = {
     "rewards": ["tests.judged.letters"],
 }
 RUNS = {
-    "sft": {"model.param_dtype": "bfloat16", "ema": 0.9, "guard.spike": 5.0},
+    "sft": {
+        "model.param_dtype": "bfloat16",
+        "ema": 0.9,
+        "guard.spike": 5.0,
+        "optim.state_bits": 8,
+        "optim.rounding": "kahan",
+    },
     "dpo": {"data.tokens_per_batch": 4096, "mesh.tensor": 2},
     "reward": {"data.tokens_per_batch": 4096},
     "grpo": {"rollout.minibatches": 2, "hparams.beta": 0.1, **ROLLOUT},
@@ -70,7 +76,7 @@ def described(tree):
     ("method", "lora"), [*((method, None) for method in RUNS), ("dpo", LORA), ("ppo", LORA)]
 )
 def test_the_state_is_that_of_the_run(folder, method, lora):
-    asked = config(folder, method, lora=lora)
+    asked = config(folder, method, lora=lora, **({"model.base": "nf4"} if lora else {}))
     run = prepare(asked)
     made = job(asked, run.mesh)
     found, wanted = described(made.state), described(run.state)
