@@ -13,6 +13,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Param
 from ptjax.rounding import ROUNDINGS, rounded
+from ptjax.sharding import HOST
 from ptjax.state_bits import BITS, in_8_bits, is_scale
 from ptjax.types import Params
 
@@ -79,6 +80,7 @@ def make_optimizer(
     state_bits: int = 32,
     rounding: str = "nearest",
     seed: int = 0,
+    offload: bool = False,
 ) -> optax.GradientTransformation:
     """The gradient transformation over the trainable leaves.
 
@@ -97,6 +99,7 @@ def make_optimizer(
       state_bits: 8 keeps the moments of kernels and embeddings in blocks of 8 bits (2110.02861).
       rounding: of bfloat16 parameters, one of `rounding.ROUNDINGS` (2010.06192).
       seed: of stochastic rounding.
+      offload: whether the state may lie in the host's memory: see `state_shardings`.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
@@ -135,7 +138,25 @@ def make_optimizer(
         return tx.update(updates, state, _wide(params))
 
     made = optax.GradientTransformation(init, update)
-    return made if rounding == "nearest" else rounded(made, rounding, seed)
+    made = made if rounding == "nearest" else rounded(made, rounding, seed)
+    return _brought(made) if offload else made
+
+
+def _brought(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation, its state brought to the devices for the update and put back after it."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        near = jax.device_put(state, jax.memory.Space.Device)
+        updates, after = tx.update(updates, near, params)
+
+        def put_back(leaf: Any, before: Any) -> Any:
+            return jax.device_put(leaf, jax.typeof(before).memory_space)
+
+        return updates, jax.tree.map(put_back, after, state)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _wide(params: Any) -> Any:
@@ -212,7 +233,11 @@ def muon_axes(row: Param) -> MuonDimensionNumbers | None:
 
 
 def state_shardings(
-    tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
+    tx: optax.GradientTransformation,
+    params: Mapping[str, Any],
+    otherwise: jax.sharding.Sharding,
+    *,
+    offload: bool = False,
 ) -> Any:
     """Shardings for the optimizer's state: what has a parameter's shape lies where that does.
 
@@ -222,16 +247,20 @@ def state_shardings(
       tx: the transformation.
       params: arrays or shape structs with shardings.
       otherwise: for counts and for statistics of other shapes.
+      offload: whether what has a parameter's shape, and scales, lie in the host's memory.
     """
     shapes = jax.eval_shape(tx.init, dict(params))
+
+    def away(at: jax.sharding.Sharding) -> jax.sharding.Sharding:
+        return at.with_memory_kind(HOST) if offload else at
 
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
         named = [params[part.key] for part in path if getattr(part, "key", None) in params]
         if not named:
             return otherwise
         if leaf.shape == named[0].shape:
-            return named[0].sharding
-        return _of_blocks(named[0], leaf) if is_scale(path) else otherwise
+            return away(named[0].sharding)
+        return away(_of_blocks(named[0], leaf)) if is_scale(path) else otherwise
 
     return jax.tree.map_with_path(place, shapes)
 

@@ -276,7 +276,7 @@ def initial_state(
     names = set(trainable(config, params))
     trained = {name: leaf for name, leaf in params.items() if name in names}
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shardings = state_shardings(tx, trained, everywhere)
+    shardings = state_shardings(tx, trained, everywhere, offload=config.optim.offload)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(trained)
     ema = None
     if config.ema:  # in float32: in bfloat16 a small move would be lost

@@ -77,12 +77,12 @@ def rounded(
     return optax.GradientTransformation(init, update)
 
 
-def nearest(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def nearest(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The nearest bfloat16 number, in float32: unlike two casts, no compiler takes it away."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
-def stochastic(x: Float[Array, "*shape"], bits: UInt[Array, "*shape"]) -> Float[Array, "*shape"]:
+def stochastic(x: Float[Array, "..."], bits: UInt[Array, "..."]) -> Float[Array, "..."]:
     """One of the two bfloat16 numbers around x, in float32; its expectation is x.
 
     Random bits are added to the 16 that are cut off: they carry with the probability that these

@@ -1,4 +1,7 @@
-"""Runs with adapters on a quantised base: resumed, exported, loaded, compared with their base."""
+"""Runs with adapters on a quantised base.
+
+`tests/test_resume.py` has one too: killed, resumed, exported, sampled.
+"""
 
 import jax
 import numpy as np
@@ -29,6 +32,7 @@ def config(folder, steps, **changes):
     return made
 
 
+@only_in_full
 def test_resumed_exported_and_loaded(folder, tmp_path):
     train(config(folder, 2), str(tmp_path / "run"), quiet=True)
     result = train(config(folder, 3), str(tmp_path / "run"), quiet=True)

@@ -83,6 +83,7 @@ def defaults() -> Any:
                 "momentum": 0.9,
                 "state_bits": 32,
                 "rounding": "nearest",
+                "offload": False,
             },
             "guard": {"max_skipped": 5, "spike": 0.0, "spike_window": 64},
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},

@@ -20,7 +20,7 @@ from ptjax.models.spec import Param
 from ptjax.ops.attention import ATTENDED, Span, attention
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
-from ptjax.sharding import constrain
+from ptjax.sharding import HOST, constrain
 from ptjax.types import Leaf, Weights
 
 REMAT = {
@@ -28,11 +28,17 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED),
     "dots_and_attention": jax.checkpoint_policies.save_only_these_names(PROJECTED, ATTENDED),
+    "offload_dots": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTED, ATTENDED],
+        offload_src="device",
+        offload_dst=HOST,
+    ),
 }
 """What is kept of a layer for the backward pass, by name; all else is computed again.
 
 A projection is kept once, adapter included: keeping every matrix product would keep the base's and
-the adapter's apart.
+the adapter's apart. `offload_dots` keeps what `dots_and_attention` does in the host's memory.
 """
 
 

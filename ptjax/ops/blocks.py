@@ -7,7 +7,7 @@ section 2.1). Axes are counted from the end, so that a stack of layers is sliced
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def quantise(x: Array, kind: str, axis: int, block: int) -> tuple[Array, Array]:
     return codes, scale.squeeze(axis)
 
 
-def dequantise(codes: Array, scale: Array, kind: str, axis: int, dtype: str | jnp.dtype) -> Array:
+def dequantise(codes: Array, scale: Array, kind: str, axis: int, dtype: Any) -> Array:
     """What the codes stand for: scale · decode(code), in float32, then cast.
 
     Args:

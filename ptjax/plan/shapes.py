@@ -221,7 +221,7 @@ def _state(
             for name, leaf in trained.items()
         }
     carry = {s.name: jax.eval_shape(s.begin, trained) for s in bound.stages if s.begin}
-    shardings = state_shardings(tx, trained, everywhere)
+    shardings = state_shardings(tx, trained, everywhere, offload=config.optim.offload)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
         params=trained,

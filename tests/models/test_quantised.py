@@ -77,8 +77,8 @@ def split(bundle):
 
 @pytest.mark.parametrize(
     ("base", "settings"),
-    [("nf4", {}), ("int8", {"rslora": True}), ("nf4", {"dora": True})],
-    ids=["nf4", "int8 rslora", "nf4 dora"],
+    [("int8", {"rslora": True}), ("nf4", {"dora": True})],
+    ids=["int8 rslora", "nf4 dora"],
 )
 def test_it_is_its_dequantised_kernels(loaded, base, settings):
     bundle, _ = adapted(loaded(base), **settings)
