@@ -51,6 +51,7 @@ def test_resumed_exported_and_loaded(folder, tmp_path):
         train(config(folder, 4, **{"model.base": "int8"}), str(tmp_path / "run"), quiet=True)
 
 
+@only_in_full
 def test_its_reference_is_its_base(folder):
     made = config(folder, 1)
     made.method = "dpo"

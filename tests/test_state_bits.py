@@ -24,11 +24,11 @@ SIZES = dict(vocab=48, embed=64, layers=2, heads=4, head_dim=16)
 B1, B2, EPS = 0.9, 0.95, 1e-8
 
 
-def leaves(seed):
+def leaves(seed, rows=ROWS):
     draw = np.random.default_rng(seed)
     return {
         name: jnp.asarray(draw.standard_normal([SIZES[a] for a in row.names]), jnp.float32)
-        for name, row in ROWS.items()
+        for name, row in rows.items()
     }
 
 
@@ -42,14 +42,20 @@ def test_blocks_divide_an_axis_and_norms_have_none():
 
 
 def test_each_step_is_its_formula():
-    tx = in_8_bits(optax.scale_by_adam(B1, B2, EPS), ROWS)
-    params = leaves(0)
-    state = tx.init(params)
+    rows = {name: ROWS[name] for name in ("layers.q", "layers.norm")}
+    tx = in_8_bits(optax.scale_by_adam(B1, B2, EPS), rows)
+    params = leaves(0, rows)
+    make, back = (
+        jax.jit(quantise, static_argnums=(1, 2, 3)),
+        jax.jit(dequantise, static_argnums=(2, 3, 4)),
+    )
+    advance = jax.jit(tx.update)
+    state = jax.jit(tx.init)(params)
     m = {name: np.zeros(leaf.shape, np.float32) for name, leaf in params.items()}
     v = dict(m)
     for step in (1, 2, 3):
-        grads = leaves(step)
-        directions, state = jax.jit(tx.update)(grads, state, params)
+        grads = leaves(step, rows)
+        directions, state = advance(grads, state, params)
         for name, g in grads.items():
             m[name] = B1 * m[name] + (1 - B1) * np.asarray(g)
             v[name] = B2 * v[name] + (1 - B2) * np.square(g)
@@ -57,9 +63,11 @@ def test_each_step_is_its_formula():
             np.testing.assert_allclose(directions[name], wanted, rtol=2e-5, atol=1e-6)
             if (found := blocks(ROWS[name], g.shape)) is not None:  # kept for the next step
                 for moments, kind in ((m, "dynamic"), (v, "dynamic_unsigned")):
-                    kept = quantise(jnp.asarray(moments[name]), kind, *found)
-                    moments[name] = np.asarray(dequantise(*kept, kind, found[0], "float32"))
-    assert isinstance(state.mu["layers.q"], Moment) and state.nu["embed"].kind.endswith("unsigned")
+                    kept = make(jnp.asarray(moments[name]), kind, *found)
+                    moments[name] = np.asarray(back(*kept, kind, found[0], "float32"))
+    assert (
+        isinstance(state.mu["layers.q"], Moment) and state.nu["layers.q"].kind == "dynamic_unsigned"
+    )
     assert state.mu["layers.norm"].dtype == jnp.float32
 
 
@@ -72,10 +80,10 @@ def test_memory_and_places(name):
         )
         for key, leaf in leaves(0).items()
     }
-    states = {}
+    states, everywhere = {}, sharding.replicated(mesh)
     for bits in (8, 32):
         tx = make_optimizer(ROWS, lambda _: 0.1, name=name, state_bits=bits)
-        states[bits] = jax.eval_shape(tx.init, params), state_shardings(tx, params, "otherwise")
+        states[bits] = jax.eval_shape(tx.init, params), state_shardings(tx, params, everywhere)
     assert tree_bytes(states[8][0]) < 0.32 * tree_bytes(states[32][0])
     flat = jax.tree.leaves_with_path(states[8][0])
     places = dict(jax.tree.leaves_with_path(states[8][1]))
@@ -91,25 +99,23 @@ def test_memory_and_places(name):
 
 
 def test_it_learns_as_with_32_bits():
-    target = leaves(7)
+    rows = {"embed": ROWS["embed"]}
+    target, begin = leaves(7, rows), leaves(8, rows)
 
     def losses(bits):
-        tx = make_optimizer(ROWS, lambda _: 0.05, state_bits=bits, clip_norm=None)
+        tx = make_optimizer(rows, lambda _: 0.1, state_bits=bits, clip_norm=None)
 
         def step(carry, _):
             params, state = carry
-            loss, grads = jax.value_and_grad(
-                lambda p: sum(jnp.mean(jnp.square(p[n] - target[n])) for n in p)
-            )(params)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
+            off = params["embed"] - target["embed"]
+            updates, state = tx.update({"embed": off}, state, params)
+            return (optax.apply_updates(params, updates), state), jnp.mean(off**2)
 
-        begin = leaves(8)
-        return jax.lax.scan(step, (begin, tx.init(begin)), length=60)[1]
+        return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=80)[1])(begin)
 
     exact, small = losses(32), losses(8)
-    assert small[-1] < 0.01 * small[0]
-    np.testing.assert_allclose(small[20], exact[20], rtol=0.02)
+    assert exact[-1] < 0.01 * exact[0]
+    np.testing.assert_allclose(small, exact, rtol=0.05, atol=0.005 * exact[0])
 
 
 def test_names():

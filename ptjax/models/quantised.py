@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -142,7 +143,7 @@ def _writer(placed: Quantised) -> Callable[[Quantised, Array, Any], Quantised]:
         block = stack.shape[stack.axis] // stack.scale.shape[stack.axis]
         codes, scale = quantise(kernel, stack.kind, stack.axis, block)
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=layer, axis=0)
-        return stack.replace(codes=put(stack.codes, codes), scale=put(stack.scale, scale))
+        return replace(stack, codes=put(stack.codes, codes), scale=put(stack.scale, scale))
 
     return jax.jit(write, donate_argnums=0, out_shardings=placed)
 

@@ -116,30 +116,30 @@ def _decode_nf4(codes: Array) -> Array:
 
 
 class _Decade(NamedTuple):
-    """Numbers 10^(i-6) · (0.1 + 0.9 (j + ½) / count) of the dynamic code, j = 0 ... count - 1.
+    """Numbers 10^(i-6) · (0.1 + 0.9 (j + ½) / numbers) of the dynamic code, from j = 0 on.
 
     Attributes:
       first: how many numbers above 0 are smaller.
-      count: how many there are.
+      numbers: how many there are.
       begin: half-way from the last smaller one to the first of these.
       unit: 10^(i-6).
     """
 
     first: int
-    count: int
+    numbers: int
     begin: float
     unit: float
 
     def number(self, j: int) -> float:
         """The j-th of them."""
-        return self.unit * (0.1 + 0.9 * (j + 0.5) / self.count)
+        return self.unit * (0.1 + 0.9 * (j + 0.5) / self.numbers)
 
 
 def _decades(fractions: int) -> list[_Decade]:
     """All of a code that has `fractions` numbers in its smallest decade, and twice that in each."""
     made: list[_Decade] = []
     for i in range(7):
-        last = made[-1].number(made[-1].count - 1) if made else 0.0
+        last = made[-1].number(made[-1].numbers - 1) if made else 0.0
         one = _Decade(fractions * (2**i - 1), fractions * 2**i, 0.0, 10.0 ** (i - 6))
         made.append(one._replace(begin=(last + one.number(0)) / 2))
     return made
@@ -150,12 +150,12 @@ def _encode_magnitude(size: Array, fractions: int) -> Array:
     decades = _decades(fractions)
     code = jnp.zeros(size.shape, jnp.int32)
     for one in decades:
-        j = jnp.floor((size / one.unit - 0.1) * (one.count / 0.9)).astype(jnp.int32)
-        here = 1 + one.first + jnp.clip(j, 0, one.count - 1)
+        j = jnp.floor((size / one.unit - 0.1) * (one.numbers / 0.9)).astype(jnp.int32)
+        here = 1 + one.first + jnp.clip(j, 0, one.numbers - 1)
         code = jnp.where(size > one.begin, here, code)
     top = decades[-1]
-    end = (top.number(top.count - 1) + 1.0) / 2
-    return jnp.where(size > end, 1 + top.first + top.count, code)
+    end = (top.number(top.numbers - 1) + 1.0) / 2
+    return jnp.where(size > end, 1 + top.first + top.numbers, code)
 
 
 def _decode_magnitude(code: Array, fractions: int) -> Array:
@@ -164,9 +164,9 @@ def _decode_magnitude(code: Array, fractions: int) -> Array:
     value = jnp.zeros(code.shape, jnp.float32)
     for one in decades:
         j = (code - 1 - one.first).astype(jnp.float32)
-        here = one.unit * (0.1 + 0.9 * (j + 0.5) / one.count)
+        here = one.unit * (0.1 + 0.9 * (j + 0.5) / one.numbers)
         value = jnp.where(code > one.first, here, value)
-    return jnp.where(code > decades[-1].first + decades[-1].count, 1.0, value)
+    return jnp.where(code > decades[-1].first + decades[-1].numbers, 1.0, value)
 
 
 def _encode_dynamic(unit: Array) -> Array:

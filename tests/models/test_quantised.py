@@ -20,6 +20,7 @@ from ptjax.models.load import load
 from ptjax.models.quantised import BASES, Quantised, quantised
 from ptjax.ops.attention import Span
 from tests import tiny
+from tests.full import only_in_full
 
 WIDE = dict(hidden_size=64, head_dim=16, num_hidden_layers=3)
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 200, (2, 9)))
@@ -75,26 +76,43 @@ def split(bundle):
     return leaves, {n: leaf for n, leaf in bundle.params.items() if n not in leaves}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params):
+    return model.logits(params, model.hidden(params, IDS, SPAN))
+
+
+def stacks(compiled):
+    """Arrays of a program as large as all layers' kernels, three of them."""
+    shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
+    found = {tuple(map(int, shape.split(","))) for shape in shapes}
+    return {shape for shape in found if shape[0] == 3 and np.prod(shape) == 3 * 64 * 64}
+
+
 @pytest.mark.parametrize(
-    ("base", "settings"),
-    [("int8", {"rslora": True}), ("nf4", {"dora": True})],
-    ids=["int8 rslora", "nf4 dora"],
+    ("base", "settings", "remat"),
+    [
+        ("nf4", {"dora": True}, "none"),
+        pytest.param("int8", {"rslora": True}, "dots_and_attention", marks=only_in_full),
+    ],
 )
-def test_it_is_its_dequantised_kernels(loaded, base, settings):
+def test_it_is_its_dequantised_kernels_a_layer_at_a_time(loaded, base, settings, remat):
     bundle, _ = adapted(loaded(base), **settings)
     leaves, frozen = split(bundle)
-    (got, logits), gradients = loss_and_gradients(bundle.model, leaves, frozen)
-    (wanted, _), exact = loss_and_gradients(bundle.model, leaves, dequantised(frozen))
+    compute = Compute(remat=remat)
+
+    def compiled(frozen):
+        return loss_and_gradients.lower(bundle.model, leaves, frozen, compute).compile()
+
+    small, whole = compiled(frozen), compiled(dequantised(frozen))
+    assert stacks(whole) and not stacks(small), "kernels of all layers, dequantised"
+    (got, logits), gradients = small(leaves, frozen)
+    (wanted, _), exact = whole(leaves, dequantised(frozen))
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     for name in leaves:
         np.testing.assert_allclose(gradients[name], exact[name], rtol=1e-4, atol=1e-6)
     merged = lora_module.merge(bundle.params, bundle.model.table, bundle.model.lora)
-    plain = replace(bundle.model, lora=None)
-    inside = plain.logits(merged, plain.hidden(merged, IDS, SPAN))
+    inside = logits_of(replace(bundle.model, lora=None), merged)
     np.testing.assert_allclose(inside, logits, atol=1e-4)
-    off, _ = jax.jit(lambda p: (plain.hidden(p, IDS, SPAN), 0))(frozen)
-    base_only = dequantised(loaded(base).params)
-    np.testing.assert_allclose(off, plain.hidden(base_only, IDS, SPAN), atol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
@@ -135,24 +153,6 @@ def test_leaves_that_are_there_are_quantised_alike(loaded):
     made = quantised(exact.params, exact.model.table, "nf4", mesh)
     assert fingerprint(made) == fingerprint(wanted.params)
     assert quantised(made, exact.model.table, "nf4", mesh) == made, "and not twice"
-
-
-@pytest.mark.parametrize("remat", ["none", "dots_and_attention"])
-def test_no_stack_of_dequantised_kernels(loaded, remat):
-    bundle, _ = adapted(loaded("nf4"))
-    leaves, frozen = split(bundle)
-
-    def arrays(frozen):
-        compute = Compute(remat=remat)
-        lowered = loss_and_gradients.lower(bundle.model, leaves, frozen, compute)
-        shapes = re.findall(r"\w+\[([\d,]+)\]", lowered.compile().as_text())
-        return {tuple(map(int, shape.split(","))) for shape in shapes}
-
-    def stacks(found):
-        return {shape for shape in found if shape[0] == 3 and np.prod(shape) == 3 * 64 * 64}
-
-    assert stacks(arrays(dequantised(frozen))), "they are there as they are"
-    assert not stacks(arrays(frozen))
 
 
 def test_names(folder):
