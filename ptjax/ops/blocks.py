@@ -73,12 +73,12 @@ def dequantise(codes: Array, scale: Array, kind: str, axis: int, dtype: Any) -> 
       dtype: of the result.
     """
     codec = CODECS[kind]
-    if codec.packed:
-        pairs = jnp.stack([codes >> 4, codes & 15], axis=codes.ndim + axis + 1)
-        codes = pairs.reshape(_resized(codes.shape, axis, 2 * codes.shape[axis]))
-    block = codes.shape[axis] // scale.shape[axis]
-    blocks = codec.decode(_split(codes, axis, block)) * jnp.expand_dims(scale, axis)
-    return blocks.astype(dtype).reshape(codes.shape)
+    parts = [codes >> 4, codes & 15] if codec.packed else [codes]
+    block, wide = codes.shape[axis] // scale.shape[axis], jnp.expand_dims(scale, axis)
+    # Neighbours meet when they are small again: nothing as long as both is in float32.
+    made = [(codec.decode(_split(part, axis, block)) * wide).astype(dtype) for part in parts]
+    whole = jnp.stack(made, axis=made[0].ndim + axis + 1)
+    return whole.reshape(_resized(codes.shape, axis, len(parts) * codes.shape[axis]))
 
 
 def _split(x: Array, axis: int, block: int) -> Array:
