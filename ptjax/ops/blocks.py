@@ -28,8 +28,8 @@ class Codec(NamedTuple):
     Attributes:
       encode: float32 -> codes, the nearest number that has one.
       decode: codes -> float32.
-      packed: whether two codes of 4 bits, neighbours along the axis, share a byte: the first has
-        the high bits.
+      packed: whether two codes of 4 bits share a byte: the first half of a block has the high bits,
+        the second half the low ones, so that each is a run of rows and no two rows interleave.
     """
 
     encode: Callable[[Array], Array]
@@ -54,12 +54,12 @@ def quantise(x: Array, kind: str, axis: int, block: int) -> tuple[Array, Array]:
     blocks = _split(x.astype(jnp.float32), axis, block)
     scale = jnp.max(jnp.abs(blocks), axis=axis, keepdims=True)
     unit = blocks * (1.0 / jnp.where(scale == 0, 1.0, scale))
-    codes = codec.encode(jnp.clip(unit, -1.0, 1.0)).reshape(x.shape)
+    codes = codec.encode(jnp.clip(unit, -1.0, 1.0))
     if codec.packed:
-        pairs = _split(codes, axis, 2)
-        first, second = (jax.lax.index_in_dim(pairs, i, axis, keepdims=False) for i in (0, 1))
+        first, second = jnp.split(codes, 2, axis)
         codes = (first << 4) | second
-    return codes, scale.squeeze(axis)
+    shape = _resized(x.shape, axis, scale.shape[axis - 1] * codes.shape[axis])
+    return codes.reshape(shape), scale.squeeze(axis)
 
 
 def dequantise(codes: Array, scale: Array, kind: str, axis: int, dtype: Any) -> Array:
@@ -75,9 +75,8 @@ def dequantise(codes: Array, scale: Array, kind: str, axis: int, dtype: Any) -> 
     codec = CODECS[kind]
     parts = [codes >> 4, codes & 15] if codec.packed else [codes]
     block, wide = codes.shape[axis] // scale.shape[axis], jnp.expand_dims(scale, axis)
-    # Neighbours meet when they are small again: nothing as long as both is in float32.
     made = [(codec.decode(_split(part, axis, block)) * wide).astype(dtype) for part in parts]
-    whole = jnp.stack(made, axis=made[0].ndim + axis + 1)
+    whole = jnp.concatenate(made, axis)
     return whole.reshape(_resized(codes.shape, axis, len(parts) * codes.shape[axis]))
 
 
