@@ -4,7 +4,6 @@ Shapes: B prompts, N completions, T tokens; S batch shards; R rows, L tokens a r
 R/S tokens and K = N · B/S sequences of a shard.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from ptjax.ops.attention import Span
 from ptjax.ops.divergence import Divergence, Teacher
 from ptjax.ops.logprobs import FIELDS
 from ptjax.ops.pooling import POOLINGS, pool
-from ptjax.types import Batch, Outputs
+from ptjax.types import Batch, Outputs, Weights
 
 COLUMNS = ("tokens", "valid", "mask", "pack", "teacher_hidden")
 """The columns that a forward pass reads."""
@@ -62,7 +61,7 @@ class ForwardOptions:
 
 def forward(
     model: Decoder,
-    params: Mapping[str, Array],
+    params: Weights,
     batch: Batch,
     *,
     fields: tuple[str, ...] = ("logps",),
@@ -193,7 +192,7 @@ def joined(x: Array) -> Array:
 
 def forward_in_parts(
     model: Decoder,
-    params: Mapping[str, Array],
+    params: Weights,
     batch: Batch,
     *,
     fields: tuple[str, ...],

@@ -7,10 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Param
+from ptjax.rounding import ROUNDINGS, rounded
+from ptjax.sharding import HOST
+from ptjax.state_bits import BITS, in_8_bits, is_scale
 from ptjax.types import Params
 
 Schedule = Callable[[Any], Any]
@@ -75,6 +79,10 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     momentum: float = 0.9,
+    state_bits: int = 32,
+    rounding: str = "nearest",
+    seed: int = 0,
+    offload: bool = False,
 ) -> optax.GradientTransformation:
     """The gradient transformation over the trainable leaves.
 
@@ -90,9 +98,22 @@ def make_optimizer(
       b2: decay of the second moment, of the same.
       eps: added to the root of the second moment.
       momentum: of sgd and muon.
+      state_bits: 8 keeps the moments of kernels and embeddings in blocks of 8 bits (2110.02861).
+      rounding: of bfloat16 parameters, one of `rounding.ROUNDINGS` (2010.06192).
+      seed: of stochastic rounding.
+      offload: whether the state may lie in the host's memory: see `state_shardings`.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"config.optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
+    if state_bits not in BITS:
+        raise UserError(f"config.optim.state_bits = {state_bits}: it must be 8 or 32")
+    if state_bits == 8 and name == "adafactor":
+        raise UserError(
+            "config.optim.state_bits = 8: adafactor keeps no moment of a parameter's size; set 32"
+        )
+    if rounding not in ROUNDINGS:
+        hint = did_you_mean(rounding, ROUNDINGS)
+        raise UserError(f"config.optim.rounding: unknown {rounding!r}{hint}")
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
     adam = optax.scale_by_adam(b1, b2, eps)
     directions = {
@@ -102,8 +123,9 @@ def make_optimizer(
         "muon": lambda: _muon(rows, momentum, otherwise=adam),
         "sgd": lambda: optax.trace(momentum) if momentum else optax.identity(),
     }
+    direction = directions[name]()
     tx = optax.chain(
-        directions[name](),
+        direction if state_bits == 32 else in_8_bits(direction, rows),
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -118,7 +140,26 @@ def make_optimizer(
     ) -> tuple[optax.Updates, optax.OptState]:
         return tx.update(updates, state, _wide(params))
 
-    return optax.GradientTransformation(init, update)
+    made = optax.GradientTransformation(init, update)
+    made = made if rounding == "nearest" else rounded(made, rounding, seed)
+    return _brought(made) if offload else made
+
+
+def _brought(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transformation, its state brought to the devices for the update and put back after it."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        near = jax.device_put(state, jax.memory.Space.Device)
+        updates, after = tx.update(updates, near, params)
+
+        def put_back(leaf: Any, before: Any) -> Any:
+            return jax.device_put(leaf, jax.typeof(before).memory_space)
+
+        return updates, jax.tree.map(put_back, after, state)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _wide(params: Any) -> Any:
@@ -195,20 +236,45 @@ def muon_axes(row: Param) -> MuonDimensionNumbers | None:
 
 
 def state_shardings(
-    tx: optax.GradientTransformation, params: Mapping[str, Any], otherwise: jax.sharding.Sharding
+    tx: optax.GradientTransformation,
+    params: Mapping[str, Any],
+    otherwise: jax.sharding.Sharding,
+    *,
+    offload: bool = False,
 ) -> Any:
     """Shardings for the optimizer's state: what has a parameter's shape lies where that does.
+
+    Scales of blocks lie there too, but along axes that have too few of them for that.
 
     Args:
       tx: the transformation.
       params: arrays or shape structs with shardings.
       otherwise: for counts and for statistics of other shapes.
+      offload: whether what has a parameter's shape, and scales, lie in the host's memory.
     """
     shapes = jax.eval_shape(tx.init, dict(params))
 
+    def away(at: jax.sharding.Sharding) -> jax.sharding.Sharding:
+        return at.with_memory_kind(HOST) if offload else at
+
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
         named = [params[part.key] for part in path if getattr(part, "key", None) in params]
-        same = named and leaf.shape == named[0].shape
-        return named[0].sharding if same else otherwise
+        if not named:
+            return otherwise
+        if leaf.shape == named[0].shape:
+            return away(named[0].sharding)
+        return away(_of_blocks(named[0], leaf)) if is_scale(path) else otherwise
 
     return jax.tree.map_with_path(place, shapes)
+
+
+def _of_blocks(param: Any, scale: Any) -> jax.sharding.Sharding:
+    """A parameter's sharding for the scales of its blocks, without what does not divide them."""
+    mesh, spec = param.sharding.mesh, param.sharding.spec
+    spec = (*spec, *(None,) * (len(scale.shape) - len(spec)))
+
+    def part(size: int, axes: Any) -> Any:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return NamedSharding(mesh, PartitionSpec(*map(part, scale.shape, spec)))

@@ -25,6 +25,7 @@ from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.flax_adapter import FlaxModel
+from ptjax.models.quantised import Quantised
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, make_optimizer, make_schedule, state_shardings
 from ptjax.passes import compute, forward_options, make_passes, one_pass, step_options
@@ -77,6 +78,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         head=bound.head,
         seed=config.seed,
         critic=config.model.critic,
+        base=config.model.base,
     )
     pipeline = data.build(
         config.data,
@@ -233,7 +235,14 @@ def optimizer(
     scheduled = {k: given.pop(k) for k in ("learning_rate", "schedule", "warmup", "final", "decay")}
     schedule = make_schedule(steps=steps, **scheduled)
     trained = trainable(config, params)
-    return schedule, make_optimizer({k: rows[k] for k in trained}, schedule, **given)
+    if given["rounding"] != "nearest" and not any(params[k].dtype == "bfloat16" for k in trained):
+        raise UserError(
+            f"config.optim.rounding = {given['rounding']!r} is for bfloat16 parameters, and those "
+            "that are trained are float32 (adapters always are): set config.model.param_dtype = "
+            "'bfloat16', or rounding = 'nearest'"
+        )
+    kept = {k: rows[k] for k in trained}
+    return schedule, make_optimizer(kept, schedule, seed=config.seed, **given)
 
 
 def trainable(config: Config, params: Mapping[str, Any]) -> list[str]:
@@ -243,6 +252,11 @@ def trainable(config: Config, params: Mapping[str, Any]) -> list[str]:
         found = [name for name in params if re.fullmatch(pattern, name)]
     except re.error as error:
         raise UserError(f"config.trainable {pattern!r} is not a regex: {error}") from error
+    if quantised := [name for name in found if isinstance(params[name], Quantised)]:
+        raise UserError(
+            f"config.trainable {pattern!r} matches {quantised[0]}, which config.model.base = "
+            f"{params[quantised[0]].kind!r} keeps quantised: it cannot be trained"
+        )
     if not found:
         raise UserError(
             f"config.trainable {pattern!r} matches no parameter; there are: {', '.join(params)}"
@@ -262,7 +276,7 @@ def initial_state(
     names = set(trainable(config, params))
     trained = {name: leaf for name, leaf in params.items() if name in names}
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shardings = state_shardings(tx, trained, everywhere)
+    shardings = state_shardings(tx, trained, everywhere, offload=config.optim.offload)
     opt_state = jax.jit(tx.init, out_shardings=shardings)(trained)
     ema = None
     if config.ema:  # in float32: in bfloat16 a small move would be lost

@@ -21,6 +21,8 @@ from ptjax.errors import UserError, check_keys
 
 AXES = ("data", "fsdp", "expert", "tensor")
 BATCH = ("data", "fsdp", "expert")
+HOST = "pinned_host"
+"""The memory of the machine that a device hangs on; on CPUs it is the device's own."""
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
@@ -145,6 +147,11 @@ def named(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> NamedShardin
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def is_on_host(leaf: Any) -> bool:
+    """Whether an array, or a shape with a sharding, lies in the host's memory."""
+    return leaf.sharding.memory_kind == HOST
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

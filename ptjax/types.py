@@ -42,6 +42,7 @@ moves nothing between devices. `pack` is there when rows are packed; it counts w
 micro-batch) block, and padding is -1.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -86,6 +87,8 @@ Batch = dict[str, Array]
 Params = dict[str, Array]
 Leaf = Any
 """A leaf of a state: an array, or in a tree of shapes or of shardings what stands for one."""
+Weights = Mapping[str, Leaf]
+"""All leaves of a model: arrays, frozen kernels perhaps in fewer bits (`models.quantised`)."""
 
 
 _ABSENT: Any = None

@@ -23,6 +23,7 @@ from ptjax.models.decoder import Decoder
 from ptjax.models.families import SCALARS
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.lora import Lora
+from ptjax.models.quantised import check_base, quantised
 from ptjax.models.spec import Param, shape
 from ptjax.models.tokenizer import add_special_tokens, load_tokenizer
 from ptjax.run_files import RECORD, local_copy, read_object, split_source, write_model_files
@@ -65,6 +66,7 @@ def load(
     head: str | None = None,
     seed: int = 0,
     critic: str | None = None,
+    base: str = "none",
 ) -> Bundle:
     """Loads a model from wherever it lies: a pretrained one, or what a run of ours made of it.
 
@@ -85,6 +87,7 @@ def load(
       seed: of a new head.
       critic: what a new critic begins as, of the source's shape; None for the source itself. A
         reward model, or a run that trained one, brings its scalar head along.
+      base: how kernels of the layers are kept, `int8` or `nf4` for a base that adapters train on.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
@@ -93,7 +96,7 @@ def load(
     workdir, step = split_source(source)
     made = None
     if critic is not None:
-        asked: dict[str, Any] = {"mesh": mesh, "special_tokens": special_tokens}
+        asked: dict[str, Any] = {"mesh": mesh, "special_tokens": special_tokens, "base": base}
         made = load(critic, param_dtype=param_dtype, **asked)
     if workdir is None:
         return pretrained.load(
@@ -105,7 +108,9 @@ def load(
             head=head,
             seed=seed,
             critic=made,
+            base=base,
         )
+    check_base(base, where="base")
     if param_dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
     record = read_object(epath.Path(workdir) / "model" / RECORD)
@@ -118,6 +123,10 @@ def load(
             for name, leaf in bundle.params.items()
         }
         bundle = replace(bundle, params=cast)
+    if base != "none":
+        where = _first_device() if mesh is None else mesh
+        kept = quantised(bundle.params, bundle.model.table, base, where)
+        bundle = replace(bundle, params=kept)
     return with_head(bundle, head, seed=seed, mesh=mesh, critic=made)
 
 
@@ -188,7 +197,7 @@ def load_workdir(
     stored = open_step(path, step)
     for bad in stored.passed_over:
         _log.warning("step %d does not verify: %s; taking %d", bad.step, bad.reason, stored.step)
-    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = _first_device() if mesh is None else mesh
     folder = local_copy(root / "model")
     hf_config, record = read_object(folder / "config.json"), read_object(folder / RECORD)
     generation = read_object(folder / "generation_config.json")
@@ -216,6 +225,10 @@ def load_workdir(
         step=stored.step,
         changed=tuple(name for name in model.table if name in trained or name in moved),
     )
+
+
+def _first_device() -> Mesh:
+    return sharding.make_mesh({}, jax.local_devices()[:1])
 
 
 def _rows(model: Decoder) -> dict[str, Param]:
@@ -268,6 +281,7 @@ def _frozen(
         head=model.head,
         seed=config["seed"],
         critic=settings.get("critic"),
+        base=settings.get("base", "none"),
     )
     params = base.params
     folder = (config.get("lora") or {}).get("adapter")

@@ -21,6 +21,7 @@ ORDER = (
     "environments",
     "stages",
     "algorithms",
+    "rounding state_bits",
     "step optim metrics progress config",
     "report",
     "reference rollouts logps_cache passes",

@@ -274,3 +274,29 @@ def test_the_state_lies_where_its_parameters_do_and_steps_as_on_one_device(name)
     assert jax.tree.map(lambda x: x.sharding, after) == shardings
     for key, update in alone.items():
         np.testing.assert_allclose(together[key], update, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+def test_an_offloaded_state_lies_on_the_host_and_updates_alike():
+    at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = {key: jax.device_put(leaf, at) for key, leaf in PARAMS.items()}
+    plain = make_optimizer(ROWS, lambda _: 0.1, state_bits=8)
+    away = make_optimizer(ROWS, lambda _: 0.1, state_bits=8, offload=True)
+    places = state_shardings(away, params, at, offload=True)
+    state = jax.jit(away.init, out_shardings=places)(params)
+    # Within a branch, as the guards of a step have it.
+    branch = jax.jit(
+        lambda g, s, p: jax.lax.cond(
+            jnp.bool_(True), lambda s: away.update(g, s, p), lambda s: (g, s), s
+        ),
+        out_shardings=(jax.tree.map(lambda _: at, params), places),
+        donate_argnums=1,
+    )
+    wanted = plain.init(params)
+    for seed in (1, 2):
+        updates, state = branch(leaves(seed), state, params)
+        exact, wanted = jax.jit(plain.update)(leaves(seed), wanted, params)
+        for key in params:
+            np.testing.assert_allclose(updates[key], exact[key], rtol=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(wanted)
+    kinds = {leaf.ndim > 0: leaf.sharding.memory_kind for leaf in jax.tree.leaves(state)}
+    assert kinds == {True: sharding.HOST, False: "device"}, "counts stay"

@@ -11,7 +11,13 @@ from ptjax.config.defaults import defaults
 from ptjax.config.fields import missing
 from ptjax.errors import UserError, check_keys, did_you_mean
 
-_DTYPES = ("float32", "bfloat16")
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.base": ("none", "int8", "nf4"),
+    "optim.rounding": ("nearest", "stochastic", "kahan"),
+}
+"""Fields that are one of few words, alike where they are read: no word here imports jax."""
 _UNSET = ("optim.clip_norm",)
 """Fields with a default that may be None: nothing of the kind is done then."""
 _TEXTS = ("model.special_tokens", "samples.prompts", "rollout.stop_strings")
@@ -82,10 +88,15 @@ def check(config: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not rule.holds(value):
             raise UserError(f"config.{path} = {value!r}: it must be {rule.text}")
-    for path in ("model.dtype", "model.param_dtype"):
+    for path, choices in CHOICES.items():
         value = _get(config, path)
-        if value not in _DTYPES:
-            raise UserError(f"config.{path} = {value!r}{did_you_mean(str(value), _DTYPES)}")
+        if value not in choices:
+            raise UserError(f"config.{path} = {value!r}{did_you_mean(str(value), choices)}")
+    if config.model.base != "none" and config.lora is None:
+        raise UserError(
+            f"config.model.base = {config.model.base!r} keeps the layers' kernels quantised, which "
+            "adapters alone can train on: set config.lora, or config.model.base=none"
+        )
     for path in ("trainable", "lora.targets"):
         value = _get(config, path)
         try:

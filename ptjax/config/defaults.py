@@ -22,6 +22,7 @@ def defaults() -> Any:
             "model": {
                 "source": config_dict.required_placeholder(str),
                 "param_dtype": "float32",
+                "base": "none",
                 "dtype": "float32",
                 "remat": "dots_and_attention",
                 "dropout": 0.0,
@@ -81,6 +82,9 @@ def defaults() -> Any:
                 "b2": 0.999,
                 "eps": 1e-8,
                 "momentum": 0.9,
+                "state_bits": 32,
+                "rounding": "nearest",
+                "offload": False,
             },
             "guard": {"max_skipped": 5, "spike": 0.0, "spike_window": 64},
             "mesh": {"data": 1, "fsdp": -1, "expert": 1, "tensor": 1},

@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ptjax.models.tokenizer import save_tokenizer
 from ptjax.models.weights import Lazy
 from ptjax.models.weights_out import write_safetensors
 from ptjax.run_files import split_source
+from ptjax.types import Weights
 from ptjax.workdir import load, load_workdir
 
 KINDS = ("merged", "adapter", "full")
@@ -66,7 +67,8 @@ def export(
     A value head or critic stays behind: the policy alone is written. Tensors are fetched one at a
     time from wherever they are sharded. In a run of several processes
     all of them call this; process 0 writes. A model that was imported and not trained comes back
-    byte for byte, unless it was loaded in fewer bits than it was stored in.
+    byte for byte, unless it was loaded in fewer bits than it was stored in; kernels that were
+    quantised are written as they were computed with.
 
     Args:
       source: a bundle, or what `ptjax.load` takes: a run's workdir, `workdir@step`, a folder, ...
@@ -179,9 +181,7 @@ def _adapter_tensors(
         yield name, _cast(name, tensor, jnp.dtype(dtype or "float32"))
 
 
-def _tensors(
-    rows: Table, dims: Dims, params: Mapping[str, Array], lora: Lora | None
-) -> Iterator[Named]:
+def _tensors(rows: Table, dims: Dims, params: Weights, lora: Lora | None) -> Iterator[Named]:
     """Each Hugging Face tensor of some leaves, merged with its adapter when it is fetched."""
     for name, param in rows.items():
         for hf, place in hf_names(name, param, dims):
@@ -193,7 +193,7 @@ def _tensors(
 
 
 def _slice(
-    params: Mapping[str, Array], name: str, param: Param, place: tuple[int, ...], lora: Lora | None
+    params: Weights, name: str, param: Param, place: tuple[int, ...], lora: Lora | None
 ) -> Array:
     """One slice of a leaf's stack, with its adapter folded in."""
     parts = {part: f"kernel{part}" for part in ("", ".lora_a", ".lora_b", ".dora_m")}
@@ -201,14 +201,12 @@ def _slice(
     if not place:
         return params[name]
     if lora is None or len(own) == 1:
-        return params[name][place]
+        return params[name][place].astype(params[name].dtype)
     return _merged_slice(own, place, axes=param.one.axes, lora=lora)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "lora"))
-def _merged_slice(
-    own: Mapping[str, Array], place: tuple[Any, ...], *, axes: str, lora: Lora
-) -> Array:
+def _merged_slice(own: Weights, place: tuple[Any, ...], *, axes: str, lora: Lora) -> Array:
     one = {part: leaf[place] for part, leaf in own.items()}
     return lora_module.merge(one, {"kernel": Param(axes)}, lora)["kernel"]
 

@@ -1,24 +1,24 @@
 """Prompts in, completions out: settings, seeds, stops. The order of work is in writer.py."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
 
 from ptjax.errors import UserError
 from ptjax.generate.sampling import Sampling
 from ptjax.generate.transcript import Completion, Transcript
 from ptjax.generate.writer import Writer
 from ptjax.models.decoder import DEFAULT, Compute, Decoder
+from ptjax.types import Weights
 
 
 def sample(
     model: Decoder,
-    params: Mapping[str, Array],
+    params: Weights,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int | Sequence[int],
@@ -125,9 +125,9 @@ def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     return np.array([[row + 1, seed % 2**32] for row in range(count)], np.uint32).reshape(-1, 2)
 
 
-def _mesh(params: Mapping[str, Array]) -> Mesh | None:
+def _mesh(params: Weights) -> Mesh | None:
     """The mesh that the parameters lie on, None for a single device."""
-    for leaf in params.values():
+    for leaf in jax.tree.leaves(dict(params)):
         found = leaf.sharding
         if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
             return found.mesh if found.mesh.size > 1 else None

@@ -7,7 +7,6 @@ Shapes: R rows, S slots of a row, G prompts read together, L tokens of a prompt,
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from ptjax import sharding
 from ptjax.generate.sampling import Sampling, draw
 from ptjax.models.decoder import Cache, Compute, Decoder
-from ptjax.types import Leaf
+from ptjax.types import Leaf, Weights
 
 STRETCH = 32
 """Steps between two looks of the host, which checks stop strings and gives rows away."""
@@ -64,7 +63,7 @@ def begin(model: Decoder, rows: int, slots: int, dtype: str) -> Rows:
 @functools.partial(jax.jit, static_argnames=("model", "compute"))
 def prefill(
     model: Decoder,
-    params: Mapping[str, Array],
+    params: Weights,
     tokens: Int[Array, "G L"],
     counts: Int[Array, " G"],
     *,
@@ -119,7 +118,7 @@ def admit(
 @functools.partial(jax.jit, static_argnames=("model", "compute"), donate_argnames=("rows",))
 def decode(
     model: Decoder,
-    params: Mapping[str, Array],
+    params: Weights,
     rows: Rows,
     done: Bool[Array, " R"],
     steps: Int[Array, ""],

@@ -5,7 +5,7 @@ of one prompt follow each other, for they share what was read of it. What the de
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from ptjax.generate import steps
 from ptjax.generate.sampling import Sampling
 from ptjax.generate.transcript import Transcript
 from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.types import Weights
 
 STREAMED = 4
 """Steps between two looks of the host where text is streamed."""
@@ -47,7 +48,7 @@ class Writer:
     """
 
     model: Decoder
-    params: Mapping[str, Array]
+    params: Weights
     sampling: Sampling
     stop_ids: np.ndarray
     compute: Compute

@@ -18,7 +18,7 @@ from ptjax.models.decoder import HEADS, Decoder
 from ptjax.models.families import CRITIC, FAMILIES, SCORE, VALUE, table
 from ptjax.models.spec import init
 from ptjax.models.tokenizer import add_special_tokens
-from ptjax.types import Params
+from ptjax.types import Leaf, Params
 
 _log = logging.getLogger(__name__)
 
@@ -224,11 +224,15 @@ def _critic(bundle: Bundle, source: Bundle | None, mesh: Mesh) -> Params:
     body = table(wanted, "score")
     leaves = {name: head if name == "score" else made.params[name] for name in body}
     if source is None:  # leaves of one state share no memory: a step donates them
-        leaves = {name: jnp.copy(leaf) for name, leaf in leaves.items()}
-    return {
-        CRITIC + name: jax.device_put(leaf, sharding.named(body[name].names, leaf.shape, mesh))
-        for name, leaf in leaves.items()
-    }
+        leaves = jax.tree.map(jnp.copy, leaves)
+
+    def put(name: str, leaf: Leaf) -> Leaf:
+        names = body[name].names
+        return jax.tree.map(
+            lambda part: jax.device_put(part, sharding.named(names, part.shape, mesh)), leaf
+        )
+
+    return {CRITIC + name: put(name, leaf) for name, leaf in leaves.items()}
 
 
 def _classifier(bundle: Bundle) -> dict[str, Any]:

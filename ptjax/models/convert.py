@@ -1,7 +1,7 @@
 """Between Hugging Face's tensors and our stacked, sharded leaves, one tensor at a time."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.families import SCALARS
+from ptjax.models.quantised import empty, outline, put, writer
 from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
 from ptjax.models.weights import Lazy, TensorSource
 from ptjax.types import Params
@@ -62,6 +63,7 @@ def from_hf(
     *,
     dtype: str = "float32",
     mesh: Mesh | None = None,
+    base: str = "none",
 ) -> Params:
     """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
 
@@ -73,16 +75,22 @@ def from_hf(
       source: the checkpoint.
       dtype: of the parameters; a scalar head is in float32.
       mesh: where they go, by the rules of `sharding`; None for the first device.
+      base: how kernels of the layers are kept, one of `quantised.BASES`; they are quantised from
+        float32, whatever `dtype` is.
     """
     check(table, dims, source)
     _check_tied(table, source)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
-    return {
-        name: _leaf(
-            name, param, dims, source, jnp.dtype("float32" if name in SCALARS else dtype), mesh
-        )
-        for name, param in table.items()
-    }
+    made: dict[str, Any] = {}
+    for name, param in table.items():
+        own = "float32" if name in SCALARS else dtype
+        outlined = outline(param, shape(param, dims), base, own, mesh)
+        if outlined is None:
+            made[name] = _leaf(name, param, dims, source, jnp.dtype(own), mesh)
+        else:
+            slices = _slices(name, param, dims, source, jnp.dtype("float32"), mesh)
+            made[name] = _stacked(empty(outlined), writer(outlined), slices)
+    return made
 
 
 def _check_tied(table: Table, source: TensorSource) -> None:
@@ -112,15 +120,31 @@ def _leaf(
     if not param.stack:
         tensor = from_layout(source.read(param.hf), param, dims)
         return jax.make_array_from_callback(size, placed, lambda i: _cast(tensor[i], dtype))
-    one_size = shape(param.one, dims)
-    one_placed = sharding.named(param.one.names, one_size, mesh)
     stack = jnp.zeros(size, dtype, device=placed)
-    write = _writer(placed)
+    return _stacked(stack, _writer(placed), _slices(name, param, dims, source, dtype, mesh))
+
+
+def _slices(
+    name: str, param: Param, dims: Dims, source: TensorSource, dtype: np.dtype, mesh: Mesh
+) -> Iterator[tuple[Array, tuple[int, ...]]]:
+    """Each tensor of a stacked leaf, on its devices, and its place."""
+    size = shape(param.one, dims)
+    placed = sharding.named(param.one.names, size, mesh)
     for hf, place in hf_names(name, param, dims):
         tensor = from_layout(source.read(hf), param, dims)
-        one = jax.make_array_from_callback(
-            one_size, one_placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+        yield (
+            jax.make_array_from_callback(
+                size, placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
+            ),
+            place,
         )
+
+
+def _stacked(
+    stack: Any, write: Callable[..., Any], slices: Iterable[tuple[Array, tuple[int, ...]]]
+) -> Any:
+    """A stack with each tensor written into its place."""
+    for one, place in slices:
         stack = write(stack, one, place)
     return stack
 
@@ -132,12 +156,7 @@ def _cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
 @functools.cache
 def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any], Array]:
     """Writes one tensor into its place of a stacked leaf."""
-
-    def write(stack: Array, one: Array, place: tuple[Any, ...]) -> Array:
-        block = one.reshape((1,) * len(place) + one.shape)
-        return jax.lax.dynamic_update_slice(stack, block, (*place, *(0,) * one.ndim))
-
-    return jax.jit(write, donate_argnums=0, out_shardings=placed)
+    return jax.jit(put, donate_argnums=0, out_shardings=placed)
 
 
 def to_hf(

@@ -3,7 +3,6 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,19 +21,25 @@ from ptjax.models.spec import Param
 from ptjax.ops.attention import ATTENDED, Span, attention
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
-from ptjax.sharding import constrain
-from ptjax.types import Leaf, Routing
+from ptjax.sharding import HOST, constrain
+from ptjax.types import Leaf, Routing, Weights
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED),
     "dots_and_attention": jax.checkpoint_policies.save_only_these_names(PROJECTED, ATTENDED),
+    "offload_dots": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTED, ATTENDED],
+        offload_src="device",
+        offload_dst=HOST,
+    ),
 }
 """What is kept of a layer for the backward pass, by name; all else is computed again.
 
 A projection is kept once, adapter included: keeping every matrix product would keep the base's and
-the adapter's apart.
+the adapter's apart. `offload_dots` keeps what `dots_and_attention` does in the host's memory.
 """
 
 
@@ -119,7 +124,7 @@ class Decoder:
         """The model's rows, without adapters."""
         return families.table(self.config, self.head)
 
-    def projection(self, params: Mapping[str, Array]) -> Head:
+    def projection(self, params: Weights) -> Head:
         """The output projection, tied to the embeddings or its own.
 
         Raises:
@@ -131,9 +136,7 @@ class Decoder:
             raise UserError("a model with a scalar head has no log-probs: load it with head='lm'")
         return Head(params["head"], False, self.config.logit_softcap)
 
-    def scores(
-        self, params: Mapping[str, Array], hidden: Float[Array, "R L D"]
-    ) -> Float[Array, "R L"]:
+    def scores(self, params: Weights, hidden: Float[Array, "R L D"]) -> Float[Array, "R L"]:
         """The scalar head: hidden · score, in float32 whatever the dtype of the hidden states.
 
         Raises:
@@ -145,7 +148,7 @@ class Decoder:
 
     def values(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         hidden: Float[Array, "R L D"],
         tokens: Int[Array, "R L"],
         span: Span,
@@ -179,9 +182,7 @@ class Decoder:
         key = None if key is None else jax.random.fold_in(key, 0)
         return critic.scores(own, critic.hidden(own, tokens, span, compute=compute, key=key))
 
-    def logits(
-        self, params: Mapping[str, Array], hidden: Float[Array, "... D"]
-    ) -> Float[Array, "... V"]:
+    def logits(self, params: Weights, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits of hidden states: for sampling and tests; training never calls it."""
         kernel, vocab_first, softcap = self.projection(params)
         out = jax.lax.dot_general(
@@ -194,7 +195,7 @@ class Decoder:
 
     def stats(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         hidden: Float[Array, "S M D"],
         targets: Int[Array, "S M"],
         scored: Bool[Array, "S M"],
@@ -210,7 +211,7 @@ class Decoder:
 
     def divergence(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         hidden: Float[Array, "S M D"],
         teacher_hidden: Float[Array, "S M E"],
         scored: Bool[Array, "S M"],
@@ -245,7 +246,7 @@ class Decoder:
 
     def hidden(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         tokens: Int[Array, "R L"],
         span: Span,
         *,
@@ -291,7 +292,7 @@ class Decoder:
 
     def extend(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         tokens: Int[Array, "R L"],
         counts: Int[Array, " R"],
         cache: Cache,

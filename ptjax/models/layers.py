@@ -11,9 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ptjax.models.config import ModelConfig
-from ptjax.models.lora import Lora, adapted, contract
+from ptjax.models.lora import Lora, adapted, multiply
+from ptjax.types import Weights
 
-Layer = Mapping[str, Array]
+Layer = Weights
 PROJECTED = "projected"
 """The name under which a projection is known to the rematerialisation policies."""
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -41,7 +42,7 @@ def project(layer: Layer, name: str, x: Array, lora: Lora | None, key: Array | N
       lora: the adapter's settings.
       key: randomness of the adapter's dropout; None to leave it out.
     """
-    out = contract(x, layer[name].astype(x.dtype))
+    out = multiply(x, layer[name])
     if f"{name}.lora_a" in layer and lora is not None:
         out = adapted(layer, name, x, out, lora, key)
     if f"{name}.bias" in layer:

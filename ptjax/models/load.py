@@ -19,6 +19,7 @@ from ptjax.models.gguf import gguf_config, open_gguf
 from ptjax.models.hub import resolve_source
 from ptjax.models.language_part import COMPOSITES, language_config, language_tensors
 from ptjax.models.layers import ACTIVATIONS
+from ptjax.models.quantised import check_base
 from ptjax.models.quiet import auto_config_class
 from ptjax.models.tokenizer import load_tokenizer
 from ptjax.models.weights import TensorSource, Without, open_safetensors
@@ -36,6 +37,7 @@ def load(
     head: str | None = None,
     seed: int = 0,
     critic: Bundle | None = None,
+    base: str = "none",
 ) -> Bundle:
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
@@ -54,6 +56,7 @@ def load(
         and is no language model.
       seed: of a new head.
       critic: what the critic of `lm_critic` begins as; None for the source itself.
+      base: how kernels of the layers are kept, `int8` or `nf4` for a base that adapters train on.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
@@ -61,11 +64,14 @@ def load(
     """
     if param_dtype not in ("float32", "bfloat16"):
         raise UserError(f"param_dtype {param_dtype!r} is neither float32 nor bfloat16")
+    check_base(base, where="model.base")
     if source.startswith("flax:"):
         from ptjax.models.flax_adapter import load_flax
 
         if special_tokens:
             raise UserError("model.special_tokens: a flax module's embeddings cannot grow")
+        if base != "none":
+            raise UserError(f"model.base = {base!r}: a flax module keeps its own kernels")
         bundle = load_flax(
             source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
         )
@@ -83,7 +89,7 @@ def load(
     table = model.table
     if head == "score" and table.pop("head", None):
         tensors = Without(tensors, "lm_head.weight", tensors.origin)
-    params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh)
+    params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh, base=base)
     dtypes = {name: spec.dtype for name, spec in tensors.specs().items()}
     bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source, part_of)
     bundle = with_tokens(bundle, special_tokens, mesh)

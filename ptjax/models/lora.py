@@ -5,7 +5,6 @@ An adapter of kernel `layers.q` is the leaves `layers.q.lora_a` [layers, inputs.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -14,8 +13,9 @@ from jaxtyping import Array
 
 from ptjax.errors import UserError
 from ptjax.models.families import CRITIC, SCALARS
+from ptjax.models.quantised import Quantised
 from ptjax.models.spec import Dims, Param, Table, init
-from ptjax.types import Params
+from ptjax.types import Leaf, Params, Weights
 
 ALL_LINEAR = r"layers\.(q|k|v|o|gate|up|down)"
 
@@ -83,15 +83,23 @@ def rows(table: Table, lora: Lora) -> dict[str, Param]:
     return added
 
 
-def add(params: Mapping[str, Array], table: Table, dims: Dims, lora: Lora, key: Array) -> Params:
+def add(params: Weights, table: Table, dims: Dims, lora: Lora, key: Array) -> Params:
     """New adapter leaves that leave the model as it is: B = 0, and DoRA's magnitudes those of W."""
     new = rows(table, lora)
     leaves = init(new, {**dims, "rank": lora.rank}, key)
     for name in new:
         if name.endswith(".dora_m"):
             kernel = name.removesuffix(".dora_m")
-            leaves[name] = _norms(params[kernel].astype(jnp.float32), table[kernel])
+            leaves[name] = _magnitudes(params[kernel], table[kernel])
     return leaves
+
+
+def _magnitudes(weight: Leaf, param: Param) -> Array:
+    """`_norms` of a kernel as it is kept, a layer at a time where it is a stack."""
+    if not param.stacked:
+        return _norms(weight.astype(jnp.float32), param)
+    one = param._replace(axes=param.axes.removeprefix("layers "))
+    return jax.lax.map(lambda layer: _norms(layer.astype(jnp.float32), one), weight)
 
 
 def _norms(weight: Array, param: Param) -> Array:
@@ -113,8 +121,20 @@ def contract(x: Array, kernel: Array) -> Array:
     return out.reshape(*x.shape[:2], *kernel.shape[inputs:])
 
 
+def multiply(x: Array, kernel: Leaf) -> Array:
+    """x · W in the dtype of x.
+
+    A quantised kernel is dequantised again in the backward pass: kept for it, all layers' would
+    stand there at once.
+    """
+    if isinstance(kernel, Quantised):
+        product = jax.checkpoint(lambda x, w: contract(x, w.astype(x.dtype)), prevent_cse=False)
+        return product(x, kernel)
+    return contract(x, kernel.astype(x.dtype))
+
+
 def adapted(
-    layer: Mapping[str, Array], name: str, x: Array, out: Array, lora: Lora, key: Array | None
+    layer: Weights, name: str, x: Array, out: Array, lora: Lora, key: Array | None
 ) -> Array:
     """x·W + scale · (x·A)·B, for DoRA times m / ‖W + scale·A·B‖; `out` is x·W."""
     a, b = layer[f"{name}.lora_a"].astype(x.dtype), layer[f"{name}.lora_b"].astype(x.dtype)
@@ -136,19 +156,25 @@ def adapted(
     return (out + update) * (layer[f"{name}.dora_m"] / norm).astype(x.dtype)
 
 
-def merge(params: Mapping[str, Array], table: Table, lora: Lora) -> Params:
-    """Folds every adapter into its kernel and leaves the adapters out."""
+def merge(params: Weights, table: Table, lora: Lora) -> Params:
+    """Folds every adapter into its kernel and leaves the adapters out.
+
+    Quantised kernels are dequantised, those without an adapter too: what comes out computes what
+    was trained, to the rounding of its dtype.
+    """
     merged = {}
     for name, weight in params.items():
         if ".lora_" in name or name.endswith(".dora_m"):
             continue
         if f"{name}.lora_a" in params:
             weight = _merged(params, name, table[name], lora)
+        elif isinstance(weight, Quantised):
+            weight = weight.astype(weight.dtype)
         merged[name] = weight
     return merged
 
 
-def _merged(params: Mapping[str, Array], name: str, param: Param, lora: Lora) -> Array:
+def _merged(params: Weights, name: str, param: Param, lora: Lora) -> Array:
     weight = params[name]
     a = params[f"{name}.lora_a"].astype(jnp.float32)
     b = params[f"{name}.lora_b"].astype(jnp.float32)

@@ -14,6 +14,7 @@ from ptjax.plan.buffers import Buffer, largest
 from ptjax.plan.collectives import Traffic, traffic
 from ptjax.plan.hlo import parse
 from ptjax.plan.programs import Planned
+from ptjax.sharding import is_on_host
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|temporaries \(([\d.]+)([KMGT]?)\)")
@@ -32,6 +33,7 @@ class Memory(NamedTuple):
       donated: of the arguments, what results take over.
       temporaries: what it needs beside both.
       peak: all of these, what is donated once, or what the compiler says where that is more.
+      host: beside them, in the host's memory: arguments and temporaries.
     """
 
     arguments: int
@@ -39,6 +41,7 @@ class Memory(NamedTuple):
     donated: int
     temporaries: int
     peak: int
+    host: int
 
 
 class Compiled(NamedTuple):
@@ -111,6 +114,7 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
         found.alias_size_in_bytes,
         found.temp_size_in_bytes,
         0,
+        found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
     )
     held_together = memory.arguments + memory.temporaries + memory.results - memory.donated
     memory = memory._replace(peak=max(held_together, found.peak_memory_in_bytes))
@@ -127,10 +131,14 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
 
 
 def held(tree: Any) -> int:
-    """Bytes of a device's parts of all shapes of a tree, padding of layouts left out."""
+    """Bytes of a device's parts of all shapes of a tree, padding of layouts left out.
+
+    What lies in the host's memory is no part of it.
+    """
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)
+        if not is_on_host(leaf)
     )
 
 

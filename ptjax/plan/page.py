@@ -42,6 +42,10 @@ def page(plan: dict[str, Any]) -> str:
         "Peak is the compiler's account; beside it lies what of the run it is not given. Donated: "
         "bytes that results take over, of those that they should.",
     ]  # fmt: skip
+    hosted = [one for one in plan["programs"] if one["memory"] and one["memory"]["host"]]
+    if hosted:
+        sizes = ", ".join(f"`{one['name']}` {_gib(one['memory']['host'])} GiB" for one in hosted)
+        parts.append(f"In the host's memory, of each device: {sizes}.")
     sent = [
         (one["name"], each["kind"], "slices" if each["between_slices"] else "links",
          f"{each['times']:,}", f"{each['sent'] / MIB:,.1f}")

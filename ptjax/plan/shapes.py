@@ -20,6 +20,7 @@ from ptjax.models import spec
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import SCALARS
 from ptjax.models.lora import Lora
+from ptjax.models.quantised import outline
 from ptjax.models.spec import Param
 from ptjax.optim import Schedule, state_shardings
 from ptjax.passes import Passes, forward_options, make_passes, one_pass, step_options
@@ -31,7 +32,8 @@ from ptjax.stages.rollout import Sizes
 from ptjax.step import new_guard
 from ptjax.types import COLUMN_DTYPES, TrainState
 
-Leaves = dict[str, jax.ShapeDtypeStruct]
+Leaves = dict[str, Any]
+"""Shapes with shardings, by name; of a quantised kernel a `Quantised` of them."""
 _STEPS = 1000
 """Of a run whose length is not known: no program depends on it."""
 
@@ -94,7 +96,7 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
     model = decoder(architecture(config.model.source), _lora(config), bound.head)
     rows = model.table | (lora_module.rows(model.table, model.lora) if model.lora else {})
-    params = _leaves(config, model, rows, mesh)
+    params = _leaves(config, model, rows, mesh, config.model.base)
     schedule, tx = prepare.optimizer(config, rows, params, config.steps or _STEPS)
     blocks = sharding.batch_shards(mesh) * config.accumulate
     data = columns(config, bound.algorithm.data, shards=sharding.batch_shards(mesh))
@@ -169,14 +171,22 @@ def _lora(config: Config) -> Lora | None:
     return Lora(**given)
 
 
-def _leaves(config: Config, model: Decoder, rows: Mapping[str, Param], mesh: Mesh) -> Leaves:
-    """Every leaf of a model; adapters and scalar heads are float32 always."""
+def _leaves(
+    config: Config, model: Decoder, rows: Mapping[str, Param], mesh: Mesh, base: str = "none"
+) -> Leaves:
+    """Every leaf of a model; adapters and scalar heads are float32 always.
+
+    A base that is quantised has codes and scales in its kernels' place.
+    """
     dims = {**model.config.dims, "rank": model.lora.rank if model.lora else 0}
 
-    def leaf(name: str, row: Param) -> jax.ShapeDtypeStruct:
+    def leaf(name: str, row: Param) -> Any:
         shape = spec.shape(row, dims)
         wide = name not in model.table or name in SCALARS
         dtype = jnp.float32 if wide else config.model.param_dtype
+        kept = None if wide else outline(row, shape, base, config.model.param_dtype, mesh)
+        if kept is not None:
+            return kept
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(row.names, shape, mesh))
 
     return {name: leaf(name, row) for name, row in rows.items()}
@@ -211,7 +221,7 @@ def _state(
             for name, leaf in trained.items()
         }
     carry = {s.name: jax.eval_shape(s.begin, trained) for s in bound.stages if s.begin}
-    shardings = state_shardings(tx, trained, everywhere)
+    shardings = state_shardings(tx, trained, everywhere, offload=config.optim.offload)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
         params=trained,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from ptjax.data.examples import Examples
 from ptjax.data.formats import recognise
@@ -29,6 +29,7 @@ from ptjax.rewards.failures import Reasons
 from ptjax.rewards.score import Scores, ask, summed
 from ptjax.sharding import alone
 from ptjax.stages.conversation import converse
+from ptjax.types import Weights
 
 _log = logging.getLogger("ptjax")
 
@@ -110,7 +111,7 @@ class Rollout(Sizes):
     def draw(
         self,
         model: Decoder,
-        params: Mapping[str, Array],
+        params: Weights,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[Sequence[int]],
         *,
@@ -136,7 +137,7 @@ class Rollout(Sizes):
     def converse(
         self,
         model: Decoder,
-        params: Mapping[str, Array],
+        params: Weights,
         prompts: Sequence[list[int]],
         keys: Sequence[Sequence[int]],
         rows: Sequence[Mapping[str, Any]],
@@ -168,7 +169,7 @@ class Rollout(Sizes):
     def _sample(
         self,
         model: Decoder,
-        params: Mapping[str, Array],
+        params: Weights,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         max_tokens: int | Sequence[int],

