@@ -39,6 +39,8 @@ def execute(tmp_path, monkeypatch):
     """Runs a notebook with settings of ours: it with its outputs, and its workdir."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("XLA_FLAGS", xla.flags())
+    if REAL:  # which computes for longer than it compiles
+        monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
 
     def run(name, settings=None):
