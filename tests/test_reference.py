@@ -124,7 +124,7 @@ def test_processes_agree_whether_to_compute_and_keep_it_where_it_is_missing(
     me, met, told = threading.local(), threading.Barrier(2), {}
     computed, written, write = [], [], logps_cache._write
     given = config(folder)
-    tokenizer, mesh = load(given.model.source).tokenizer, sharding.make_mesh({})
+    tokenizer, mesh = load(given.model.source).tokenizer, sharding.make_mesh({"fsdp": -1})
     pipelines = [
         data.build(given.data, tokenizer, kind="pairs", seed=0, cache_dir=str(tmp_path / name))
         for name in ("own", "other")
@@ -132,13 +132,13 @@ def test_processes_agree_whether_to_compute_and_keep_it_where_it_is_missing(
 
     def from_each(ask):
         told[me.index] = ask()
-        met.wait(timeout=20)
+        met.wait(timeout=10)
         found = [told[index] for index in range(2)]
-        met.wait(timeout=20)
+        met.wait(timeout=10)
         return found
 
     def compute(pipeline, examples, names, lengths, *_):
-        met.wait(timeout=20)  # as a collective, which all must enter
+        met.wait(timeout=10)  # as a collective, which all must enter
         computed.append(me.index)
         return [Ragged.of(np.arange(one.sum(), dtype=np.float32), one) for one in lengths]
 
