@@ -5,7 +5,8 @@ r"""Answers that are good or bad, one by one: KTO, BCO, APO-zero, of any support
 
 `--config=configs/kto.py:bco` and `--config=configs/kto.py:apo_zero` take another loss;
 `--config=configs/kto.py:lora` and `--config=configs/kto.py:bco,lora` train adapters.
-Where good and bad answers are not about as many, set the weights: docs/methods/kto.md.
+docs/methods/kto.md says what each is for and what its metrics should do, and which weights to set
+where good and bad answers are not about as many.
 Measured: `kto` has TRL's losses step by step (tests/test_kto_parity.py); no whole run.
 """
 

@@ -7,7 +7,8 @@ r"""DPO on the model's own answers, judged by rewards as it trains, of any suppo
 The best of `config.rollout.n` answers stands against the worst, or against another at random with
 `--config=configs/online_dpo.py:random`. `--config=configs/online_dpo.py:lora` and
 `--config=configs/online_dpo.py:random,lora` train adapters, whose reference takes no second copy of
-the model. docs/methods/online_dpo.md says what it is for, docs/making-pairs.md what rewards are.
+the model. docs/methods/online_dpo.md says what it is for and what its metrics should do,
+docs/rewards.md what rewards there are.
 No whole run of a real model was measured.
 """
 

@@ -4,6 +4,7 @@ r"""Supervised fine-tuning and preferences in one: ORPO on pairs, of any support
         --config.model.source=org/base-model --config.data.sources[0].path=pairs.jsonl
 
 `--config=configs/orpo.py:lora` trains adapters instead.
+docs/methods/reference_free.md says what it is for and what its metrics should do.
 No whole run was measured; its loss and gradient are TRL's (tests/losses/test_preference.py).
 """
 

@@ -6,6 +6,7 @@ r"""Preference pairs without a reference: SimPO, AlphaPO, CPO, of any supported 
 `--config=configs/simpo.py:alphapo` and `--config=configs/simpo.py:cpo` take another loss;
 `--config=configs/simpo.py:lora` and `--config=configs/simpo.py:cpo,lora` train adapters. Nothing
 but the learning rate holds these to the model they begin with: raise it with care.
+docs/methods/reference_free.md says what each is for and what its metrics should do.
 No whole run was measured; losses and gradients are TRL's (tests/losses/test_preference.py).
 """
 

@@ -5,7 +5,7 @@ r"""Self-play: the data's answers against the model's own (SPIN), of any support
 
 `--config=configs/spin.py:lora` trains adapters, whose reference takes no second copy of the model.
 Three iterations, whatever `config.steps` is: after a third of the steps the opponent becomes the
-policy of then. docs/methods/spin.md says what it is for.
+policy of then. docs/methods/spin.md says what it is for and what its metrics should do.
 No whole run of a real model was measured.
 """
 

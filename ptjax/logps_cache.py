@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ptjax import sharding
+from ptjax import hosts, sharding
 from ptjax.data import Pipeline
 from ptjax.data.examples import Examples
 from ptjax.data.ragged import Ragged
@@ -34,6 +34,9 @@ def attach(
 ) -> None:
     """Gives every batch its `ref_logps` (and `kl_ref_logps`) from a file, made where there is none.
 
+    Processes may have a folder each or share one: they compute together unless all have the file,
+    and then keep it where it is missing.
+
     Args:
       pipeline: its batches get the columns.
       reference: `(params, batch) -> Outputs` with `logps`, jitted.
@@ -53,12 +56,11 @@ def attach(
         if part.mismatched is not None:
             names, lengths = ["", _MISMATCHED], [part.lengths, part.mismatched.lengths]
         path = Path(pipeline.cache) / f"ref-logps-{key}.npy"
-        flat = _read(path, sum(int(one.sum()) for one in lengths))
+        flat = _read_by_all(path, sum(int(one.sum()) for one in lengths))
         if flat is None:
             made = _compute(pipeline, part, names, lengths, reference, params, mesh)
             flat = np.concatenate([one.values for one in made])
-            if jax.process_index() == 0:
-                _write(path, flat)
+            _keep(path, flat)
         ends = np.cumsum([int(one.sum()) for one in lengths])
         parts = np.split(flat, ends[:-1])
         pipeline.add_columns(
@@ -97,6 +99,23 @@ def _compute(
     return made
 
 
+def _read_by_all(path: Path, size: int) -> np.ndarray | None:
+    """The file's numbers where every process has them; else None on all: they compute together."""
+    flat = _read(path, size)
+    if not all(hosts.from_each(lambda: flat is not None)):
+        return None
+    _log.info("the reference's log-probs are those of %s", path)
+    return flat
+
+
+def _keep(path: Path, flat: np.ndarray) -> None:
+    """Writes the file on process 0, then on those whose folder still lacks it."""
+    first = jax.process_index() == 0
+    hosts.from_each(lambda: _write(path, flat) if first else None)
+    lacking = not first and _read(path, flat.size) is None
+    hosts.from_each(lambda: _write(path, flat) if lacking else None)
+
+
 def _read(path: Path, size: int) -> np.ndarray | None:
     """The file's numbers; None where there is none, or a damaged one."""
     try:
@@ -107,13 +126,12 @@ def _read(path: Path, size: int) -> np.ndarray | None:
     if flat.shape != (size,) or record.get("crc32") != zlib.crc32(flat.tobytes()):
         _log.warning("%s is damaged: the reference's log-probs are computed again", path)
         return None
-    _log.info("the reference's log-probs are those of %s", path)
     return flat
 
 
 def _write(path: Path, flat: np.ndarray) -> None:
     record = path.with_suffix(".json")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{jax.process_index()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

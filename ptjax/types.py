@@ -42,7 +42,8 @@ moves nothing between devices. `pack` is there when rows are packed; it counts w
 micro-batch) block, and padding is -1.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -166,11 +167,34 @@ class Mean:
 
     def __add__(self, other: "Mean") -> "Mean":
         """Joins two parts of one mean."""
-        return Mean(self.total + other.total, self.weight + other.weight)
+        return dataclasses.replace(
+            self, total=self.total + other.total, weight=self.weight + other.weight
+        )
 
     def value(self) -> Array:
         """total / weight, and 0 where there is no weight."""
         return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+
+@flax.struct.dataclass
+class Derived(Mean):
+    """A number that follows from several means, such as a correlation; `total` and `weight` [K].
+
+    Its parts add up as those of the means do, and so exactly: the number is made at the end.
+    """
+
+    number: Callable[..., Array] = flax.struct.field(pytree_node=False)
+    """Of the K means: a function of a module, for parts of one number have the same."""
+
+    @classmethod
+    def from_means(cls, number: Callable[..., Array], *means: Mean) -> "Derived":
+        """The number that `number` makes of the values of these means."""
+        totals, weights = zip(*((mean.total, mean.weight) for mean in means), strict=True)
+        return cls(jnp.stack(totals), jnp.stack(weights), number)
+
+    def value(self) -> Array:
+        """`number` of the means."""
+        return self.number(*super().value())
 
 
 @flax.struct.dataclass

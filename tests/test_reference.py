@@ -1,13 +1,17 @@
 """The reference: adapters off, a copy, another model, one that follows; live and cached."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
-from ptjax import logps_cache, loop, sharding
+from ptjax import data, logps_cache, loop, sharding
+from ptjax.data.ragged import Ragged
 from ptjax.errors import UserError
+from ptjax.models.load import load
 from ptjax.prepare import _cache, prepare
 from tests import tiny
 from tests.full import only_in_full
@@ -113,6 +117,63 @@ def test_cached_is_live_and_computed_once(method, folder, tmp_path, monkeypatch)
     assert kept > files and len(kept) == (6 if method == "dpo" else 4)
 
 
+def test_processes_agree_whether_to_compute_and_keep_it_where_it_is_missing(
+    folder, tmp_path, monkeypatch
+):
+    """Two threads stand for two processes, with a folder each and then with one for both."""
+    me, met, told = threading.local(), threading.Barrier(2), {}
+    computed, written, write = [], [], logps_cache._write
+    given = config(folder)
+    tokenizer, mesh = load(given.model.source).tokenizer, sharding.make_mesh({"fsdp": -1})
+    pipelines = [
+        data.build(given.data, tokenizer, kind="pairs", seed=0, cache_dir=str(tmp_path / name))
+        for name in ("own", "other")
+    ]
+
+    def from_each(ask):
+        told[me.index] = ask()
+        met.wait(timeout=10)
+        found = [told[index] for index in range(2)]
+        met.wait(timeout=10)
+        return found
+
+    def compute(pipeline, examples, names, lengths, *_):
+        met.wait(timeout=10)  # as a collective, which all must enter
+        computed.append(me.index)
+        return [Ragged.of(np.arange(one.sum(), dtype=np.float32), one) for one in lengths]
+
+    def process(index):
+        me.index, pipeline = index, pipelines[index]
+        logps_cache.attach(pipeline, lambda *_: None, {}, mesh, "model")
+        parts = (pipeline.examples, pipeline.held_out)
+        return [pipeline.columns[id(part)]["ref_logps"].values for part in parts]
+
+    def run():
+        """Which processes computed, and which wrote; of both parts of the data."""
+        computed.clear(), written.clear()
+        with ThreadPoolExecutor(2) as threads:
+            for made in zip(*threads.map(process, range(2)), strict=True):
+                np.testing.assert_array_equal(*made)
+        return sorted(computed), sorted(written)
+
+    monkeypatch.setattr(logps_cache.hosts, "from_each", from_each)
+    monkeypatch.setattr(logps_cache, "_compute", compute)
+    monkeypatch.setattr(
+        logps_cache, "_write", lambda *args: written.append(me.index) or write(*args)
+    )
+    monkeypatch.setattr(jax, "process_index", lambda: me.index)
+    assert run() == ([0, 0, 1, 1], [0, 0, 1, 1])
+    assert run() == ([], [])
+    for path in (tmp_path / "other").glob("ref-logps-*"):
+        path.unlink()
+    assert run()[0] == [0, 0, 1, 1]
+    assert run() == ([], [])
+    for pipeline in pipelines:
+        pipeline.cache = str(tmp_path / "shared")
+    assert run() == ([0, 0, 1, 1], [0, 0])
+    assert run() == ([], [])
+
+
 def test_a_cache_that_a_resumed_run_would_not_find_is_warned_of(folder, caplog):
     given = config(folder, **{"reference.mode": "cached"})
     with caplog.at_level("WARNING", logger="ptjax"):
@@ -190,6 +251,7 @@ def test_with_adapters_the_copy_of_them_follows(folder):
         ({"hparams": {"loss": "sigmod"}}, "loss 'sigmod'; did you mean 'sigmoid'"),
         ({"hparams": {"loss": "hinge", "label_smoothing": 0.1}}, "label_smoothing is not read by"),
         ({"hparams": {"f_divergence": "js", "loss": "aot"}}, "f_divergence 'js' goes with"),
+        ({"hparams": {"wpo": True, "loss": "aot"}}, "wpo weighs the loss of one pair, and loss"),
         ({"hparams": {"beta": 0.0}}, "beta = 0.0: it must be positive"),
         ({"hparams": {"tau": 0.1}}, "tau is not read by loss 'sigmoid'"),
         ({"hparams": {"loss": "discopop", "tau": 2.0}}, r"tau = 2.0: it must be in \(0, 1\]"),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptjax.types import Mean, TrainState, tree_bytes
+from ptjax.types import Derived, Mean, TrainState, tree_bytes
 
 
 def test_parts_of_a_mean_add_up():
@@ -15,6 +15,21 @@ def test_parts_of_a_mean_add_up():
         Mean.of(*[x[:2] for x in (values, weights)]),
     )
     assert whole.value() == parts.value() == (2 * 2 + 0.5 * 4 + 5) / 4.5
+
+
+def ratio(one, other):
+    return one / other
+
+
+def test_parts_of_what_follows_from_means_add_up():
+    values, weights = jnp.arange(1.0, 7), jnp.array([1.0, 0, 2, 0, 0.5, 1])
+    parts = [
+        Derived.from_means(ratio, Mean.of(values[part], weights[part]), Mean.of(values[part], one))
+        for part, one in ((slice(2), jnp.ones(2)), (slice(2, 6), jnp.ones(4)))
+    ]
+    wanted = (1 + 3 * 2 + 5 * 0.5 + 6) / 4.5 / 3.5
+    np.testing.assert_allclose((parts[0] + parts[1]).value(), wanted, rtol=1e-6)
+    np.testing.assert_allclose(jax.tree.map(jnp.add, *parts).value(), wanted, rtol=1e-6)
 
 
 def test_what_has_no_weight_is_not_read():

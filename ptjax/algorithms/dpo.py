@@ -135,6 +135,11 @@ def _check(
             f"dpo: f_divergence {f_divergence!r} goes with {', '.join(F_DIVERGENCE_LOSSES)}, "
             f"not with {other[0]}"
         )
+    if others["wpo"] and _coupled(loss=loss):
+        raise UserError(
+            f"dpo: wpo weighs the loss of one pair, and loss {loss!r} sorts those of the batch: "
+            "set wpo = False, or take another loss"
+        )
     _unread(loss, {"f_divergence": f_divergence, **others})
     given = {"ld_alpha": ld_alpha, **others}
     wrong = {

@@ -1,16 +1,19 @@
 """Judgements of single answers, desirable or not: KTO, BCO, APO-zero."""
 
+import operator
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Algorithm
-from ptjax.algorithms.pairs import drift
+from ptjax.algorithms.pairs import SATURATED, drift
 from ptjax.errors import UserError
 from ptjax.losses import unpaired
 from ptjax.stages.baseline import bco_baseline, kto_baseline
 from ptjax.stages.reference import ref_logps
-from ptjax.types import Batch, Mean, Outputs
+from ptjax.types import Batch, Derived, Mean, Outputs
 
 Made = tuple[Mean, dict[str, Mean]]
 
@@ -111,18 +114,45 @@ def _columns(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
 
 
 def _metrics(outputs: Outputs, batch: Batch, beta: float, baseline: Array) -> dict[str, Mean]:
-    """Rewards by label, and the share of answers on their side of the baseline."""
+    """Rewards by label, by side of the baseline and by length; each in docs/methods/kto.md."""
     ratio, weights, desirable = _columns(outputs, batch)
-    good, bad = weights * (desirable > 0.5), weights * (desirable <= 0.5)
+    good = desirable > 0.5
     rewards, logps = beta * ratio, jnp.sum(outputs.logps * batch["mask"], -1)[:, 0]
-    right = (rewards > baseline) == (desirable > 0.5)
+    tokens = jnp.sum(batch["mask"], -1)[:, 0]
+    right = (rewards > baseline) == good
+    gap = jnp.where(good, rewards - baseline, baseline - rewards)
+
+    def of_label(values: Array, label: Array) -> Mean:
+        return Mean.of(values, weights * label)
+
+    def share(holds: Array) -> Mean:
+        return Mean.of(holds.astype(jnp.float32), weights)
+
+    sides = of_label(rewards, good), of_label(rewards, ~good)
     return {
-        "rewards/desirable": Mean.of(rewards, good),
-        "rewards/undesirable": Mean.of(rewards, bad),
-        "logps/desirable": Mean.of(logps, good),
-        "logps/undesirable": Mean.of(logps, bad),
-        "accuracy": Mean.of(right.astype(jnp.float32), weights),
+        "rewards/desirable": sides[0],
+        "rewards/undesirable": sides[1],
+        "rewards/margin": Derived.from_means(operator.sub, *sides),
+        "logps/desirable": of_label(logps, good),
+        "logps/undesirable": of_label(logps, ~good),
+        "accuracy": share(right),
+        "saturated": share(jax.nn.sigmoid(-gap) < SATURATED),
+        "length/reward": _correlation(tokens, rewards, weights),
+        "length/desirable": _correlation(tokens, good.astype(jnp.float32), weights),
     }
+
+
+def _correlation(x: Array, y: Array, weights: Array) -> Derived:
+    """Pearson's, over answers."""
+    means = [Mean.of(values, weights) for values in (x, y, x * y, x * x, y * y)]
+    return Derived.from_means(_pearson, *means)
+
+
+def _pearson(x: Array, y: Array, xy: Array, xx: Array, yy: Array) -> Array:
+    """The correlation of x and y from five means; 0 where one of them hardly varies."""
+    spread = jnp.stack([xx - x * x, yy - y * y])
+    varies = jnp.all(spread > 1e-5 * jnp.stack([xx, yy]))  # float32 rounds to 1e-7
+    return jnp.where(varies, (xy - x * y) / jnp.sqrt(jnp.where(varies, jnp.prod(spread), 1)), 0)
 
 
 def _needs(*, beta: float, desirable_weight: float, undesirable_weight: float) -> tuple[str, ...]:

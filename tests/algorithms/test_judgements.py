@@ -115,17 +115,18 @@ def test_verdicts_on_steps():
 
 
 @pytest.mark.parametrize(
-    ("method", "baseline", "value", "level", "accuracy"),
+    ("method", "baseline", "value", "level", "accuracy", "saturated"),
     [
-        ("kto", 1.6, sigmoid, 0.8, 6 / 7),
-        ("bco", 0.8, softplus, 0.8, 6 / 7),
-        ("apo_zero_unpaired", None, sigmoid, 0.0, 3 / 7),
+        ("kto", 1.6, sigmoid, 0.8, 6 / 7, 2 / 7),
+        ("bco", 0.8, softplus, 0.8, 6 / 7, 3 / 7),
+        ("apo_zero_unpaired", None, sigmoid, 0.0, 3 / 7, 3 / 7),
     ],
 )
-def test_single_answers_beside_a_baseline(method, baseline, value, level, accuracy):
-    """Two desirable answers, an undesirable one and filler, of two tokens each."""
-    mask = jnp.broadcast_to(jnp.array([0.0, 1, 1]), (4, 1, 3))
+def test_single_answers_beside_a_baseline(method, baseline, value, level, accuracy, saturated):
+    """Two desirable answers, an undesirable one and filler."""
     ratios, weights = np.array([1.0, 2.4, 1.2, 50]), np.array([1.0, 2, 4, 0])
+    lengths = np.array([2, 1, 2, 2])
+    mask = jnp.array([[[0.0, 1, length > 1]] for length in lengths])
     batch = {
         "mask": mask,
         "weights": jnp.array(weights)[:, None],
@@ -134,24 +135,58 @@ def test_single_answers_beside_a_baseline(method, baseline, value, level, accura
     }
     if baseline is not None:
         batch["baseline"] = jnp.full(4, baseline)
-    outputs = Outputs(logps=mask * (jnp.array(ratios)[:, None, None] / 2 - 1))
-    factors = dict(beta=0.5, desirable_weight=1.5, undesirable_weight=0.25)
-    loss, metrics = measured(method, outputs, batch, **factors)
+    token = ratios / lengths
+    outputs = Outputs(logps=mask * (jnp.array(token)[:, None, None] - 1))
+    factors = dict(desirable_weight=1.5, undesirable_weight=0.25)
+    assert measured(method, outputs, batch, beta=10.0, **factors)[1]["saturated"] == (
+        pytest.approx(saturated)
+    )
+    loss, metrics = measured(method, outputs, batch, beta=0.5, **factors)
     rewards = 0.5 * ratios
     sides = [1.5 * value(level - rewards[:2]), 0.25 * value(rewards[2:] - level)]
     assert loss == pytest.approx(np.average(np.concatenate(sides), weights=weights))
     if method != "kto":  # whose divergence is another, that its stage logs
-        token = ratios / 2
-        kl = np.average(np.exp(-token) + token - 1, weights=weights)
+        kl = np.average(np.exp(-token) + token - 1, weights=weights * lengths)
         assert metrics.pop("kl") == pytest.approx(kl)
+
+    def correlation(values):
+        (one, both), (_, other) = np.cov(lengths, values, aweights=weights)
+        return both / np.sqrt(one * other)
+
     wanted = {
         "rewards/desirable": (0.5 + 2 * 1.2) / 3,
         "rewards/undesirable": 0.6,
-        "logps/desirable": (-1 + 2 * 0.4) / 3,
+        "rewards/margin": (0.5 + 2 * 1.2) / 3 - 0.6,
+        "logps/desirable": (-1 + 2 * 1.4) / 3,
         "logps/undesirable": -0.8,
         "accuracy": accuracy,
+        "saturated": 0,
+        "length/reward": correlation(rewards),
+        "length/desirable": correlation([1, 1, 0, 0]),
     }
-    assert metrics == pytest.approx(wanted)
+    assert metrics == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_is_measured_of_single_answers_is_the_same_in_micro_batches():
+    """Of uneven labels, weights and lengths; of one micro-batch all answers are desirable."""
+    draw = np.random.RandomState(0)
+    mask = (np.arange(8) < draw.randint(1, 8, (6, 1, 1))).astype(np.float32)
+    batch = {
+        "mask": mask,
+        "weights": np.float32([[1], [2], [1], [0.5], [1], [0]]),
+        "scores": np.float32([[1], [1], [1], [0], [1], [0]]),
+        "ref_logps": -mask,
+    }
+    logps = draw.standard_normal(mask.shape).astype(np.float32) * mask
+    run = jax.jit(METHODS["apo_zero_unpaired"].bind({}, "hparams").terms)
+
+    def part(rows):
+        return run(Outputs(logps=logps[rows]), {name: x[rows] for name, x in batch.items()})[1]
+
+    whole, halves = part(slice(6)), jax.tree.map(jnp.add, part(slice(3)), part(slice(3, 6)))
+    for name, mean in whole.items():
+        np.testing.assert_allclose(halves[name].value(), mean.value(), rtol=1e-4, err_msg=name)
+    assert whole["length/reward"].value() and part(slice(3))["length/desirable"].value() == 0
 
 
 @pytest.mark.parametrize(

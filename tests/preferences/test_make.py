@@ -38,6 +38,10 @@ def same(prompt, completion):
     return completion
 
 
+def dyed(prompt, completion, colour):
+    return f"{colour} {completion}"
+
+
 def broken(prompt, completion):
     raise ValueError("no such thing")
 
@@ -267,7 +271,7 @@ def test_other_settings_or_prompts_are_not_mixed_into_one_file(run, folder):
         ({"chosen": "edited", "edit": "shout"}, "edit: unknown 'shout'"),
         ({"chosen": "edited", "edit": "helpers.os"}, "edit 'helpers.os' is not a function"),
         ({"chosen": "edited", "edit": "helpers.broken"}, "2 of 2: the edit failed: ValueError: no"),
-        ({"chosen": "edited", "edit": "helpers.like"}, "no column 'messages'|no column 'given'|.*"),
+        ({"chosen": "edited", "edit": "helpers.dyed"}, "edit helpers.dyed: no column 'colour'"),
         ({"rewards": ("length",)}, "reward 'length' needs 'target'"),
         ({"rewards": ("helpers.size",), "dtype": "float16"}, "dtype = 'float16'"),
         ({"rewards": ("helpers.size",), "top_p": 2.0}, "top_p must be above 0"),
