@@ -18,8 +18,8 @@ def main() -> None:
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
     a, b = (sorted(jax.local_devices(process), key=lambda d: d.id) for process in (0, 1))
     by_shard = [[a[0], b[0]], [a[1], a[2]], [b[1], a[3]], [b[2], b[3]]]
-    kinds = (AxisType.Auto,) * 3
-    mesh = Mesh(np.array(by_shard)[None], sharding.AXES, kinds)
+    names, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    mesh = Mesh(np.array(by_shard)[None], names, kinds)
     assert sharding.process_shards(mesh, index) == OWN[index]
     rows = np.concatenate([BATCH.reshape(4, 3, 2)[shard] for shard in OWN[index]])
     for placed in (sharding.put_rows(rows, mesh), sharding.put_rows(BATCH, mesh, whole=True)):
