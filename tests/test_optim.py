@@ -195,7 +195,7 @@ def test_adafactor_treats_each_layers_matrix_alone():
     assert factored == {"embed", "layers.q", "layers.o", "head"}
 
 
-@pytest.mark.parametrize(("name", "own"), [("adamw", 0.999), ("muon", 0.999), ("lion", 0.99)])
+@pytest.mark.parametrize(("name", "own"), [("adamw", 0.999), ("lion", 0.99)])
 def test_each_has_a_second_decay_of_its_own(name, own):
     """Lion's is the paper's; a config that names none leaves it to the optimizer."""
     assert defaults().optim.b2 is None
