@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: quickstart test check docs clean
+.PHONY: quickstart test check docs golden-check clean
 
 quickstart: $(VENV)/.weights          ## train SmolLM2-135M-Instruct with LoRA on the project's own data
 	$(PY) -m ptjax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -19,6 +19,9 @@ check: $(VENV)/.dev                   ## format, lint and types
 
 docs: $(VENV)/.dev                    ## build the documentation into site/
 	$(PY) -m mkdocs build --strict
+
+golden-check: $(VENV)/.test           ## exports, read by torch: make golden-check TORCH=PYTHON
+	$(PY) -m tests.golden.check_exports --torch=$(TORCH)
 
 clean:                                ## remove the environment and what was built
 	rm -rf $(VENV) site

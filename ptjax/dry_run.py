@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ptjax.config import Config
+from ptjax.data.show import pieces
 from ptjax.generate import writer
 from ptjax.job import Run, all_rows
 from ptjax.prepare import prepare
@@ -126,10 +127,10 @@ def examples(columns: Mapping[str, np.ndarray], tokenizer: Any, count: int = 2) 
             text, inside = f"example {row}{which}: ", False
             valid = columns["valid"][row, n]
             tokens, mask = (columns[name][row, n][valid] for name in ("tokens", "mask"))
-            for token, trained in zip(tokens.tolist(), (mask != 0).tolist(), strict=True):
+            for piece, trained in pieces(tokens, mask != 0, tokenizer):
                 if trained != inside:
                     text += "]" if inside else "["
                     inside = trained
-                text += tokenizer.decode([token])
+                text += piece
             lines.append(text + ("]" if inside else ""))
     return lines

@@ -29,8 +29,8 @@ class Work(NamedTuple):
     """
 
     flops: float
-    filled: int
-    slots: int
+    filled: float
+    slots: float
 
 
 class Seen(NamedTuple):
@@ -55,11 +55,11 @@ class FlopCounter:
       rows: the table's rows of all its leaves.
       state: its leaves, or shapes in their place.
       bound: the method.
-      hosts: that have a part of each batch.
+      share: of a batch's rows that the batches given to `of` hold, those of one process.
     """
 
     def __init__(
-        self, model: Decoder, rows: Table, state: TrainState, bound: Bound, hosts: int = 1
+        self, model: Decoder, rows: Table, state: TrainState, bound: Bound, share: float = 1.0
     ):
         trained = state.params
         head = output_names(rows)
@@ -71,7 +71,7 @@ class FlopCounter:
             name: size for name, size in sizes.items() if rows[name].is_kernel and name not in head
         }
         self._stages = bound.stages
-        self._hosts = hosts
+        self._share = share
         self._trained = sum(size for name, size in kernels.items() if name in trained)
         self._frozen = sum(kernels.values()) - self._trained
         has_logits = bool(set(bound.needs) & {*FIELDS, "divergence"})
@@ -91,8 +91,7 @@ class FlopCounter:
         passes = self._passes(set(columns)) if stages else 0
         flops = self.train(seen) + passes * self.forward(seen)
         slots = columns.get("pack", columns["tokens"]).size
-        hosts = self._hosts
-        return Work(flops * hosts, before.size * hosts, slots * hosts)
+        return Work(*(count / self._share for count in (flops, before.size, slots)))
 
     def train(self, seen: Seen) -> float:
         """Of a step's forward and backward pass, each once."""

@@ -88,8 +88,9 @@ def _compute(
     batches = pipeline.once(examples)
     with Progress(len(batches), unit="reference batch", quiet=jax.process_index() > 0) as bar:
         for step, batch in enumerate(batches, 1):
-            columns = sharding.put_batch(batch.columns, mesh)
-            rows = sharding.fetch(np.asarray(batch.examples))
+            numbers = {"examples": np.asarray(batch.examples, np.int32)}
+            columns = sharding.put_batch(batch.columns | numbers, mesh, whole=pipeline.whole)
+            rows = sharding.fetch(columns["examples"])
             for name, ragged in zip(names, made, strict=True):
                 own = {k: columns[f"{name}{k}"] for k in ("tokens", "valid", "mask")}
                 if f"{name}pack" in columns:

@@ -115,8 +115,8 @@ class _Loop:
             peak=None if peak is None else peak * jax.device_count(),
             samples=run.rollout is not None,
         )
-        hosts = run.pipeline.process[1]
-        self.flops = FlopCounter(run.bundle.model, run.rows, run.state, run.bound, hosts)
+        share = run.pipeline.share
+        self.flops = FlopCounter(run.bundle.model, run.rows, run.state, run.bound, share)
         self.updates = Updates(run, self.batches)
         self.watch = RewardWatch(run.rollout.monitors if run.rollout else ())
         self.pending: _Pending | None = None

@@ -76,7 +76,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
     b1: float = 0.9,
-    b2: float = 0.999,
+    b2: float | None = None,
     eps: float = 1e-8,
     momentum: float = 0.9,
     state_bits: int = 32,
@@ -94,8 +94,10 @@ def make_optimizer(
         relative to the root mean square of a layer's parameter.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm; None for no limit.
-      b1: decay of the first moment, of adamw, lion and muon's AdamW.
-      b2: decay of the second moment, of the same.
+      b1: of adamw and muon's AdamW the decay of the first moment; of lion the share that its
+        momentum has in the direction, the rest is the gradient's.
+      b2: of adamw and muon's AdamW the decay of the second moment, None for 0.999; of lion that of
+        its momentum, None for 0.99 (2302.06675, algorithm 2).
       eps: added to the root of the second moment.
       momentum: of sgd and muon.
       state_bits: 8 keeps the moments of kernels and embeddings in blocks of 8 bits (2110.02861).
@@ -115,6 +117,8 @@ def make_optimizer(
         hint = did_you_mean(rounding, ROUNDINGS)
         raise UserError(f"config.optim.rounding: unknown {rounding!r}{hint}")
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
+    if b2 is None:
+        b2 = 0.99 if name == "lion" else 0.999
     adam = optax.scale_by_adam(b1, b2, eps)
     directions = {
         "adamw": lambda: adam,

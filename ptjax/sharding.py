@@ -5,6 +5,7 @@ Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sha
 (heads, hidden units and vocabulary sharded).
 """
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,22 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 def batch_shards(mesh: Mesh) -> int:
     """How many shards the batch axis has."""
     return _parts("batch", mesh)
+
+
+@functools.cache
+def process_shards(mesh: Mesh, process: int) -> tuple[int, ...]:
+    """The batch's shards, in order, of which a process's devices hold rows.
+
+    Several processes hold one together where an axis that the batch does not lie on goes over them.
+    jax lays axes on a TPU's wires: of 4x8x8 v5p chips `tensor` 4 takes the first, so a host of
+    2x2x1 chips has two shards, half of `tensor` each, and its neighbour the other halves.
+    """
+    by_shard = mesh.devices.reshape(batch_shards(mesh), -1)  # the batch's axes come first
+    return tuple(
+        shard
+        for shard, devices in enumerate(by_shard)
+        if any(device.process_index == process for device in devices)
+    )
 
 
 def partition(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -273,13 +290,15 @@ def put_rows(rows: np.ndarray, mesh: Mesh, *, whole: bool = False) -> Array:
     """An array of all processes, its first axis over the batch axes.
 
     Args:
-      rows: those that this process has.
+      rows: those of this process's shards, in order (`process_shards`).
       mesh: of all processes.
       whole: whether they are all there are, alike in every process.
     """
     sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
-    shape = rows.shape if whole else None
-    return jax.make_array_from_process_local_data(sharding, rows, shape)
+    count = len(rows)
+    if not whole:
+        count = count // len(process_shards(mesh, jax.process_index())) * batch_shards(mesh)
+    return jax.make_array_from_process_local_data(sharding, rows, (count, *rows.shape[1:]))
 
 
 def put_batch(
@@ -293,7 +312,7 @@ def fetch(tree: Any) -> Any:
     """Arrays as numpy, whole, in every process; all processes ask for them.
 
     Args:
-      tree: of arrays of the mesh, or of numpy arrays, of which each process has its own rows.
+      tree: of arrays of the mesh.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)

@@ -159,12 +159,12 @@ def source_tokenizer(
 
 
 def merged(bundle: Bundle) -> Bundle:
-    """The same model with its adapters folded into its weights."""
+    """The same model with its adapters folded into its weights, which it takes from the bundle."""
     lora = bundle.model.lora
     if lora is None:
         return bundle
-    params = lora_module.merge(bundle.params, bundle.model.table, lora)
-    return replace(bundle, model=replace(bundle.model, lora=None), params=params)
+    lora_module.merge_in_place(bundle.params, bundle.model.table, lora)
+    return replace(bundle, model=replace(bundle.model, lora=None))
 
 
 def load_workdir(

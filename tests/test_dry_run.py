@@ -11,11 +11,12 @@ from ptjax.generate import steps
 from ptjax.prepare import prepare
 from ptjax.sharding import put_batch
 from tests import tiny
+from tests.data.conftest import make_tokenizer
 from tests.judged import write_prompts
 
 
 class Letters:
-    def decode(self, ids):
+    def decode(self, ids, **_):
         return "".join(map(chr, ids))
 
 
@@ -47,6 +48,15 @@ def test_all_sequences_of_an_example_that_are_there():
         "example 1 (1 of 2): b[F]",
         "example 1 (2 of 2): b[G]",
     ]
+
+
+def test_letters_of_several_tokens_are_whole():
+    """A byte-level tokenizer cuts these; what is trained begins before one."""
+    tokenizer, text = make_tokenizer(None), "hé 你好"
+    ids = np.array([[tokenizer(text)["input_ids"]]], np.int32)
+    assert ids.size == len(text.encode())
+    batch = {"tokens": ids, "valid": ids >= 0, "mask": (np.arange(ids.size) > 3)[None, None]}
+    assert examples(batch, tokenizer) == ["example 0: hé [你好]"]
 
 
 @pytest.fixture(scope="module")

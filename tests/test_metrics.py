@@ -198,13 +198,17 @@ def test_throughput_of_training_leaves_sampling_and_rewards_out():
         now[0] += seconds
         meter.update(tokens=20, sampling=sampling)
     assert meter.read() == {
-        "tokens_per_second": 8.0, "train/seconds": 2.0, "train/tokens_per_second": 20.0,
-    }  # fmt: skip
+        "tokens_per_second": 8.0,
+        "train/seconds": 2.0,
+        "train/tokens_per_second": 20.0,
+    }
     meter.update(tokens=20)
     now[0] += 2.0
     assert meter.read() == {
-        "tokens_per_second": 10.0, "train/seconds": 2.0, "train/tokens_per_second": 10.0,
-    }  # fmt: skip
+        "tokens_per_second": 10.0,
+        "train/seconds": 2.0,
+        "train/tokens_per_second": 10.0,
+    }
 
 
 def test_throughput_leaves_compilation_out_and_goes_on_from_an_earlier_session():

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from ptjax import sharding
+from ptjax.config.defaults import defaults
 from ptjax.errors import UserError
 from ptjax.models.spec import Param
 from ptjax.optim import (
@@ -192,6 +193,22 @@ def test_adafactor_treats_each_layers_matrix_alone():
             moments[name] += leaf.size
     factored = {name for name, count in moments.items() if count < params[name].size / 10}
     assert factored == {"embed", "layers.q", "layers.o", "head"}
+
+
+@pytest.mark.parametrize(("name", "own"), [("adamw", 0.999), ("lion", 0.99)])
+def test_each_has_a_second_decay_of_its_own(name, own):
+    """Lion's is the paper's; a config that names none leaves it to the optimizer."""
+    assert defaults().optim.b2 is None
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=toy.QUICK)
+    def state(b2):
+        tx = make_optimizer(ROWS, lambda _: 0.1, name=name, b2=b2)
+        return jax.tree.leaves(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[1])
+
+    def alike(b2):
+        return all(map(np.array_equal, state(None), state(b2)))
+
+    assert alike(own) and not alike(0.995)
 
 
 def test_muon_leaves_the_rest_to_adam():

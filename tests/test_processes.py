@@ -9,16 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from ptjax import data
 from ptjax.checkpoint import open_step
-from ptjax.errors import UserError
 from ptjax.loop import train
 from ptjax.models.load import load
-from ptjax.prepare import prepare
 from tests import tiny, xla
 
 ROOT = Path(__file__).parents[1]
@@ -166,18 +163,10 @@ def test_a_process_makes_only_its_rows(folder, packing):
         config.data.batch_size = 16
     tokenizer = load(config.model.source).tokenizer
 
-    def build(index, count):
-        return data.build(
-            config.data,
-            tokenizer,
-            seed=0,
-            shards=4,
-            accumulate=2,
-            process_index=index,
-            process_count=count,
-        )
+    def build(*own):
+        return data.build(config.data, tokenizer, seed=0, shards=4, accumulate=2, own=own)
 
-    whole, parts = build(0, 1), [build(index, 2) for index in range(2)]
+    whole, parts = build(0, 1, 2, 3), [build(0, 1), build(2, 3)]
     streams = [pipeline.train() for pipeline in (whole, *parts)]
     for _ in range(4):
         wanted, *got = [next(stream) for stream in streams]
@@ -188,10 +177,3 @@ def test_a_process_makes_only_its_rows(folder, packing):
             np.testing.assert_array_equal(joined, column, err_msg=name)
     for stream in streams:
         stream.close()
-
-
-def test_shards_that_do_not_divide_over_the_processes(folder, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
-    config = tiny.tiny_config(folder, **OVERRIDES)
-    with pytest.raises(UserError, match="8 data shards do not divide over 3 processes"):
-        prepare(config)

@@ -152,14 +152,14 @@ def test_a_run_in_bfloat16_is_read_back_as_it_was_judged(run, folder, tmp_path):
     assert (leaves["params/norm"].dtype, leaves["ema/norm"].dtype) == ("bfloat16", "float32")
     loaded = load_workdir(workdir)
     assert loaded.params["layers.q"].dtype == "bfloat16"
-    export(str(workdir), tmp_path / "out")
-    exported = load(str(tmp_path / "out"), param_dtype="bfloat16")
-    assert tiny.digest(exported.params) == tiny.digest(merged(loaded).params)
     prompts, compute = CONFIGS["bfloat16"]["samples.prompts"], Compute(dtype="bfloat16")
     said = reply(loaded, prompts, max_tokens=4, compute=compute)
     samples = tiny.rows(workdir, "samples.jsonl")
     assert [row["step"] for row in samples] == [0, 6]
     assert samples[1]["completion"] == said[0]
+    export(str(workdir), tmp_path / "out")
+    exported = load(str(tmp_path / "out"), param_dtype="bfloat16")
+    assert tiny.digest(exported.params) == tiny.digest(merged(loaded).params)
 
 
 def test_a_run_goes_on_from_an_adapter(run, folder, tmp_path):

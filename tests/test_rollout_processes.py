@@ -109,9 +109,11 @@ def test_the_numbers_are_those_of_one_process(two, alone):
 
 
 def test_the_answers_are_those_of_one_process(two, alone):
-    assert two["tables"].keys() == alone["tables"].keys() == {
-        "step_000001.parquet", "step_000003.parquet"
-    }  # fmt: skip
+    assert (
+        two["tables"].keys()
+        == alone["tables"].keys()
+        == {"step_000001.parquet", "step_000003.parquet"}
+    )
     for name, table in two["tables"].items():
         assert len(table) == len(alone["tables"][name])
         assert sum(row["trained"] for row in table) == 16

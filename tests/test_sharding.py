@@ -1,6 +1,14 @@
 """Meshes, rules, and the placing of batches on eight virtual devices."""
 
+import collections
+import dataclasses
+import itertools
 import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.models.families import FAMILIES
+from tests import xla
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 
@@ -46,6 +55,61 @@ def test_parameters_are_not_sharded_over_slices():
     devices = [SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
     with pytest.raises(UserError, match="there are 2 slices.*set data to a multiple of 2"):
         sharding.make_mesh({"fsdp": -1}, devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One of 4x8x8 v5p chips, of which a host has 2x2x1."""
+
+    coords: tuple[int, int, int]
+    platform = "tpu"
+    device_kind = "TPU v5p"
+    core_on_chip = 0
+    slice_index = 0
+
+    @property
+    def process_index(self):
+        x, y, z = self.coords
+        return x // 2 + y // 2 * 2 + z * 8
+
+
+def test_two_hosts_of_a_slice_may_share_their_shards():
+    """The mesh of configs/sft_v5p_256.py: jax lays `tensor` on the axis of 4 chips."""
+    chips = [Chip((x, y, z)) for z, y, x in itertools.product(range(8), range(8), range(4))]
+    mesh = sharding.make_mesh(dict(fsdp=-1, tensor=4), chips)
+    own = [sharding.process_shards(mesh, host) for host in range(64)]
+    assert collections.Counter(shard for part in own for shard in part) == dict.fromkeys(
+        range(64), 2
+    )
+    assert {len(part) for part in own} == {2} and len(set(own)) == 32
+    for shard, devices in enumerate(mesh.devices[0]):
+        assert all(shard in own[chip.process_index] for chip in devices)
+
+
+def test_rows_of_processes_that_share_shards_come_to_their_place():
+    """The second has rows of shards that the first has too, and of others: see the script."""
+    script = Path(__file__).with_name("rows_of_two.py")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "XLA_FLAGS": xla.flags(), "PYTHONPATH": str(script.parents[1])}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), port, str(index)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for index in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], told
+    assert all("all in its place" in out for out, _ in told)
 
 
 def test_rules(mesh):

@@ -13,9 +13,20 @@ TREES = {
 }
 PICKLES = {"cloudpickle", "dill", "joblib", "pickle", "shelve", "torch"}
 NETWORK = {
-    "aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "socketserver", "ssl",
-    "urllib", "urllib3", "websockets", "xmlrpc",
-}  # fmt: skip
+    "aiohttp",
+    "ftplib",
+    "http",
+    "httpx",
+    "requests",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "ssl",
+    "urllib",
+    "urllib3",
+    "websockets",
+    "xmlrpc",
+}
 ASKED_FOR = {
     "rewards/chat_server.py": "a judge behind the address that the config names",
     "metrics/board.py": "the host's name alone, for TensorBoard's file",

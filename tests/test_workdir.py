@@ -17,6 +17,7 @@ from ptjax.config.defaults import defaults
 from ptjax.config.defaults import lora as lora_group
 from ptjax.errors import UserError
 from ptjax.export import export
+from ptjax.models import lora as lora_module
 from ptjax.models import tokenizer as tokenizers
 from ptjax.models.adapt import adapt
 from ptjax.models.load import load as load_pretrained
@@ -73,6 +74,32 @@ def test_adapters_stand_beside_the_base_or_are_merged(base, tmp_path):
     assert whole.params.keys() == load_pretrained(str(base)).params.keys()
     np.testing.assert_allclose(logits(whole), logits(got), atol=1e-5)
     assert np.abs(logits(whole) - logits(load_pretrained(str(base)))).max() > 1e-3
+
+
+def test_merging_holds_no_second_model(base, monkeypatch):
+    """What is alive at most: the model, its adapters, and one kernel a second time."""
+    bundle = adapted(base, Lora(rank=2, targets=r"layers\..*", dora=True))
+    table, lora, merge = bundle.model.table, bundle.model.lora, lora_module.merge
+    wanted = merge(bundle.params, table, lora)
+
+    def alive():
+        return sum(leaf.nbytes for leaf in jax.live_arrays())
+
+    before, held = alive(), []
+    params = {name: jnp.copy(leaf) for name, leaf in bundle.params.items()}
+    whole, largest = alive() - before, max(leaf.nbytes for leaf in wanted.values())
+
+    def watched(*given):
+        made = merge(*given)
+        held.append(alive() - before)
+        return made
+
+    monkeypatch.setattr(lora_module, "merge", watched)
+    lora_module.merge_in_place(params, table, lora)
+    assert whole < max(held) <= whole + largest < 1.5 * whole
+    assert list(params) == list(wanted)
+    for name, leaf in wanted.items():
+        np.testing.assert_array_equal(params[name], leaf, err_msg=name)
 
 
 def test_adapters_that_were_partly_frozen_are_made_again(base, tmp_path):

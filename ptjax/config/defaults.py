@@ -79,7 +79,7 @@ def defaults() -> Any:
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
                 "b1": 0.9,
-                "b2": 0.999,
+                "b2": config_dict.placeholder(float),
                 "eps": 1e-8,
                 "momentum": 0.9,
                 "state_bits": 32,

@@ -36,7 +36,7 @@ class Collate:
       shared: by example, tokens of the prompt that stands once for all its completions.
       loss_weights: by source.
       row_length: tokens of a packed row.
-      shards: (first, end) of this process's shards.
+      shards: those of this process, in order.
       extra: the columns that the kind of data adds.
       computed: columns of numbers that were computed before.
 
@@ -51,14 +51,13 @@ class Collate:
     shared: Int[np.ndarray, " E"]
     loss_weights: Float[np.ndarray, " S"]
     row_length: int
-    shards: tuple[int, int]
+    shards: tuple[int, ...]
     extra: tuple[str, ...] = ()
     computed: Mapping[str, Ragged] = dataclasses.field(default_factory=dict)
 
     def __call__(self, step: Step) -> HostBatch:
         """The columns of this process's part of the step."""
-        mine = slice(*self.shards)
-        chosen = step.examples[mine]
+        chosen = step.examples[[*self.shards]]
         flat = chosen.reshape(-1)
         real = flat >= 0
         columns = self._sequences(self.pieces, flat, step.length)
@@ -105,7 +104,7 @@ class Collate:
     def _packed(self, valid: np.ndarray, step: Step, flat: np.ndarray) -> np.ndarray:
         """The pack column of this process's part of the step."""
         shared = np.where(flat >= 0, self.shared[flat], 0)
-        mine = slice(*self.shards)
+        mine = [*self.shards]
         shards, block, accumulate = step.examples[mine].shape
         place = np.arange(block)[None, :, None]
         shard, micro = np.arange(shards)[:, None, None] * step.rows, np.arange(accumulate)

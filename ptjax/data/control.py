@@ -16,7 +16,8 @@ from ptjax.data.messages import BadForm
 from ptjax.errors import UserError
 
 SPOKEN = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[THINK]", "[/THINK]")
-"""Marks that an assistant writes itself: not control strings in its own turns."""
+"""Marks that an assistant writes itself: no control strings in its own turns, nor in a system
+message, which may ask for them."""
 _TAG = re.compile(r"</?[A-Za-z_]+>")
 _PRIVATE = 0x10F000
 
@@ -27,7 +28,12 @@ class Tokens:
     Args:
       tokenizer: a fast `transformers` tokenizer.
       scaffold: text that the chat template writes around any content: added tokens found in it
-        count as control tokens, whether or not the tokenizer calls them special.
+        count as control tokens, whether or not the tokenizer calls them special; so do `SPOKEN`
+        ones, where there is a template.
+
+    Attributes:
+      strings: the control strings, longest first.
+      ends: those of them that may end a turn.
 
     """
 
@@ -39,7 +45,9 @@ class Tokens:
         special = {token.content for token in added.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         written = {t.content for t in added.values() if t.content in scaffold} - set(SPOKEN)
-        self.strings = tuple(sorted(special | written, key=len, reverse=True))
+        marks = {t.content for t in added.values() if scaffold and t.content in SPOKEN}
+        self.ends = tuple(sorted(special | written, key=len, reverse=True))
+        self.strings = tuple(sorted({*self.ends, *marks}, key=len, reverse=True))
         ids = set(tokenizer.convert_tokens_to_ids(list(self.strings)))
         self.ids = np.array(sorted(ids - {tokenizer.unk_token_id}), np.int32)
         self._strips = {t.content: (t.lstrip, t.rstrip) for t in added.values()}
@@ -52,14 +60,27 @@ class Tokens:
         self._spaced = self._puts_a_space()
         self.bos = self._bos()
 
-    def suspicious(self, text: str) -> bool:
-        """Whether a control string could begin in this content."""
+    def suspicious(self, text: str, *, spoken: bool = False) -> bool:
+        """Whether a control string could begin in this content.
+
+        Args:
+          text: content.
+          spoken: `SPOKEN` marks are none there.
+
+        """
         if self._first is None or not self._first.search(text):
             return False
-        return self._first.search(_TAG.sub(self._keep_control, text)) is not None
+        kept = SPOKEN if spoken else ()
 
-    def _keep_control(self, match: re.Match[str]) -> str:
-        return match.group() if match.group() in self.strings else ""
+        def control(match: re.Match[str]) -> str:
+            tag = match.group()
+            return tag if tag in self.strings and tag not in kept else ""
+
+        return self._first.search(_TAG.sub(control, text)) is not None
+
+    def marks(self, text: str) -> list[tuple[int, int]]:
+        """Where `SPOKEN` marks that are tokens stand in a text."""
+        return [(start, end) for start, end in self.places(text) if text[start:end] in SPOKEN]
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where control strings stand in a text."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,22 @@ class Pipeline:
     layout: Layout
     schedule: Schedule
     validation_schedule: Schedule | None
-    process: tuple[int, int]
-    """(index, count) of the hosts that share a batch; (0, 1) where each has all of it."""
+    own: tuple[int, ...]
+    """Shards whose rows this process makes, in order."""
     cache: str
     """Folder of encoded sources, and of what is computed from them."""
     columns: dict[int, dict[str, Ragged]] = dataclasses.field(default_factory=dict)
     """By `id` of the examples, columns of numbers that were computed before."""
 
     @property
+    def share(self) -> float:
+        """Of each batch's rows those that this process makes."""
+        return len(self.own) / self.layout.blocks.shards
+
+    @property
     def whole(self) -> bool:
-        """Whether batches hold the rows of all hosts."""
-        return self.process[1] == 1
+        """Whether those are all of them."""
+        return self.share == 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,8 +106,6 @@ class Pipeline:
         return Batches(self.validation_schedule, self._collate(self.held_out))
 
     def _collate(self, examples: Examples) -> Collate:
-        index, count = self.process
-        each = self.layout.blocks.shards // count
         return Collate(
             stores=[one.store for one in examples.encodings],
             source=examples.source,
@@ -112,7 +116,7 @@ class Pipeline:
             shared=examples.shared,
             loss_weights=np.array([one.source.loss_weight for one in examples.encodings]),
             row_length=self.layout.row_length,
-            shards=(index * each, (index + 1) * each),
+            shards=self.own,
             extra=self.kind.columns,
             computed=self.columns.get(id(examples), {}),
         )
@@ -126,11 +130,11 @@ def build(
     seed: int,
     shards: int = 1,
     accumulate: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: Sequence[int] | None = None,
     whole: bool = False,
     cache_dir: str | None = None,
     prompts_once: bool = True,
+    quiet: bool = False,
 ) -> Pipeline:
     """Reads, encodes and plans everything that `config.data` names.
 
@@ -141,11 +145,12 @@ def build(
       seed: of the order, and of what is held out.
       shards: parts of a batch along its first axis, over all hosts.
       accumulate: micro-batches of an optimizer step.
-      process_index: this host.
-      process_count: hosts; each gets the rows of its own shards.
-      whole: whether each gets all rows: prompts that all answer together.
+      own: those whose rows this process makes, in order; None for all. Two processes may make the
+        same.
+      whole: whether it makes all rows after all: prompts that all answer together.
       cache_dir: folder for encoded sources; None: config.cache, else a temporary one.
       prompts_once: whether the model can share a prompt between completions.
+      quiet: whether another process says what is found in the data.
 
     Raises:
       UserError: anything wrong with the config, the files or their rows.
@@ -154,8 +159,6 @@ def build(
     config = data_config(config)
     what = kind_named(kind)
     _check_kind(config, what)
-    if not whole and shards % process_count:
-        raise UserError(f"{shards} data shards do not divide over {process_count} processes")
     if config.cache:
         check_folder(config.cache, "config.data.cache")
     cache = cache_dir or config.cache or _temporary_folder()
@@ -186,7 +189,7 @@ def build(
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
     stepwise = "labels" in what.columns
     found = step_labels(examples) if stepwise else shortcuts(examples, what, tokenizer)
-    if found is not None and process_index == 0:
+    if found is not None and not quiet:
         for line in found.lines():
             _log.info("without reading the answers: %s", line)
     report = Report.of(reports, held_reports, examples, held_out, layout, schedule, found)
@@ -199,7 +202,7 @@ def build(
         layout,
         schedule,
         held_schedule,
-        (0, 1) if whole else (process_index, process_count),
+        tuple(range(shards) if whole or own is None else own),
         cache,
     )
 

@@ -60,7 +60,7 @@ def example_text(
 def _append(text: Any, tokens: np.ndarray, mask: np.ndarray, tokenizer: Any) -> None:
     """One sequence, and the end of its line."""
     was_trained = False
-    for i, (piece, trained) in enumerate(_pieces(tokens, mask, tokenizer)):
+    for i, (piece, trained) in enumerate(pieces(tokens, mask, tokenizer)):
         if trained != was_trained:
             text.append(OPEN if trained else CLOSE, style="bold")
         text.append(piece, style=_SHADES[trained][i % 2])
@@ -148,8 +148,8 @@ def _spread(total: int, wanted: int) -> list[int]:
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int)).tolist()
 
 
-def _pieces(tokens: np.ndarray, mask: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Text token by token; tokens that share a character come together."""
+def pieces(tokens: np.ndarray, mask: np.ndarray, tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """Text token by token, and whether it is trained; those that share a character together."""
     pending: list[int] = []
     for i, (token, trained) in enumerate(zip(tokens.tolist(), mask.tolist(), strict=True)):
         pending.append(token)

@@ -1,5 +1,6 @@
 """Renders conversations through a chat template, and tells its own text from theirs."""
 
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -13,6 +14,14 @@ from ptjax.models.tokenizer import template_text
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _KNOWS_THOUGHTS = re.compile(r"\b(reasoning_content|thinking)\b")
+_SPEAKERS = ("assistant", "system")
+"""Roles that may write the marks of `ptjax.data.control.SPOKEN`."""
+_CALL = {"id": "a00000000", "type": "function", "function": {"name": "a", "arguments": {}}}
+_TOOL_TURNS = [
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "a", "name": "a", "tool_call_id": _CALL["id"]},
+]
+_TOOLS = [{"type": "function", "function": {"name": "a", "description": "a", "parameters": {}}}]
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a template's expressions may raise beside jinja's own errors."""
 Tools = list[dict[str, Any]] | None
@@ -76,8 +85,7 @@ class Template:
 
         """
         text, marks = self._render(messages, tools, prompt)
-        strings = _strings(messages) + _strings(tools)
-        if not any(self.tokens.suspicious(string) for string in strings):
+        if not self._suspicious(messages) and not self._suspicious(tools):
             return Rendering(text, marks, None)
         restored = self.tokens.undisguised(text)
         for everywhere in (True, False):
@@ -118,11 +126,23 @@ class Template:
         spans: list[Any] = list(marks[0]) if self.has_marks else []
         return texts[0], [(start, end) for start, end in spans]
 
+    def _suspicious(self, value: Any, spoken: bool = False) -> bool:
+        """Whether a control string could begin within messages or tools, roles aside."""
+        if isinstance(value, str):
+            return self.tokens.suspicious(value, spoken=spoken)
+        if isinstance(value, dict):
+            spoken = value.get("role") in _SPEAKERS or spoken
+            return any(
+                self._suspicious(key) or (key != "role" and self._suspicious(item, spoken))
+                for key, item in value.items()
+            )
+        return isinstance(value, list) and any(self._suspicious(item, spoken) for item in value)
+
     def _disguised(self, value: Any, everywhere: bool, spoken: bool = False) -> Any:
         if isinstance(value, str):
             return self.tokens.disguise(value, spoken=spoken, everywhere=everywhere)
         if isinstance(value, dict):
-            spoken = value.get("role") == "assistant" or spoken
+            spoken = value.get("role") in _SPEAKERS or spoken
             return {
                 self._disguised(key, False): item
                 if key == "role"
@@ -150,15 +170,20 @@ class Template:
                 raise UserError(f"the chat template does not compile: {where}") from None
 
     def _scaffold(self) -> str:
-        """What the template writes around any conversation, its own thinking marks aside."""
-        turns = [("system", "a"), ("user", "a"), ("assistant", "a"), ("user", "a")]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        for conversation in (messages, messages[1:]):
-            try:
-                return self._render(conversation, None, True)[0]
-            except BadForm:
-                continue
-        return ""
+        """What the template writes around any conversation, with tools and without."""
+        system, user, assistant = (
+            {"role": role, "content": "a"} for role in ("system", "user", "assistant")
+        )
+        chats = [[user, assistant, user], [user, *_TOOL_TURNS, assistant, user]]
+        found = []
+        for chat, tools in itertools.product(chats, (None, _TOOLS)):
+            for conversation in ([system, *chat], chat):
+                try:
+                    found.append(self._render(conversation, tools, True)[0])
+                    break
+                except BadForm:
+                    continue
+        return "\n".join(found)
 
 
 def read_template(tokenizer: Any, given: str | None) -> str:
@@ -179,15 +204,3 @@ def read_template(tokenizer: Any, given: str | None) -> str:
             )
         return template
     return template_text(given)
-
-
-def _strings(value: Any) -> list[str]:
-    """All strings within messages or tools, keys too, roles aside."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        items = [item for key, item in value.items() if key != "role"]
-        return [*value, *(string for item in items for string in _strings(item))]
-    if isinstance(value, list):
-        return [string for item in value for string in _strings(item)]
-    return []

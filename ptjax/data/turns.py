@@ -95,8 +95,8 @@ def end_of_turn(template: Template, rendering: Rendering, start: int) -> tuple[i
     position = len(text)
     while True:
         body = text[:position].rstrip()
-        if body.endswith(template.tokens.strings):
-            string = next(s for s in template.tokens.strings if body.endswith(s))
+        if body.endswith(template.tokens.ends):
+            string = next(s for s in template.tokens.ends if body.endswith(s))
             begin = len(body) - len(string)
             if begin >= start and (starts is None or begin in starts):
                 if len(body) < position or not ended:
@@ -146,7 +146,9 @@ def _with_end(
     if not spans:
         return spans
     *others, (start, stop) = spans
-    between = template.tokens.pattern.sub("", whole.text[stop:end])
+    between = whole.text[stop:end]
+    for string in template.tokens.ends:
+        between = between.replace(string, "")
     return [*others, (start, end if not between.strip() else stop)]
 
 
@@ -177,18 +179,19 @@ def _thinking_turn(
 def _joined_genuine(
     template: Template, prompt: Rendering, said: str, closing: str
 ) -> list[tuple[int, int]] | None:
-    if prompt.genuine is None and not template.tokens.suspicious(said):
+    tokens = template.tokens
+    if prompt.genuine is None and not tokens.suspicious(said, spoken=True):
         return None
-    at = len(prompt.text) + len(said)
-    before = prompt.genuine
-    if before is None:
-        before = template.tokens.places(prompt.text)
-    return before + [(at + start, at + end) for start, end in template.tokens.places(closing)]
+    before = tokens.places(prompt.text) if prompt.genuine is None else prompt.genuine
+    at = len(prompt.text)
+    spoken = [(at + start, at + end) for start, end in tokens.marks(said)]
+    at += len(said)
+    return before + spoken + [(at + start, at + end) for start, end in tokens.places(closing)]
 
 
 def _closing(template: Template, text: str) -> str:
     """The control tokens at a text's end, right after one another."""
     start = len(text)
-    while text[:start].endswith(template.tokens.strings):
-        start -= next(len(s) for s in template.tokens.strings if text[:start].endswith(s))
+    while text[:start].endswith(template.tokens.ends):
+        start -= next(len(s) for s in template.tokens.ends if text[:start].endswith(s))
     return text[start:]

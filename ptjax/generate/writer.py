@@ -84,9 +84,16 @@ class Writer:
                 return
             enough = max(size // REFILLED, 1) if self._waiting else size
             made, state = steps.decode(
-                self.model, self.params, state, self._put(ended), np.int32(stride),
-                np.int32(enough), self.sampling, self.stop_ids, compute=self.compute,
-            )  # fmt: skip
+                self.model,
+                self.params,
+                state,
+                self._put(ended),
+                np.int32(stride),
+                np.int32(enough),
+                self.sampling,
+                self.stop_ids,
+                compute=self.compute,
+            )
             self._take(made, owner, ended)
 
     def _prefill(self, chosen: Sequence[int], together: int) -> Cache:

@@ -4,6 +4,7 @@ An adapter of kernel `layers.q` is the leaves `layers.q.lora_a` [layers, inputs.
 `layers.q.lora_b` [layers, rank, outputs...], and for DoRA `layers.q.dora_m` [layers, outputs...].
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -156,6 +157,17 @@ def adapted(
     return (out + update) * (layer[f"{name}.dora_m"] / norm).astype(x.dtype)
 
 
+def merge_in_place(params: Params, table: Table, lora: Lora) -> None:
+    """`merge` of a dict that holds the result when it is done: no second model beside it.
+
+    Each kernel is gone when the next one is made, so long as nobody else holds it.
+    """
+    for name in [name for name in params if name in table]:
+        parts = (name, f"{name}.lora_a", f"{name}.lora_b", f"{name}.dora_m")
+        own = {part: params.pop(part) for part in parts if part in params}
+        params |= jax.block_until_ready(merge(own, table, lora))
+
+
 def merge(params: Weights, table: Table, lora: Lora) -> Params:
     """Folds every adapter into its kernel and leaves the adapters out.
 
@@ -167,11 +179,22 @@ def merge(params: Weights, table: Table, lora: Lora) -> Params:
         if ".lora_" in name or name.endswith(".dora_m"):
             continue
         if f"{name}.lora_a" in params:
-            weight = _merged(params, name, table[name], lora)
+            parts = {part: f"{name}{part}" for part in ("", ".lora_a", ".lora_b", ".dora_m")}
+            own = {f"kernel{part}": params[key] for part, key in parts.items() if key in params}
+            weight = _layer_by_layer(own, table[name], lora)
         elif isinstance(weight, Quantised):
             weight = weight.astype(weight.dtype)
         merged[name] = weight
     return merged
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _layer_by_layer(own: Weights, param: Param, lora: Lora) -> Array:
+    """`_merged`, one layer of a stack at a time: what it makes in float32 is of one layer."""
+    if not param.stacked:
+        return _merged(own, "kernel", param, lora)
+    one = param._replace(axes=param.axes.removeprefix("layers "))
+    return jax.lax.map(lambda layer: _merged(layer, "kernel", one, lora), own)
 
 
 def _merged(params: Weights, name: str, param: Param, lora: Lora) -> Array:

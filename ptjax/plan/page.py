@@ -35,23 +35,38 @@ def page(plan: dict[str, Any]) -> str:
         ),
         "## Programs, GiB of a device",
         _table(
-            ("program", "runs for", "arguments", "temporaries", "donated", "KV cache", "peak",
-             "beside it", "together", "left"),
+            (
+                "program",
+                "runs for",
+                "arguments",
+                "temporaries",
+                "donated",
+                "KV cache",
+                "peak",
+                "beside it",
+                "together",
+                "left",
+            ),
             map(_memory, plan["programs"]),
         ),
         "Peak is the compiler's account; beside it lies what of the run it is not given. Donated: "
         "bytes that results take over, of those that they should.",
-    ]  # fmt: skip
+    ]
     hosted = [one for one in plan["programs"] if one["memory"] and one["memory"]["host"]]
     if hosted:
         sizes = ", ".join(f"`{one['name']}` {_gib(one['memory']['host'])} GiB" for one in hosted)
         parts.append(f"In the host's memory, of each device: {sizes}.")
     sent = [
-        (one["name"], each["kind"], "slices" if each["between_slices"] else "links",
-         f"{each['times']:,}", f"{each['sent'] / MIB:,.1f}")
+        (
+            one["name"],
+            each["kind"],
+            "slices" if each["between_slices"] else "links",
+            f"{each['times']:,}",
+            f"{each['sent'] / MIB:,.1f}",
+        )
         for one in plan["programs"]
         for each in one["collectives"]
-    ]  # fmt: skip
+    ]
     parts.append("## Sent between devices, a run of the program")
     head = ("program", "collective", "over", "times", "MiB that a device sends")
     parts.append(_table(head, sent) if sent else "Nothing.")

@@ -199,14 +199,22 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
         "decode",
         f"a token of {size} answers",
         steps.decode,
-        (job.model, params, rows, row(jnp.bool_, size), np.int32(1), np.int32(size), sampling,
-         np.zeros(2, np.int32)),
+        (
+            job.model,
+            params,
+            rows,
+            row(jnp.bool_, size),
+            np.int32(1),
+            np.int32(size),
+            sampling,
+            np.zeros(2, np.int32),
+        ),
         {"compute": how},
         flops=counter.forward(Seen(size, size * slots, size)),
         donated=rows,
         cache=(rows.cache, cache),
         beside=cache,
-    )  # fmt: skip
+    )
 
 
 def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> steps.Rows:

@@ -74,3 +74,11 @@ TOOLS = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """Knows tools and calls."""
+
+RESPONDING = TOOLS.replace(
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}",
+    "{% if m['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>' + m['content'] + '</tool_response>' }}{% else %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endif %}",
+)
+"""Puts what a tool says between marks of its own."""

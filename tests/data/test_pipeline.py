@@ -88,25 +88,24 @@ def check_pack(columns, shards, accumulate):
 
 @pytest.mark.parametrize("sizes", [PACKED, BATCHED, PADDED])
 def test_hosts_share_what_one_host_would_read(path, tokenizer, sizes):
-    def batches(index, count):
-        made = build(
-            {"sources": path, **sizes},
-            tokenizer,
-            seed=1,
-            shards=4,
-            process_index=index,
-            process_count=count,
-        )
+    """Shards apart, in neighbours, and such that two hosts have rows of one shard."""
+
+    def batches(own=None):
+        made = build({"sources": path, **sizes}, tokenizer, seed=1, shards=4, own=own)
+        assert made.whole == (own is None)
         return take(made.train(), 9)
 
-    whole = batches(0, 1)
-    for count in (2, 4):
-        parts = [batches(index, count) for index in range(count)]
-        for one, *pieces in zip(whole, *parts, strict=True):
-            assert one.examples == [e for piece in pieces for e in piece.examples]
+    def shards(column):
+        return np.split(np.asarray(column), 4)
+
+    whole = batches()
+    for own in ((0,), (2, 3), (0, 2), (1, 2, 3)):
+        for one, part in zip(whole, batches(own), strict=True):
+            rows = np.concatenate([shards(one.examples)[shard] for shard in own])
+            assert part.examples == rows.tolist()
             for name, column in one.columns.items():
-                joined = np.concatenate([piece.columns[name] for piece in pieces])
-                np.testing.assert_array_equal(column, joined)
+                wanted = np.concatenate([shards(column)[shard] for shard in own])
+                np.testing.assert_array_equal(part.columns[name], wanted)
 
 
 @pytest.mark.parametrize("sizes", [PACKED, BATCHED, PADDED])
@@ -322,11 +321,6 @@ def test_mistakes_are_one_line(path, tokenizer, write, changed, message):
     with pytest.raises(UserError, match=message) as caught:
         build(config, tokenizer, seed=1, **parts)
     assert "\n" not in str(caught.value)
-
-
-def test_processes_that_do_not_divide(path, tokenizer):
-    with pytest.raises(UserError, match="3 data shards do not divide over 2 processes"):
-        build({"sources": path}, tokenizer, seed=1, shards=3, process_count=2)
 
 
 def test_config_dicts_are_read(path, tokenizer):

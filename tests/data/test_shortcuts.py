@@ -66,10 +66,8 @@ def test_data_without_shortcuts_report_none(tokenizer, write):
 def test_a_run_says_them_once(tokenizer, write, caplog):
     config = {"sources": write([{"prompt": "p", "chosen": "a", "rejected": "b c"}] * 2)}
     with caplog.at_level("INFO", "ptjax"):
-        for index in (0, 1):
-            processes = {"process_index": index, "process_count": 2, "shards": 2}
-            config |= {"tokens_per_batch": 4096}
-            build(config, tokenizer, kind="pairs", seed=1, **processes)
+        for quiet in (False, True):
+            build(config, tokenizer, kind="pairs", seed=1, quiet=quiet)
     assert caplog.text.count("without reading the answers: chosen") == 1
 
 

@@ -68,9 +68,13 @@ def test_smollm2_says_what_torch_says(bundle):
     chats = json.loads(path.read_text(encoding="utf-8"))["chats"]
     prompts = [chat["prompt_ids"] for chat in chats]
     done = sample(
-        bundle.model, bundle.params, prompts, max_tokens=64, stop_ids=bundle.stop_ids,
+        bundle.model,
+        bundle.params,
+        prompts,
+        max_tokens=64,
+        stop_ids=bundle.stop_ids,
         tokenizer=bundle.tokenizer,
-    )  # fmt: skip
+    )
     compared = 0
     for completion, chat in zip(done, chats, strict=True):
         close = (i for i, gap in enumerate(chat["gaps"]) if gap < 1e-3)
@@ -90,9 +94,15 @@ def test_the_samplers_log_probs_are_the_trainers_over_1000_tokens(bundle, capsys
     chats = json.loads(path.read_text(encoding="utf-8"))["chats"]
     prompts, n, length = [chat["prompt_ids"] for chat in chats], 4, 128
     done = sample(
-        *(bundle.model, bundle.params, prompts), max_tokens=48, n=n, temperature=1.0, rows=8,
-        stop_ids=bundle.stop_ids, tokenizer=bundle.tokenizer, seed=3,
-    )  # fmt: skip
+        *(bundle.model, bundle.params, prompts),
+        max_tokens=48,
+        n=n,
+        temperature=1.0,
+        rows=8,
+        stop_ids=bundle.stop_ids,
+        tokenizer=bundle.tokenizer,
+        seed=3,
+    )
     shape = (len(prompts), n, length)
     columns = {"tokens": np.zeros(shape, np.int32), "valid": np.zeros(shape, bool)}
     columns |= {"mask": np.zeros(shape, np.float32), "said": np.zeros(shape, np.float32)}

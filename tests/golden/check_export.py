@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,12 @@ TEXT = "Give me three reasons to write tests first, and one against it."
 ANSWERS = ("", "You find out what it is for.", "No.")
 
 
-def ours(source: str) -> dict[str, np.ndarray]:
-    """Our ids and float32 logits of the text in the model's own chat, or scores of answers."""
+def ours(source: Any) -> dict[str, np.ndarray]:
+    """Our ids and float32 logits of the text in the model's own chat, or scores of answers.
+
+    Args:
+      source: what `ptjax.load` takes, or what it gives.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -32,7 +37,7 @@ def ours(source: str) -> dict[str, np.ndarray]:
     from ptjax.forward import forward, last_scores
     from ptjax.ops.attention import Span
 
-    bundle = ptjax.load(source)
+    bundle = ptjax.load(source) if isinstance(source, str) else source
     if bundle.model.head == "score":
         rows, valid = _padded(bundle.tokenizer)
         batch = {"tokens": rows[:, None], "valid": valid[:, None], "mask": 1.0 * valid[:, None]}

@@ -99,8 +99,13 @@ def test_the_terminal_and_tensorboard_show_each_reward():
     ]
     table = as_table(3, several)
     assert [column.header for column in table.columns] == [
-        "prompt", "completion", "x", "y", "reward", "advantage",
-    ]  # fmt: skip
+        "prompt",
+        "completion",
+        "x",
+        "y",
+        "reward",
+        "advantage",
+    ]
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[2:] == ["1.00", "-", "1.00", "-0.50"]
 

@@ -27,9 +27,13 @@ def test_linear_interpolation_divides_them():
 
 def test_llama3_keeps_short_wavelengths_and_divides_long_ones():
     settings = dict(
-        rope_type="llama3", rope_theta=1e6, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        rope_type="llama3",
+        rope_theta=1e6,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
         original_max_position_embeddings=64,
-    )  # fmt: skip
+    )
     plain = rope({"rope_theta": 1e6}, 16, 64).inv_freq
     found = rope(settings, 16, 512).inv_freq
     assert found[0] == plain[0] and 2 * math.pi / plain[0] < 64 / 4

@@ -53,8 +53,11 @@ def test_the_least_is_computed_again_in_the_fewest_micro_batches(room, remat, ac
 def test_heads_are_sharded_where_nothing_else_fits():
     result = found(7_500)
     assert result.changes == {
-        "mesh.fsdp": 4, "mesh.tensor": 2, "model.remat": "full", "accumulate": 16
-    }  # fmt: skip
+        "mesh.fsdp": 4,
+        "mesh.tensor": 2,
+        "model.remat": "full",
+        "accumulate": 16,
+    }
     assert "mesh.tensor = 2: with 1 a step needs" in " ".join(result.why)
 
 

@@ -55,8 +55,11 @@ def test_fine_tuning_reads_all_that_the_model_said(run, folder, tmp_path):
     totals, rows = run()
     assert totals.rows == len(rows) == totals.answers == 8 and totals.prompts == 4
     assert [row["prompt"][-1]["content"] for row in rows[::2]] == [
-        "What is blue?", "Name the sea.", "Hi", "Ask me one.",
-    ]  # fmt: skip
+        "What is blue?",
+        "Name the sea.",
+        "Hi",
+        "Ask me one.",
+    ]
     assert all(row.keys() == {"prompt", "completion"} for row in rows)
     tokenizer = load(str(folder / "model")).tokenizer
     config = {"sources": [str(tmp_path / "answers.jsonl")], "max_length": 64, "batch_size": 8}

@@ -105,8 +105,12 @@ def test_the_best_by_reward_against_the_worst(run):
     totals, rows = run(rewards=("helpers.size",))
     assert totals.rows == len(rows) == totals.prompts == 5 and totals.answers == 20
     assert [row["prompt"][-1]["content"] for row in rows] == [
-        "What is blue?", "Name the sea.", "Hi", "Ask me one.", "Add one\n\nto two.",
-    ]  # fmt: skip
+        "What is blue?",
+        "Name the sea.",
+        "Hi",
+        "Ask me one.",
+        "Add one\n\nto two.",
+    ]
     for row in rows:
         chosen, rejected = text(row["chosen"]), text(row["rejected"])
         assert (row["score_chosen"], row["score_rejected"]) == (len(chosen), len(rejected))
@@ -227,8 +231,10 @@ def test_kill_9_and_the_same_command(run, folder, tmp_path, monkeypatch):
         return subprocess.run(
             [sys.executable, "-m", "ptjax.preferences", *words],
             env={**os.environ, **quick, "PYTHONPATH": paths, "CALLS": str(calls)},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     killed = call()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -302,9 +308,12 @@ def test_the_command_reads_rewards_as_names_or_as_json(monkeypatch, capsys, fold
         monkeypatch, capsys, *words, f"--out={tmp_path / 'one.jsonl'}", "--rewards=helpers.size"
     )
     two = called(
-        monkeypatch, capsys, *words, f"--out={tmp_path / 'two.jsonl'}",
+        monkeypatch,
+        capsys,
+        *words,
+        f"--out={tmp_path / 'two.jsonl'}",
         '--rewards=[{"name": "helpers.size", "weight": 2}]',
-    )  # fmt: skip
+    )
     assert one[0] == two[0] == "pairs       2 of 2 prompts, 4 answers"
     assert one[2].startswith("sides       chosen ")
     assert one[-1] == f"written     {tmp_path / 'one.jsonl'}"

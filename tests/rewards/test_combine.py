@@ -29,18 +29,25 @@ def test_a_rubric_leaves_out_who_abstains_and_is_missing_where_one_fails():
     def some(prompts, completions):
         return [None, 0.0, float("nan"), None]
 
-    parts = (Reward("contains", reward({"name": "contains", "words": "Pip"}).function, 1.0,
-                    {"words": "Pip"}), Reward("some", some, 3.0))  # fmt: skip
-    made = Reward("rubric", reward({"name": "rubric", "rewards": []}).function, 1.0,
-                  {"rewards": parts})  # fmt: skip
+    parts = (
+        Reward(
+            "contains", reward({"name": "contains", "words": "Pip"}).function, 1.0, {"words": "Pip"}
+        ),
+        Reward("some", some, 3.0),
+    )
+    made = Reward(
+        "rubric", reward({"name": "rubric", "rewards": []}).function, 1.0, {"rewards": parts}
+    )
     found = score([made], PROMPTS, TEXTS, {})
     np.testing.assert_allclose(found.total, [1, 0.25, np.nan, 1])
     assert found.failed == {"rubric: some: returned NaN or infinity": 1}
 
 
 def says_yes(prompts, completions, criterion, row):
-    return [float(word in text) + number for text, word, number in
-            zip(completions, criterion, row, strict=True)]  # fmt: skip
+    return [
+        float(word in text) + number
+        for text, word, number in zip(completions, criterion, row, strict=True)
+    ]
 
 
 def test_a_rows_own_rubric_is_asked_criterion_by_criterion():

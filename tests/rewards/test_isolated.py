@@ -30,8 +30,12 @@ def test_only_the_completion_that_it_died_on_is_missing(tmp_path, monkeypatch):
 def test_what_no_process_can_be_given():
     settings = {"words": {"a"}}
     inner = Reward("contains", reward({"name": "contains"}).function, 1.0, settings)
-    made = Reward("isolated", reward({"name": "isolated", "reward": "format"}).function, 1.0,
-                  {"reward": inner})  # fmt: skip
+    made = Reward(
+        "isolated",
+        reward({"name": "isolated", "reward": "format"}).function,
+        1.0,
+        {"reward": inner},
+    )
     with pytest.raises(UserError, match="reward isolated: contains: .*not JSON serializable"):
         ask([made], ["p"], ["c"], {})
     limited = {"name": "isolated", "reward": {"name": "format", "time_limit": 1.0}}

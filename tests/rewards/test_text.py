@@ -6,8 +6,12 @@ from ptjax.rewards.text import contains, length, regex, repetition
 
 def test_length_grows_up_to_its_target():
     assert length([], ["", "one", "one two", "a b  c\nd", "a b c d e"], target=4) == [
-        0.0, 0.25, 0.5, 1.0, 1.0
-    ]  # fmt: skip
+        0.0,
+        0.25,
+        0.5,
+        1.0,
+        1.0,
+    ]
 
 
 def test_contains_counts_whole_words_there_and_not_there():
@@ -15,8 +19,11 @@ def test_contains_counts_whole_words_there_and_not_there():
     assert contains([], texts, words=["Pip"]) == [1, 0, 1, 1]
     assert contains([], texts, words="Pip", ignore_case=False) == [1, 0, 1, 0]
     assert contains([], texts, words=["Pip"], without=["SmolLM", "Hugging Face"]) == [
-        1, 2 / 3, 2 / 3, 2 / 3
-    ]  # fmt: skip
+        1,
+        2 / 3,
+        2 / 3,
+        2 / 3,
+    ]
     assert contains([], ["C++ (a language)"], words=["C++", "(a"]) == [1]
 
 

@@ -10,7 +10,7 @@ from ptjax.rewards.base import Failed
 from ptjax.rewards.worker import Pool
 
 CODE = """
-import os, sys, time
+import os, time
 
 def act(what):
     if what == "hang":
@@ -25,7 +25,7 @@ def act(what):
     if what == "memory":
         return len(bytearray(8 << 30))
     if what == "write":
-        with open(sys.argv[0] + ".made", "w") as file:
+        with open(__file__ + ".made", "w") as file:
             file.write("x")
     if what == "environment":
         return os.environ.get("MY_API_KEY")
@@ -51,9 +51,15 @@ def act(tmp_path_factory):
 def test_who_hangs_or_dies_takes_nobody_along(act):
     found = act("a", "hang", "b", "die", "c", "memory", "raise", "d")
     assert [str(one) for one in found] == [
-        "a", "took over 1 s", "b", "its process died", "c", "its process died",
-        "ValueError: no\nsuch thing", "d",
-    ]  # fmt: skip
+        "a",
+        "took over 1 s",
+        "b",
+        "its process died",
+        "c",
+        "its process died",
+        "ValueError: no\nsuch thing",
+        "d",
+    ]
     assert all(isinstance(found[i], Failed) for i in (1, 3, 5, 6))
 
 

@@ -88,9 +88,17 @@ def talk(tokenizer, rows, room=200, make=Echo, template=None, time_limit=20.0, *
     sample, asked = policy(tokenizer, **how)
     prompt = template.prompt_ids([{"role": "user", "content": "begin"}]).tolist()
     said = converse(
-        sample, template, make, rows, [prompt] * len(rows), list(range(len(rows))), room=room,
-        turns=3, stop_ids=[stop_of(tokenizer)], time_limit=time_limit,
-    )  # fmt: skip
+        sample,
+        template,
+        make,
+        rows,
+        [prompt] * len(rows),
+        list(range(len(rows))),
+        room=room,
+        turns=3,
+        stop_ids=[stop_of(tokenizer)],
+        time_limit=time_limit,
+    )
     return prompt, said, asked
 
 
@@ -144,8 +152,12 @@ def test_the_tokens_are_those_of_the_whole_conversation(tokenizer):
     assert [*prompt, *said.tokens] == [*whole, *last]
     assert said.text == "three" and said.finished == "stop" and said.reward == 3.0
     assert [turn["content"] for turn in said.turns] == [
-        "one", "heard one", "two", "heard two", "three",
-    ]  # fmt: skip
+        "one",
+        "heard one",
+        "two",
+        "heard two",
+        "three",
+    ]
 
 
 def test_only_what_the_policy_wrote_is_trained(tokenizer):
@@ -227,8 +239,12 @@ def test_who_runs_out_of_turns_is_cut_off_and_gets_no_further_answer(tokenizer):
     assert len(asked) == 3 and said.finished == "length" and said.reward == 3.0
     assert said.tokens[-1] == stop_of(tokenizer) and said.own[-1]
     assert [turn["content"] for turn in said.turns] == [
-        "one", "heard one", "two", "heard two", "three",
-    ]  # fmt: skip
+        "one",
+        "heard one",
+        "two",
+        "heard two",
+        "three",
+    ]
 
 
 def test_a_turn_that_was_cut_off_is_the_last(tokenizer):
