@@ -183,6 +183,12 @@ def local(
     return mapped(*args)
 
 
+def platform() -> str:
+    """Of the devices that a program is compiled for: those of the mesh in force, there or not."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def active_batch_shards() -> int:
     """Batch shards of the mesh in force, 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()

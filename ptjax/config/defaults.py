@@ -25,6 +25,7 @@ def defaults() -> Any:
                 "dtype": "float32",
                 "remat": "dots_and_attention",
                 "dropout": 0.0,
+                "attention": "auto",
                 "head_chunk": 512,
                 "pooling": "last",
                 "critic": config_dict.placeholder(str),
