@@ -57,11 +57,7 @@ def checked(span, windows, *, mesh=None, **settings):
 
 
 def test_packed_rows_and_windows_of_one_program():
-    checked(packed_span(LENGTH), (GLOBAL_WINDOW, 37), scale=0.3)
-
-
-def test_soft_cap():
-    checked(packed_span(LENGTH), (61,), scale=0.8, softcap=1.5)
+    checked(packed_span(LENGTH), (GLOBAL_WINDOW, 37), scale=0.8, softcap=1.5)
 
 
 def test_answers_share_their_prompt():
@@ -94,37 +90,40 @@ def test_over_a_mesh():
 SPANS = {
     "packed": rows_of([200, 90, 222], [210, 100, 202]),
     "padded in front": packed_span(512),
-    "shared": groups_of([(60, 140, 20, 30), (130, 25, 11), (9, 15)], [(200, 20, 61, 219)]),
+    "shared": groups_of([(60, 140, 20, 30), (130, 25, 11), (9, 15)], [(200, 20, 61, 231)]),
 }
 MOST = {"packed": 7, "padded in front": 10, "shared": 8 + 7}
 """Blocks to read, of 4 x 4, and as many of copies where beginnings are shared."""
 
 
 @pytest.mark.parametrize("case", SPANS)
-@pytest.mark.parametrize("window", [GLOBAL_WINDOW, 77])
-def test_codes_say_what_is_visible_and_blocks_hold_it(case, window):
+def test_codes_say_what_is_visible_and_blocks_hold_it(case):
     """The mask that the kernel would make, of the blocks it would not skip = `visible`'s."""
     span, block = SPANS[case], 128
-    codes, needed = splash._codes(span, jnp.int32(window), block)
-    own, same = 0, True
-    length = codes.shape[1]
-    if span.leads is not None:
-        if window != GLOBAL_WINDOW:
-            assert not splash.covers(length, span, window, aligned=True)
-            return
-        own, opens = length, splash.run_starts(span.leads)
-        same = opens[:, :, None] == splash._key_ids(opens, span.begins)[:, None]
-        codes = jnp.where(span.begins > 0, codes | splash._SHARES, codes)
-        needed = jnp.concatenate([splash._begun(opens, span.begins, block), needed], axis=1)
-    seen = splash._Seen(own)(codes[:, :, None], jnp.arange(own + length)) & same
-    read = jnp.repeat(jnp.repeat(needed, block, axis=0), block, axis=1)
-    assert not np.any(seen & ~read)
-    assert np.sum(needed) <= MOST[case]
-    if own:
-        assert not np.any(seen[..., :own] & seen[..., own:])
-        seen = seen[..., :own] | seen[..., own:]
-    real = (span.segments > 0)[..., None]
-    np.testing.assert_array_equal(seen & real, visible(span, span, window) & real)
+    own = 0 if span.leads is None else span.segments.shape[1]
+
+    @jax.jit
+    def made(span, window):
+        codes, needed = splash._codes(span, window, block)
+        same = True
+        if own:
+            opens = splash.run_starts(span.leads)
+            same = opens[:, :, None] == splash._key_ids(opens, span.begins)[:, None]
+            codes = jnp.where(span.begins > 0, codes | splash._SHARES, codes)
+            needed = jnp.concatenate([splash._begun(opens, span.begins, block), needed], axis=1)
+        seen = splash._Seen(own)(codes[:, :, None], jnp.arange(own + codes.shape[1])) & same
+        real = (span.segments > 0)[..., None]
+        return seen & real, needed, visible(span, span, window) & real
+
+    for window in (GLOBAL_WINDOW,) if own else (GLOBAL_WINDOW, 77):
+        seen, needed, wanted = map(np.asarray, made(span, jnp.int32(window)))
+        read = needed.repeat(block, axis=0).repeat(block, axis=1)
+        assert not np.any(seen & ~read)
+        assert needed.sum() <= MOST[case]
+        if own:
+            assert not np.any(seen[..., :own] & seen[..., own:])
+            seen = seen[..., :own] | seen[..., own:]
+        np.testing.assert_array_equal(seen, wanted)
 
 
 def test_blocks_to_fetch():
@@ -159,9 +158,7 @@ def test_the_mesh_chooses_the_kernel():
         assert kernel(q=jax.ShapeDtypeStruct((1, 2**15 + 1, 1, 8), jnp.bfloat16)) == "tiles"
 
 
-@pytest.mark.parametrize(
-    ("remat", "runs"), [("none", 1), ("dots_and_attention", 1), ("dots", 2), ("full", 2)]
-)
+@pytest.mark.parametrize(("remat", "runs"), [("dots_and_attention", 1), ("full", 2)])
 def test_the_backward_pass_runs_the_forward_kernel_again_only_where_asked(remat, runs):
     """Layers of two windows under one scan are one kernel; its result is kept by its name."""
     model, rows = toy.MODEL, jax.ShapeDtypeStruct((2, 256), jnp.int32)
@@ -202,6 +199,7 @@ def test_the_compiler_of_a_tpu_takes_it(case, monkeypatch):
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         monkeypatch.setenv(name, value)
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, topology("v5e:2x2").devices)
