@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.decoder import Compute, Decoder
-from ptjax.ops.attention import Span
 from ptjax.ops.divergence import Divergence, Teacher
 from ptjax.ops.logprobs import FIELDS
 from ptjax.ops.pooling import POOLINGS, pool
+from ptjax.ops.span import Span, run_starts
 from ptjax.types import Batch, Outputs, Weights
 
 COLUMNS = ("tokens", "valid", "mask", "pack", "teacher_hidden")
@@ -267,16 +267,10 @@ class _Rows:
             return Span(positions, segments)
         column = jnp.arange(self.length, dtype=jnp.int32)
         example = jnp.where(segments == 0, -1, (segments - 1) // self.shape[1])
-        start = self._run_starts(segments)
-        leads = jnp.take_along_axis(segments, self._run_starts(example), axis=1)
+        start = run_starts(segments)
+        leads = jnp.take_along_axis(segments, run_starts(example), axis=1)
         begins = jnp.where(segments == 0, 0, positions - (column - start))
         return Span(positions, segments, leads, begins)
-
-    def _run_starts(self, x: Int[Array, "R L"]) -> Int[Array, "R L"]:
-        """Where in its row the run of equal entries begins that each entry stands in."""
-        new = jnp.pad(x[:, 1:] != x[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        column = jnp.arange(self.length, dtype=jnp.int32)
-        return jax.lax.cummax(jnp.where(new, column, 0), axis=1)
 
     def continues(self, x: Array) -> Array:
         """[R, L], zero at a sequence's first entry: none of its own tokens stands before it."""

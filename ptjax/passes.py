@@ -137,7 +137,9 @@ def forward_options(
 def compute(config: Config) -> Compute:
     """The config's fields that say how a model is computed."""
     model = config.model
-    return Compute(dtype=model.dtype, remat=model.remat, dropout=model.dropout)
+    return Compute(
+        dtype=model.dtype, remat=model.remat, dropout=model.dropout, attention=model.attention
+    )
 
 
 def temperature(rollout: Sizes | None, bound: Bound) -> float:

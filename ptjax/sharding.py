@@ -280,6 +280,12 @@ def by_expert(
     return mapped(list(tokens), list(kernels))
 
 
+def platform() -> str:
+    """Of the devices that a program is compiled for: those of the mesh in force, there or not."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def active_batch_shards() -> int:
     """Batch shards of the mesh in force, 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -26,6 +26,7 @@ def defaults() -> Any:
                 "dtype": "float32",
                 "remat": "dots_and_attention",
                 "dropout": 0.0,
+                "attention": "auto",
                 "head_chunk": 512,
                 "pooling": "last",
                 "router_aux_loss_coef": config_dict.placeholder(float),

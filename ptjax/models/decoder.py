@@ -18,9 +18,10 @@ from ptjax.models.experts import mixture
 from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
-from ptjax.ops.attention import ATTENDED, Span, attention
+from ptjax.ops.attention import KERNELS, attention
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
+from ptjax.ops.span import ATTENDED, Span
 from ptjax.sharding import HOST, constrain
 from ptjax.types import Leaf, Routing, Weights
 
@@ -51,13 +52,18 @@ class Compute:
       dtype: of activations and of the parameters as they are used.
       remat: what the backward pass recomputes of a layer: a key of `REMAT`.
       dropout: probability on embeddings and on each block's output, in training.
+      attention: which kernel: one of `ops.attention.KERNELS`.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     dropout: float = 0.0
+    attention: str = "auto"
 
     def __post_init__(self):
+        if self.attention not in KERNELS:
+            hint = did_you_mean(self.attention, KERNELS)
+            raise UserError(f"attention: {self.attention!r} is none of {', '.join(KERNELS)}{hint}")
         if self.remat not in REMAT:
             raise UserError(
                 f"config.model.remat: unknown {self.remat!r}{did_you_mean(self.remat, REMAT)}"
@@ -372,11 +378,13 @@ class Decoder:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v, cache = _cached(cache, k, v)
+        alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
         y = attention(
-            *(q, k, v, span, seen, flag["window"]),
+            *(q, k, v, span, seen, config.window[0] if alike else flag["window"]),
             scale=config.attn_scale,
             softcap=config.attn_softcap,
             aligned=cache is None,
+            kernel=compute.attention,
         )
         y = linear("o", y, keys[3])
         if config.norm != "pre":

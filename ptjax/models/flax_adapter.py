@@ -45,8 +45,8 @@ from ptjax.models.decoder import Cache, Compute, Decoder, Head
 from ptjax.models.flax_modules import Apply, from_linen, from_nnx, row
 from ptjax.models.spec import Param
 from ptjax.models.tokenizer import load_tokenizer, template_text
-from ptjax.ops.attention import Span
 from ptjax.ops.logprobs import logit_stats
+from ptjax.ops.span import Span
 from ptjax.types import Params
 
 PREFIX = "flax:"
@@ -110,6 +110,8 @@ class FlaxModel(Decoder):
             raise UserError(
                 "model.dropout and model.remat: a flax module has its own; set them to 0 and 'none'"
             )
+        if compute.attention != "auto":
+            raise UserError("model.attention: a flax module has its own; set it to 'auto'")
         if span.leads is not None:
             raise UserError(
                 "config.data.prompts_once: a flax module sees no prompt that stands before another "

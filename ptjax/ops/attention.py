@@ -1,62 +1,28 @@
-"""Exact attention with segments, windows and soft caps, tile by tile, behind one signature.
+"""Exact attention with segments, windows and soft caps: one signature, a kernel for each device.
 
-Scores exist for one block of queries and one tile of keys at a time, forward and backward: memory
-grows with L, not L². Tiles that no query of a block sees, because they hold other sequences or lie
-before its window, are not computed. The products are laid out so that every large matrix is read
-and written in its own row order.
+| devices | kernel |
+|---|---|
+| TPU | `splash`: jax's Pallas kernel, for whole sequences of up to 32,768 tokens |
+| GPU | `cudnn`: cuDNN's flash attention, for rows of up to 4,096 tokens in half precision |
+| all, and all that those two do not cover | `tiles`: plain jax, memory linear in the length |
 
-Shapes: R rows, Q queries, S keys, H query heads, K key heads, G = H / K, E head_dim; N blocks of
-queries, T tiles of keys, M = G · block.
+Shapes: R rows, Q queries, S keys, H query heads, K key heads, G = H / K, E head_dim.
 """
 
-import functools
-from typing import Any, NamedTuple
+import logging
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ptjax.sharding import local
+from ptjax.errors import UserError
+from ptjax.ops import cudnn, splash
+from ptjax.ops.span import Span
+from ptjax.ops.tiles import tiles
+from ptjax.sharding import local, platform
 
-ATTENDED = "attended"
-"""The name under which attention's result is known to the rematerialisation policies."""
-TILE = 128
-"""Queries of a block and keys of a tile, at most."""
-_NEVER = float(jnp.finfo(jnp.float32).min)
-
-
-class Span(NamedTuple):
-    """Where tokens stand: positions in their own sequence, and which sequence (0 = padding).
-
-    A sequence may go on where another one leaves off, and share its beginning: of the sequence
-    `leads`, its tokens see all before position `begins` as if it were their own. Where a sequence
-    stands whole, `leads` is itself and `begins` is 0; None: all do.
-    """
-
-    positions: Int[Array, "R L"]
-    segments: Int[Array, "R L"]
-    leads: Int[Array, "R L"] | None = None
-    begins: Int[Array, "R L"] | None = None
-
-
-class _Static(NamedTuple):
-    scale: float
-    softcap: float | None
-    aligned: bool
-    block: int
-    tile: int
-
-
-def visible(query: Span, key: Span, window: Int[Array, ""] | int) -> Bool[Array, "R Q S"]:
-    """Which keys a query sees: its own sequence, not after it, less than `window` back."""
-    positions, segments = key.positions[:, None, :], key.segments[:, None, :]
-    distance = query.positions[:, :, None] - positions
-    same = query.segments[:, :, None] == segments
-    if query.leads is not None and query.begins is not None:
-        shared = (query.leads[:, :, None] == segments) & (positions < query.begins[:, :, None])
-        same = same | shared
-    return same & (distance >= 0) & (distance < window)
+KERNELS = ("auto", "tiles", "splash", "cudnn")
+"""What may be asked for; `auto` goes by the devices."""
 
 
 def attention(
@@ -70,10 +36,11 @@ def attention(
     scale: float,
     softcap: float | None = None,
     aligned: bool,
+    kernel: str = "auto",
 ) -> Float[Array, "R Q H E"]:
     """softmax(scale · q·k, capped to ±softcap, where visible) · v, with G query heads a key head.
 
-    Scores and softmax are float32. The backward pass computes the scores again (2205.14135).
+    Scores and softmax are float32. No kernel holds the scores of a row, forward or backward.
 
     Args:
       q: queries, rotated.
@@ -85,30 +52,33 @@ def attention(
       scale: multiplies the scores.
       softcap: scores become softcap · tanh(scores / softcap).
       aligned: query i and key i are the same token, and a row keeps each sequence in one piece and
-        in order, those that share a beginning side by side, so that tiles after a block of queries,
-        and before its first query's sequence and window, are never visible and are skipped.
+        in order, those that share a beginning side by side, so that what lies after a block of
+        queries, and before its first query's sequence and window, is never visible.
+      kernel: one of `KERNELS`, see `chosen`.
+
+    Raises:
+      UserError: cuDNN was asked for where there is none.
     """
-    queries = q.shape[1]
-    blocks = -(-queries // TILE)
-    block = -(-queries // blocks)
-    static = _Static(scale, softcap, aligned, block, block if aligned else k.shape[1])
-
+    use = chosen(kernel, q, query, window, softcap, aligned=aligned)
     places, shape = jax.tree.flatten((query, key))
+    interpret = platform() != "tpu"
 
-    def run(q, k, v, window, *places) -> Array:
+    def run(q: Array, k: Array, v: Array, window: Array, *places: Array) -> Array:
         query, key = jax.tree.unflatten(shape, places)
-        longer = functools.partial(_pad, length=blocks * block)
-        q = longer(q)
-        query = Span(
-            longer(query.positions),
-            longer(query.segments, fill=-1),
-            None if query.leads is None else longer(query.leads, fill=-1),
-            None if query.begins is None else longer(query.begins),
-        )
-        if aligned:
-            k, v, key = longer(k), longer(v), query
-        out: Array = _attention(static, q, k, v, query, key, window)
-        return out[:, :queries]
+        if use == "splash":
+            return splash.splash(
+                *(q, k, v, query, window), scale=scale, softcap=softcap, interpret=interpret
+            )
+        if use == "cudnn":
+            try:
+                return cudnn.cudnn(q, k, v, query, key, window, scale=scale)
+            except (NotImplementedError, RuntimeError) as error:
+                if kernel == "cudnn":
+                    raise UserError(
+                        f"model.attention='cudnn': {error}; set it to 'auto'"
+                    ) from error
+                logging.getLogger(__name__).warning("attention without cuDNN: %s", error)
+        return tiles(q, k, v, query, key, window, scale=scale, softcap=softcap, aligned=aligned)
 
     # Rows and heads are independent: a partitioner left to itself gathers all heads of a row.
     heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
@@ -120,169 +90,40 @@ def attention(
     )
 
 
-def _pad(x: Array, length: int, fill: int = 0) -> Array:
-    """[R, L, ...], filled up to a length."""
-    wide = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, wide, constant_values=fill)
+def chosen(
+    kernel: str,
+    q: jax.ShapeDtypeStruct | Array,
+    query: Span,
+    window: Array | int,
+    softcap: float | None,
+    *,
+    aligned: bool,
+) -> str:
+    """The kernel of a call, by the devices that its program is compiled for.
 
+    Those are the mesh's (`jax.set_mesh`), which need not be there. What the kernel does not cover
+    is left to `tiles`: decoding, longer rows, soft caps on a GPU, and on a TPU windows where
+    answers share their prompt.
 
-def _cut(x: Array, size: int, groups: int = 1) -> Array:
-    """[R, L, K·G, E] -> [N, R·K, G · size, E]: one matrix a block and key head."""
-    rows, length, heads, width = x.shape
-    blocks, kv_heads = length // size, heads // groups
-    x = x.reshape(rows, blocks, size, kv_heads, groups, width).transpose(1, 0, 3, 4, 2, 5)
-    return x.reshape(blocks, rows * kv_heads, groups * size, width)
+    Args:
+      kernel: one of `KERNELS`; `splash` on devices that are no TPUs runs in Pallas' interpreter,
+        which is for tests.
+      q: queries.
+      query: where they stand.
+      window: how far they look back.
+      softcap: of the scores.
+      aligned: query i and key i are the same token.
 
-
-def _join(x: Array, size: int, rows: int) -> Array:
-    """[N, R·K, G · size, E] -> [R, L, K·G, E]."""
-    blocks, both, many, width = x.shape
-    x = x.reshape(blocks, rows, both // rows, many // size, size, width)
-    return x.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * size, -1, width)
-
-
-def _cut_span(span: Span, size: int) -> Span:
-    """[R, L] -> [N, R, size] of each."""
-    rows = span.positions.shape[0]
-    return jax.tree.map(lambda x: x.reshape(rows, -1, size).swapaxes(0, 1), span)
-
-
-def _needed(static: _Static, query: Span, key: Span, window: Array) -> Bool[Array, "N T"]:
-    """The tiles that each block of queries needs in any row.
-
-    A sequence that reaches from an earlier tile into a block holds the tile's last key and the
-    block's first query. What begins within the block needs earlier tiles only for a beginning that
-    it shares, and then the block's first query is of a sequence that shares the same.
+    Raises:
+      UserError: `cudnn` on devices that are no GPUs.
     """
-    blocks, tiles = query.segments.shape[0], key.segments.shape[0]
-    if not static.aligned:
-        return jnp.ones((blocks, tiles), bool)
-    block, tile = jnp.arange(blocks)[:, None], jnp.arange(tiles)
-    segments = key.segments[None]
-    needed = jnp.any(query.segments[:, None, :, 0] == segments[..., -1], axis=2)
-    if query.leads is None or query.begins is None:
-        needed &= (block - tile - 1) * static.tile + 1 < window
-    else:
-        leads, begins = (x[:, None, :, :1] for x in (query.leads, query.begins))
-        shared = (segments == leads) & (key.positions[None] < begins)
-        needed |= jnp.any(shared, axis=(2, 3))
-    return (needed & (tile < block)) | (tile == block)
-
-
-def _over_tiles(static: _Static, needed: Array, query: Span, block: Array, body: Any, carry: Any):
-    """Runs `body(tile, carry)` over the tiles that a block of queries needs, [T]."""
-    if not static.aligned:
-        return body(0, carry)
-
-    def tile(j: Any, carry: Any) -> Any:
-        if query.leads is None:  # those from the first one on are needed without a gap
-            return body(j, carry)
-        return jax.lax.cond(needed[j], functools.partial(body, j), lambda carry: carry, carry)
-
-    first = jnp.argmax(needed).astype(block.dtype)
-    return jax.lax.fori_loop(first, block + 1, tile, carry)
-
-
-def _at(x: Any, index: Any) -> Any:
-    """Entry `index` of the leading axis, of an array or of a span's two."""
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, keepdims=False), x)
-
-
-def _scores(
-    static: _Static, q: Array, k_t: Array, mask: Array
-) -> tuple[Float[Array, "RK M S"], Float[Array, "RK M S"]]:
-    """Scores before and after the mask, both after the cap."""
-    scores = jnp.matmul(q, k_t, preferred_element_type=jnp.float32)
-    if static.softcap is not None:
-        scores = static.softcap * jnp.tanh(scores / static.softcap)
-    rows, block, keys = mask.shape
-    heads, groups = q.shape[0] // rows, q.shape[1] // block
-    shown = scores.reshape(rows, heads, groups, block, keys)
-    shown = jnp.where(mask[:, None, None], shown, _NEVER)
-    return scores, shown.reshape(scores.shape)
-
-
-def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    """The result [R, Q, H, E], and the log of each softmax's denominator [N, RK, M, 1]."""
-    rows, groups = q.shape[0], q.shape[2] // k.shape[2]
-    k_t = _cut(k, static.tile).swapaxes(2, 3)
-    v = _cut(v, static.tile)
-    query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
-
-    def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
-        index, q_block, where = scanned
-
-        def tile(j: Any, carry: tuple) -> tuple:
-            top, total, out = carry
-            mask = visible(where, _at(key, j), window)
-            _, scores = _scores(static, q_block, _at(k_t, j), mask)
-            higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-            weights, shrink = jnp.exp(scores - higher), jnp.exp(top - higher)
-            total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-            return higher, total, out * shrink + _wide(weights.astype(v.dtype), _at(v, j))
-
-        column = jnp.zeros((*q_block.shape[:2], 1), jnp.float32)
-        start = (column + _NEVER, column, jnp.zeros(q_block.shape, jnp.float32))
-        top, total, out = _over_tiles(static, _at(needed, index), query, index, tile, start)
-        return None, ((out / total).astype(q_block.dtype), top + jnp.log(total))
-
-    q = _cut(q * static.scale, static.block, groups)
-    _, (out, sums) = jax.lax.scan(block, None, (jnp.arange(q.shape[0], dtype=jnp.int32), q, query))
-    return _join(out, static.block, rows), sums
-
-
-def _wide(a: Array, b: Array) -> Array:
-    """a · b, added up and returned in float32."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    return _forward(static, q, k, v, query, key, window)[0]
-
-
-def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    made = _forward(static, q, k, v, query, key, window)
-    out, sums = (checkpoint_name(x, ATTENDED) for x in made)
-    return out, (q, k, v, query, key, window, out, sums)
-
-
-def _attention_bwd(static: _Static, saved, d_out):
-    q, k, v, query, key, window, out, sums = saved
-    rows, groups, dtype = q.shape[0], q.shape[2] // k.shape[2], k.dtype
-    inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
-    blocks = [_cut(x, static.block, groups) for x in (q * static.scale, d_out, inner)]
-    k, v = _cut(k, static.tile), _cut(v, static.tile)
-    k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
-    query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
-
-    def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
-        index, q_block, d_block, inner_block, sums_block, where = scanned
-
-        def tile(j: Any, carry: tuple) -> tuple:
-            d_k, d_v, d_q = carry
-            mask = visible(where, _at(key, j), window)
-            raw, scores = _scores(static, q_block, _at(k_t, j), mask)
-            weights = jnp.exp(scores - sums_block)
-            d_scores = weights * (_wide(d_block, _at(v_t, j)) - inner_block)
-            if static.softcap is not None:
-                d_scores = d_scores * (1 - jnp.square(raw / static.softcap))
-            low = d_scores.astype(dtype)
-            d_v = d_v.at[j].add(_wide(d_block.swapaxes(1, 2), weights.astype(dtype)))
-            d_k = d_k.at[j].add(_wide(q_block.swapaxes(1, 2), low))
-            return d_k, d_v, d_q + _wide(low, _at(k, j)) * static.scale
-
-        start = (*sides, jnp.zeros(q_block.shape, jnp.float32))
-        d_k, d_v, d_q = _over_tiles(static, _at(needed, index), query, index, tile, start)
-        return (d_k, d_v), d_q.astype(dtype)
-
-    zeros = jnp.zeros(k_t.shape, jnp.float32)
-    scanned = (jnp.arange(blocks[0].shape[0], dtype=jnp.int32), *blocks, sums, query)
-    (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), scanned)
-    sides = (_join(x.swapaxes(2, 3), static.tile, rows).astype(dtype) for x in (d_k, d_v))
-    return _join(d_q, static.block, rows), *sides, None, None, None
-
-
-_attention.defvjp(_attention_fwd, _attention_bwd)
+    devices = platform()
+    if kernel == "cudnn" and devices != "gpu":
+        raise UserError(f"model.attention='cudnn': there is none on a {devices}; set it to 'auto'")
+    if kernel == "auto":
+        kernel = {"tpu": "splash", "gpu": "cudnn"}.get(devices, "tiles")
+    if kernel == "splash" and splash.covers(q.shape[1], query, window, aligned=aligned):
+        return "splash"
+    if kernel == "cudnn" and cudnn.covers(q, softcap, aligned=aligned):
+        return "cudnn"
+    return "tiles"
