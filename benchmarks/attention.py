@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptjax.ops.attention import Span, attention
+from ptjax.ops.attention import attention
+from ptjax.ops.span import Span
 
 ROWS, LENGTH = 4, 1024
 HEADS, KV_HEADS, WIDTH = 9, 3, 64

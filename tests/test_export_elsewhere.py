@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ptjax.export import export
 from ptjax.models.load import load
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from tests import toy
 from tests.folders import TEMPLATE, adapted, write_model
 from tests.golden import weights

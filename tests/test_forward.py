@@ -16,9 +16,9 @@ from ptjax.forward import ForwardOptions, forward, last_index, last_scores
 from ptjax.models import lora as lora_module
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.lora import Lora
-from ptjax.ops.attention import Span
 from ptjax.ops.divergence import Divergence, Teacher, logit_divergence
 from ptjax.ops.logprobs import FIELDS
+from ptjax.ops.span import Span
 from ptjax.types import Outputs
 from tests import toy
 from tests.full import only_in_full

@@ -22,7 +22,7 @@ from ptjax.models import tokenizer as tokenizers
 from ptjax.models.adapt import adapt
 from ptjax.models.load import load as load_pretrained
 from ptjax.models.lora import Lora
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from ptjax.workdir import RunBundle, load, load_workdir, write_model_files
 from tests.folders import TEMPLATE, adapted, files, write_model, write_run
 

@@ -13,7 +13,7 @@ from ptjax.errors import UserError
 from ptjax.forward import forward
 from ptjax.generate import sample
 from ptjax.models.load import load
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from tests.full import only_in_full
 from tests.golden import weights
 from tests.models.test_tokenizer import SHARED

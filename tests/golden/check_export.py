@@ -35,7 +35,7 @@ def ours(source: Any) -> dict[str, np.ndarray]:
 
     import ptjax
     from ptjax.forward import forward, last_scores
-    from ptjax.ops.attention import Span
+    from ptjax.ops.span import Span
 
     bundle = ptjax.load(source) if isinstance(source, str) else source
     if bundle.model.head == "score":

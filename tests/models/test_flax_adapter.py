@@ -22,7 +22,7 @@ from ptjax.models.decoder import Compute
 from ptjax.models.flax_adapter import wrap
 from ptjax.models.load import load
 from ptjax.models.lora import Lora
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from ptjax.optim import make_optimizer
 from ptjax.step import StepOptions, new_guard, train_step
 from ptjax.types import TrainState

@@ -13,7 +13,7 @@ from ptjax.models.decoder import Decoder
 from ptjax.models.load import load
 from ptjax.models.weights import open_safetensors
 from ptjax.models.weights_out import write_safetensors
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from ptjax.workdir import load_workdir
 from tests import toy
 from tests.folders import LORA, adapted, write_run, write_tokenizer

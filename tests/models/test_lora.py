@@ -18,7 +18,7 @@ from ptjax.models.load import read_config
 from ptjax.models.lora import ALL_LINEAR, Lora
 from ptjax.models.weights import TensorSpec
 from ptjax.models.weights_out import write_safetensors
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from tests.golden import weights
 
 NAMES = ["lora", "lora_all", "rslora", "dora"]

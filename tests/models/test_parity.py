@@ -12,7 +12,7 @@ from ptjax.models.convert import from_hf, to_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
 from ptjax.models.weights import TensorSpec
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from tests import toy
 from tests.full import only_in_full
 from tests.golden import weights

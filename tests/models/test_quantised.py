@@ -18,7 +18,7 @@ from ptjax.models.decoder import DEFAULT, Compute
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import load
 from ptjax.models.quantised import BASES, Quantised, quantised
-from ptjax.ops.attention import Span
+from ptjax.ops.span import Span
 from tests import tiny
 from tests.full import only_in_full
 
