@@ -274,7 +274,7 @@ class Decoder:
 
     def routed(
         self,
-        params: Mapping[str, Array],
+        params: Weights,
         tokens: Int[Array, "R L"],
         span: Span,
         *,
