@@ -7,8 +7,8 @@ r"""An embedder of any supported model: InfoNCE with in-batch and hard negatives
 a text and its positive, and so without held-out texts; `--config=configs/embed.py:lora` and
 `--config=configs/embed.py:simcse,lora` train adapters. A step's other texts are its negatives:
 `data.batch_size` is part of the objective.
-Not this recipe but LoRA of rank 16 with mean pooling and texts cut at 96 tokens was measured, on 360
-questions and answers of Dolly: own answer nearest of 120 from 23.3% to 32.5%
+Not this recipe but LoRA of rank 16 with mean pooling and texts cut at 96 tokens was measured, on
+360 questions and answers of Dolly: own answer nearest of 120 from 23.3% to 32.5%
 (docs/methods/embed.md).
 
     python -m benchmarks.judged embed --data=dolly_hhrlhf_train_small.jsonl --max_length=96 \
