@@ -10,6 +10,7 @@ Qwen3 0.6B, its parameters, moments and activations.
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -74,7 +75,7 @@ def main() -> None:
         f"{'':36} {'arguments':>9} {'temporaries':>11} {'peak':>6} {'on the host':>11}", flush=True
     )
     for name, changes in cases.items():
-        config = configs.load(path, {**COMMON, **given, **changes})
+        config: Any = configs.load(path, {**COMMON, **given, **changes})
         mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
         found = compile_one(train(job(config, mesh)), mesh, (), [0])
         if found.memory is None:

@@ -294,26 +294,26 @@ def test_the_state_lies_where_its_parameters_do_and_steps_as_on_one_device(name)
 
 
 def test_an_offloaded_state_lies_on_the_host_and_updates_alike():
-    at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = {key: jax.device_put(leaf, at) for key, leaf in PARAMS.items()}
+    mesh = sharding.make_mesh({"fsdp": 2}, jax.devices()[:2])
+    put = {key: sharding.named(ROWS[key].names, x.shape, mesh) for key, x in PARAMS.items()}
+    params = jax.device_put(PARAMS, put)
     plain = make_optimizer(ROWS, lambda _: 0.1, state_bits=8)
     away = make_optimizer(ROWS, lambda _: 0.1, state_bits=8, offload=True)
-    places = state_shardings(away, params, at, offload=True)
-    state = jax.jit(away.init, out_shardings=places)(params)
-    # Within a branch, as the guards of a step have it.
-    branch = jax.jit(
-        lambda g, s, p: jax.lax.cond(
-            jnp.bool_(True), lambda s: away.update(g, s, p), lambda s: (g, s), s
-        ),
-        out_shardings=(jax.tree.map(lambda _: at, params), places),
-        donate_argnums=1,
-    )
-    wanted = plain.init(params)
+    places = state_shardings(away, params, sharding.replicated(mesh), offload=True)
+    state, wanted = jax.jit(away.init, out_shardings=places)(params), jax.jit(plain.init)(params)
+
+    @functools.partial(jax.jit, out_shardings=(put, places), donate_argnums=1)
+    def guarded(grads, state, accept):  # within a branch, as a step has it
+        return jax.lax.cond(
+            accept, lambda s: away.update(grads, s, params), lambda s: (grads, s), state
+        )
+
     for seed in (1, 2):
-        updates, state = branch(leaves(seed), state, params)
-        exact, wanted = jax.jit(plain.update)(leaves(seed), wanted, params)
+        grads = jax.device_put(leaves(seed), put)
+        updates, state = guarded(grads, state, jnp.bool_(True))
+        exact, wanted = jax.jit(plain.update)(grads, wanted, params)
         for key in params:
-            np.testing.assert_allclose(updates[key], exact[key], rtol=1e-6)
+            np.testing.assert_allclose(updates[key], exact[key], rtol=1e-5)
     assert jax.tree.structure(state) == jax.tree.structure(wanted)
     kinds = {leaf.ndim > 0: leaf.sharding.memory_kind for leaf in jax.tree.leaves(state)}
     assert kinds == {True: sharding.HOST, False: "device"}, "counts stay"

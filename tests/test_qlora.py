@@ -65,12 +65,6 @@ def test_its_reference_is_its_base(folder):
     assert run.reference.model.lora is None
 
 
-def test_what_is_quantised_is_not_trained(folder):
-    made = config(folder, 1, trainable=r".*\.lora_a|layers\.q")
-    with pytest.raises(UserError, match=r"matches layers.q, which config.model.base = 'nf4' keeps"):
-        prepare(made)
-
-
 @only_in_full
 def test_a_second_run_on_what_the_first_one_made(folder, tmp_path):
     train(config(folder, 2), str(tmp_path / "run"), quiet=True)

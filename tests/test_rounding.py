@@ -56,12 +56,12 @@ def test_small_updates(rounding):
 
 def test_stochastic_rounding_is_unbiased_and_between_its_neighbours():
     x = jnp.float32([1.0, 1.001, -3.3, 1e-30, 65504.7, 2.0**-130, jnp.inf, jnp.nan])
-    bits = jax.random.bits(jax.random.key(0), (20_000, 8), jnp.uint32)
+    bits = jax.random.bits(jax.random.key(0), (4_000, 8), jnp.uint32)
     drawn = stochastic(jnp.broadcast_to(x, bits.shape), bits)
     assert jnp.all((drawn == nearest(drawn)) | jnp.isnan(drawn)), "bfloat16 numbers"
     ulp = 2.0 ** (np.floor(np.log2(np.abs(x[:5]))) - 7)
     assert (np.abs(drawn[:, :5] - x[:5]) < ulp).all()
-    np.testing.assert_allclose(drawn[:, :5].mean(0), x[:5], rtol=1e-4)
+    np.testing.assert_allclose(drawn[:, :5].mean(0), x[:5], rtol=2e-4)
     assert jnp.all(drawn[:, 0] == 1.0), "what bfloat16 can say stays"
     assert jnp.all(jnp.isinf(drawn[:, 6])) and jnp.all(jnp.isnan(drawn[:, 7]))
 

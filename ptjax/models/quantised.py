@@ -14,6 +14,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -81,6 +82,10 @@ class Quantised:
     def astype(self, dtype: Any) -> Array:
         """The kernel, dequantised."""
         return dequantise(self.codes, self.scale, self.kind, self.axis, dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The kernel as numpy has it, dequantised to the dtype that it had."""
+        return np.asarray(self.astype(self.dtype), dtype)
 
     def __getitem__(self, place: Any) -> "Quantised":
         """What stands in a place of a stack."""

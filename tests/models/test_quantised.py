@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ptjax import sharding
+from ptjax.config import defaults
 from ptjax.config.check import CHOICES
 from ptjax.errors import UserError
 from ptjax.models import lora as lora_module
@@ -19,6 +20,7 @@ from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import load
 from ptjax.models.quantised import BASES, Quantised, quantised
 from ptjax.ops.span import Span
+from ptjax.prepare import trainable
 from tests import tiny
 from tests.full import only_in_full
 
@@ -88,31 +90,43 @@ def stacks(compiled):
     return {shape for shape in found if shape[0] == 3 and np.prod(shape) == 3 * 64 * 64}
 
 
+CASES = [("nf4", {"dora": True}, "none"), ("int8", {"rslora": True}, "dots_and_attention")]
+
+
+def compiled(bundle, frozen, remat):
+    leaves, _ = split(bundle)
+    lowered = loss_and_gradients.lower(bundle.model, leaves, frozen, Compute(remat=remat))
+    return lowered.compile()
+
+
 @pytest.mark.parametrize(
-    ("base", "settings", "remat"),
-    [
-        ("nf4", {"dora": True}, "none"),
-        pytest.param("int8", {"rslora": True}, "dots_and_attention", marks=only_in_full),
-    ],
+    ("base", "settings", "remat"), [CASES[0], pytest.param(*CASES[1], marks=only_in_full)]
 )
-def test_it_is_its_dequantised_kernels_a_layer_at_a_time(loaded, base, settings, remat):
+def test_merged_it_is_the_same_model_and_never_dequantised_whole(loaded, base, settings, remat):
     bundle, _ = adapted(loaded(base), **settings)
     leaves, frozen = split(bundle)
-    compute = Compute(remat=remat)
+    program = compiled(bundle, frozen, remat)
+    assert not stacks(program), "kernels of all layers, dequantised"
+    (_, logits), _ = program(leaves, frozen)
+    merged = lora_module.merge(bundle.params, bundle.model.table, bundle.model.lora)
+    plain = replace(bundle.model, lora=None)
+    np.testing.assert_allclose(logits_of(plain, merged), logits, atol=1e-4)
+    off = logits_of(plain, dequantised(loaded(base).params))
+    assert np.abs(off - logits).max() > 0.01, "the adapters do something"
 
-    def compiled(frozen):
-        return loss_and_gradients.lower(bundle.model, leaves, frozen, compute).compile()
 
-    small, whole = compiled(frozen), compiled(dequantised(frozen))
-    assert stacks(whole) and not stacks(small), "kernels of all layers, dequantised"
-    (got, logits), gradients = small(leaves, frozen)
+@only_in_full
+@pytest.mark.parametrize(("base", "settings", "remat"), CASES)
+def test_gradients_are_those_on_dequantised_kernels(loaded, base, settings, remat):
+    bundle, _ = adapted(loaded(base), **settings)
+    leaves, frozen = split(bundle)
+    whole = compiled(bundle, dequantised(frozen), remat)
+    assert stacks(whole), "kernels of all layers, as they are"
+    (got, _), gradients = compiled(bundle, frozen, remat)(leaves, frozen)
     (wanted, _), exact = whole(leaves, dequantised(frozen))
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     for name in leaves:
         np.testing.assert_allclose(gradients[name], exact[name], rtol=1e-4, atol=1e-6)
-    merged = lora_module.merge(bundle.params, bundle.model.table, bundle.model.lora)
-    inside = logits_of(replace(bundle.model, lora=None), merged)
-    np.testing.assert_allclose(inside, logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
@@ -153,6 +167,13 @@ def test_leaves_that_are_there_are_quantised_alike(loaded):
     made = quantised(exact.params, exact.model.table, "nf4", mesh)
     assert fingerprint(made) == fingerprint(wanted.params)
     assert quantised(made, exact.model.table, "nf4", mesh) == made, "and not twice"
+
+
+def test_what_is_quantised_is_not_trained(loaded):
+    config = defaults()
+    config.trainable = r".*\.lora_a|layers\.q"
+    with pytest.raises(UserError, match=r"matches layers.q, which config.model.base = 'nf4' keeps"):
+        trainable(config, loaded("nf4").params)
 
 
 def test_names(folder):
