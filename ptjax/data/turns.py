@@ -169,7 +169,7 @@ def _thinking_turn(
         raise BadForm("the chat template hides an assistant turn's thinking before tool calls")
     said = f"{thought.strip()}\n</think>\n\n{answer.strip()}"
     end, ends = end_of_turn(template, whole, len(os.path.commonprefix([whole.text, prompt.text])))
-    closing = _closing(template, whole.text[:end]) if ends else ""
+    closing = _closing(template, whole, end) if ends else ""
     text = prompt.text + said + closing
     genuine = _joined_genuine(template, prompt, said, closing)
     start = len(prompt.text)
@@ -189,9 +189,13 @@ def _joined_genuine(
     return before + spoken + [(at + start, at + end) for start, end in tokens.places(closing)]
 
 
-def _closing(template: Template, text: str) -> str:
-    """The control tokens at a text's end, right after one another."""
-    start = len(text)
+def _closing(template: Template, rendering: Rendering, end: int) -> str:
+    """The control tokens that end a turn there, right after one another."""
+    text, start = rendering.text, end
+    starts = None if rendering.genuine is None else {begin for begin, _ in rendering.genuine}
     while text[:start].endswith(template.tokens.ends):
-        start -= next(len(s) for s in template.tokens.ends if text[:start].endswith(s))
-    return text[start:]
+        begin = start - next(len(s) for s in template.tokens.ends if text[:start].endswith(s))
+        if starts is not None and begin not in starts:
+            break
+        start = begin
+    return text[start:end]
