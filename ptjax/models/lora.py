@@ -68,8 +68,8 @@ def rows(table: Table, lora: Lora) -> dict[str, Param]:
         param = table[name]
         if "experts" in param.stack and (lora.dora or lora.dropout):
             raise UserError(
-                f"lora.targets {lora.targets!r} matches {name}: adapters of experts have neither "
-                "dora nor dropout; set them to False and 0, or leave experts out"
+                f"config.lora.targets {lora.targets!r} matches {name}: adapters of experts have "
+                "neither dora nor dropout; set them to False and 0, or leave experts out"
             )
         stack = "".join(f"{axis} " for axis in param.stack)
         inputs, outputs = " ".join(param.inputs), " ".join(param.outputs)
