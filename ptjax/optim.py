@@ -102,15 +102,17 @@ def make_optimizer(
       offload: whether the state may lie in the host's memory: see `state_shardings`.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
+        raise UserError(f"config.optim.name: unknown {name!r}{did_you_mean(name, OPTIMIZERS)}")
     if state_bits not in BITS:
-        raise UserError(f"optim.state_bits = {state_bits}: it must be 8 or 32")
+        raise UserError(f"config.optim.state_bits = {state_bits}: it must be 8 or 32")
     if state_bits == 8 and name == "adafactor":
         raise UserError(
-            "optim.state_bits = 8: adafactor keeps no moment of a parameter's size; set 32"
+            "config.optim.state_bits = 8: adafactor keeps no moment of a parameter's size; set 32"
         )
     if rounding not in ROUNDINGS:
-        raise UserError(f"optim.rounding: unknown {rounding!r}{did_you_mean(rounding, ROUNDINGS)}")
+        raise UserError(
+            f"config.optim.rounding: unknown {rounding!r}{did_you_mean(rounding, ROUNDINGS)}"
+        )
     mask = {key: row.is_kernel or "vocab" in row.names for key, row in rows.items()}
     adam = optax.scale_by_adam(b1, b2, eps)
     directions = {
