@@ -21,6 +21,7 @@ from ptjax.optim import (
     state_shardings,
 )
 from tests import toy
+from tests.full import only_in_full
 
 ROWS = {
     "embed": Param("vocab embed", init="embed"),
@@ -293,12 +294,13 @@ def test_the_state_lies_where_its_parameters_do_and_steps_as_on_one_device(name)
         np.testing.assert_allclose(together[key], update, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+@only_in_full
 def test_an_offloaded_state_lies_on_the_host_and_updates_alike():
     mesh = sharding.make_mesh({"fsdp": 2}, jax.devices()[:2])
     put = {key: sharding.named(ROWS[key].names, x.shape, mesh) for key, x in PARAMS.items()}
     params = jax.device_put(PARAMS, put)
-    plain = make_optimizer(ROWS, lambda _: 0.1, state_bits=8)
-    away = make_optimizer(ROWS, lambda _: 0.1, state_bits=8, offload=True)
+    plain = make_optimizer(ROWS, lambda _: 0.1)
+    away = make_optimizer(ROWS, lambda _: 0.1, offload=True)
     places = state_shardings(away, params, sharding.replicated(mesh), offload=True)
     state, wanted = jax.jit(away.init, out_shardings=places)(params), jax.jit(plain.init)(params)
 
