@@ -188,8 +188,8 @@ def test_decoding_ends_when_all_rows_have(monkeypatch):
 
 def test_a_stretch_ends_when_enough_rows_have(monkeypatch):
     """While others wait for a row, one of two that ends is enough; the other one goes on."""
-    stretches = count_steps(monkeypatch)
     stop = greedy()[2].tokens[2]
+    stretches = count_steps(monkeypatch)
     done = toy_sample(toy.params(), PROMPTS, max_tokens=40, rows=2, stop_ids=[stop])
     shorter, longer = sorted(len(done[i].tokens) for i in (2, 4))  # the longest prompts are first
     assert shorter < steps.STRETCH < longer
