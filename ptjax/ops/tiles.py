@@ -143,7 +143,7 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
     k_t = _cut(k, static.tile).swapaxes(2, 3)
     v = _cut(v, static.tile)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
+    needed = _needed(static, query, key, jnp.asarray(window))
 
     def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
         index, q_block, where = scanned
@@ -191,7 +191,7 @@ def _attention_bwd(static: _Static, saved, d_out):
     k, v = _cut(k, static.tile), _cut(v, static.tile)
     k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
+    needed = _needed(static, query, key, jnp.asarray(window))
 
     def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
         index, q_block, d_block, inner_block, sums_block, where = scanned

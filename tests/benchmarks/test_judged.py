@@ -70,7 +70,7 @@ def test_pairs_whose_prompt_was_not_trained_on(task, told, tmp_path):
             longer = lengths * batch.columns["mask"] * (2.0 if "trained" in params else 1.0)
             scores = np.broadcast_to(lengths, longer.shape)
             seen.append(fields)
-            yield batch, SimpleNamespace(logps=longer, scores=scores)
+            yield batch, SimpleNamespace(logps=jnp.asarray(longer), scores=jnp.asarray(scores))
 
     row = told(task, [*map(pandalm, range(48)), pandalm(0) | {"annotator1": "0"}], outputs)
     parts = {

@@ -16,9 +16,9 @@ from ptjax.ops.attention import attention, chosen
 from tests.ops.spans import H, arrays, check, groups_of, naive, packed_span
 
 GPU = AbstractMesh(
-    (1, 1, 1),
+    (1,) * len(sharding.AXES),
     sharding.AXES,
-    axis_types=(AxisType.Auto,) * 3,
+    axis_types=(AxisType.Auto,) * len(sharding.AXES),
     abstract_device=AbstractDevice(
         device_kind="NVIDIA A100-SXM4-40GB", num_cores=108, platform="gpu"
     ),

@@ -26,9 +26,9 @@ from tests.ops.spans import H, arrays, groups_of, naive, packed_span, rows_of
 
 LENGTH = 200  # two blocks, the second not full
 TPU = AbstractMesh(
-    (1, 1, 1),
+    (1,) * len(sharding.AXES),
     sharding.AXES,
-    axis_types=(AxisType.Auto,) * 3,
+    axis_types=(AxisType.Auto,) * len(sharding.AXES),
     abstract_device=AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
 )
 
