@@ -143,7 +143,7 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
     k_t = _cut(k, static.tile).swapaxes(2, 3)
     v = _cut(v, static.tile)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, jnp.asarray(window))
+    needed = _needed(static, query, key, window)
 
     def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
         index, q_block, where = scanned
@@ -185,13 +185,14 @@ def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Arr
 
 def _attention_bwd(static: _Static, saved, d_out):
     q, k, v, query, key, window, out, sums = saved
+    window = jnp.asarray(window)  # where it is known, jax saves it as what is no array of its own
     rows, groups, dtype = q.shape[0], q.shape[2] // k.shape[2], k.dtype
     inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
     blocks = [_cut(x, static.block, groups) for x in (q * static.scale, d_out, inner)]
     k, v = _cut(k, static.tile), _cut(v, static.tile)
     k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, jnp.asarray(window))
+    needed = _needed(static, query, key, window)
 
     def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
         index, q_block, d_block, inner_block, sums_block, where = scanned
