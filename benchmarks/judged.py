@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.intervals import by_cluster, sign_test, wilson
@@ -184,7 +185,7 @@ def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
     for batch, found in outputs(job, result.bundle.params, ("scores" if scored else "logps",)):
         columns = batch.columns
         if scored:
-            rewards = np.asarray(last_scores(found.scores, columns["valid"]))
+            rewards = np.asarray(last_scores(found.scores, jnp.asarray(columns["valid"])))
         else:
             assert base is not None
             _, before = next(base)
