@@ -74,7 +74,7 @@ def test_pairs_whose_prompt_was_not_trained_on(task, told, tmp_path):
 
     row = told(task, [*map(pandalm, range(48)), pandalm(0) | {"annotator1": "0"}], outputs)
     parts = {
-        name: [json.loads(line) for line in (tmp_path / task / f"{name}.jsonl").open()]
+        name: [*map(json.loads, (tmp_path / task / f"{name}.jsonl").read_text().splitlines())]
         for name in ("held_out", "train")
     }
     prompts = {name: {judged.asked(row) for row in rows} for name, rows in parts.items()}
