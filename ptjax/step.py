@@ -56,7 +56,7 @@ def new_guard(options: StepOptions) -> dict[str, Array]:
 
 def term_weights(bound: Bound, batch: Batch) -> dict[str, Array]:
     """Each term's denominator over the whole batch; it needs no forward pass."""
-    nothing = jnp.zeros(batch["tokens"].shape, jnp.float32)
+    nothing: Any = jnp.zeros(batch["tokens"].shape, jnp.float32)
     terms, _ = bound.terms(Outputs(**{name: nothing for name in bound.needs}), batch)
     return {name: jax.lax.stop_gradient(mean.weight) for name, (_, mean) in terms.items()}
 

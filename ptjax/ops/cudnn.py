@@ -5,6 +5,7 @@ a row: that much for one layer at a time is what its speed costs, so rows have a
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def cudnn(
     window: Int[Array, ""],
     *,
     scale: float,
-    implementation: str = "cudnn",
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "R Q H E"]:
     """Attention as `ops.attention.attention` says, of what `covers` covers, on one device.
 

@@ -102,13 +102,24 @@ def splash(
     marked = needed[None].astype(jnp.int32)
     forward, backward = (_next(needed, axis)[None] for axis in (1, 0))
 
-    def row(q: Array, k: Array, v: Array, code: Any, ids: Any) -> Array:
+    sizes = pallas.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+
+    def row(q: Array, k: Array, v: Array, code: Any, ids: Any) -> Any:
         mask = masks.MaskInfo(forward, None, marked, None, code)
         kernel = pallas.SplashAttentionKernel(
             mask,
             mask,
             mask._replace(data_next=backward),
-            block_sizes=pallas.BlockSizes(*(block,) * 8),
+            block_sizes=sizes,
             is_mqa=False,
             save_residuals=False,
             mask_value=pallas.DEFAULT_MASK_VALUE,
