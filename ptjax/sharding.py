@@ -82,6 +82,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), axes, kinds)
 
 
+def one_device() -> Mesh:
+    """The mesh of this process's first device."""
+    return make_mesh({}, jax.local_devices()[:1])
+
+
 def _slices(devices: Sequence[Any]) -> int:
     """TPU slices that devices are of: what lies between them is slower than what lies within."""
     if devices[0].platform != "tpu":
@@ -329,4 +334,4 @@ def fetch(tree: Any) -> Any:
 
 def alone() -> AbstractContextManager[Any]:
     """Within it no array lies over a mesh: what this process computes concerns no other."""
-    return jax.set_mesh(make_mesh({}, jax.local_devices()[:1]))
+    return jax.set_mesh(one_device())

@@ -83,9 +83,10 @@ def gradients(
     """
     weights = term_weights(bound, batch)
     routed = ("routing",) if model.config.experts else ()
+    balanced = bool(routed and router_aux)
     tokens = computed(batch)
     shares = None
-    if routed and router_aux and accumulate > 1:
+    if balanced and accumulate > 1:
         shares = shares_of(
             *(model, state.merged(), batch, tokens),
             accumulate=accumulate,
@@ -109,8 +110,8 @@ def gradients(
             coefficient * Mean(mean.total, weights[name]).value()
             for name, (coefficient, mean) in terms.items()
         ]
-        apart = len(terms) > 1 or bool(routed and router_aux)
-        if routed and router_aux:
+        apart = len(terms) > 1 or balanced
+        if balanced:
             load, probs = outputs.routing
             total = load_balancing(expert_shares(load, tokens) if shares is None else shares, probs)
             parts.append(router_aux * Mean(total, tokens).value())

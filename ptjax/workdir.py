@@ -124,7 +124,7 @@ def load(
         }
         bundle = replace(bundle, params=cast)
     if base != "none":
-        where = _first_device() if mesh is None else mesh
+        where = sharding.one_device() if mesh is None else mesh
         kept = quantised(bundle.params, bundle.model.table, base, where)
         bundle = replace(bundle, params=kept)
     return with_head(bundle, head, seed=seed, mesh=mesh, critic=made)
@@ -197,7 +197,7 @@ def load_workdir(
     stored = open_step(path, step)
     for bad in stored.passed_over:
         _log.warning("step %d does not verify: %s; taking %d", bad.step, bad.reason, stored.step)
-    mesh = _first_device() if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     folder = local_copy(root / "model")
     hf_config, record = read_object(folder / "config.json"), read_object(folder / RECORD)
     generation = read_object(folder / "generation_config.json")
@@ -225,10 +225,6 @@ def load_workdir(
         step=stored.step,
         changed=tuple(name for name in model.table if name in trained or name in moved),
     )
-
-
-def _first_device() -> Mesh:
-    return sharding.make_mesh({}, jax.local_devices()[:1])
 
 
 def _rows(model: Decoder) -> dict[str, Param]:

@@ -1,8 +1,6 @@
 """Exports: byte for byte where nothing was trained, merged, adapters, from meshes and processes."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,8 +21,8 @@ from ptjax.models.load import load as load_pretrained
 from ptjax.models.weights import open_safetensors
 from ptjax.models.weights_out import write_safetensors
 from ptjax.workdir import load
-from tests import xla
 from tests.folders import DTYPES, LORA, adapted, files, write_model, write_run
+from tests.two import told_by_two
 
 OURS = "ptjax_export.json"
 
@@ -366,28 +364,8 @@ def test_two_processes_write_once(tmp_path):
     """Leaves are sharded over two processes; one of them writes, and both hear of its errors."""
     write_model(tmp_path / "in")
     script = Path(__file__).with_name("export_from_two.py")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
-    environment["PYTHONPATH"] = str(script.parents[1])
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(script), port, str(index), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for index in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=120) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], told
-    for out, _ in told:
+    told = told_by_two(script, tmp_path)
+    for out in told:
         assert "is not empty and not an earlier export" in out
         assert "model.norm.weight overflows float16" in out
     bundle = adapted(tmp_path / "in")

@@ -4,10 +4,6 @@ import collections
 import dataclasses
 import itertools
 import logging
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.models.families import FAMILIES
-from tests import xla
+from tests.two import told_by_two
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 
@@ -89,27 +85,8 @@ def test_two_hosts_of_a_slice_may_share_their_shards():
 def test_rows_of_processes_that_share_shards_come_to_their_place():
     """The second has rows of shards that the first has too, and of others: see the script."""
     script = Path(__file__).with_name("rows_of_two.py")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "XLA_FLAGS": xla.flags(), "PYTHONPATH": str(script.parents[1])}
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(script), port, str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for index in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=120) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], told
-    assert all("all in its place" in out for out, _ in told)
+    told = told_by_two(script)
+    assert all("all in its place" in out for out in told)
 
 
 def test_rules(mesh):

@@ -167,7 +167,7 @@ def with_head(
     bundle = policy(bundle)
     if head == "lm":
         return bundle
-    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     if head != "score":
         new = _value(bundle, mesh) if head == "lm_value" else _critic(bundle, critic, mesh)
         return replace(

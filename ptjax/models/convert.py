@@ -80,7 +80,7 @@ def from_hf(
     """
     check(table, dims, source)
     _check_tied(table, source)
-    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     made: dict[str, Any] = {}
     for name, param in table.items():
         own = "float32" if name in SCALARS else dtype

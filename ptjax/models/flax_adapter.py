@@ -306,7 +306,7 @@ def load_flax(
         dropout=built.get("dropout", False),
     )
     tokenizer = _tokenizer(built, chat_template)
-    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     params = {
         name: jax.device_put(
             leaf.astype(param_dtype), sharding.named(model.table[name].names, leaf.shape, mesh)

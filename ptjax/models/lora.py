@@ -99,8 +99,13 @@ def _magnitudes(weight: Leaf, param: Param) -> Array:
     """`_norms` of a kernel as it is kept, a layer at a time where it is a stack."""
     if not param.stacked:
         return _norms(weight.astype(jnp.float32), param)
-    one = param._replace(axes=param.axes.removeprefix("layers "))
+    one = _one_layer(param)
     return jax.lax.map(lambda layer: _norms(layer.astype(jnp.float32), one), weight)
+
+
+def _one_layer(param: Param) -> Param:
+    """The row of a layer of a stack; experts stay stacked."""
+    return param._replace(axes=param.axes.removeprefix("layers "))
 
 
 def _norms(weight: Array, param: Param) -> Array:
@@ -193,7 +198,7 @@ def _layer_by_layer(own: Weights, param: Param, lora: Lora) -> Array:
     """`_merged`, one layer of a stack at a time: what it makes in float32 is of one layer."""
     if not param.stacked:
         return _merged(own, "kernel", param, lora)
-    one = param._replace(axes=param.axes.removeprefix("layers "))
+    one = _one_layer(param)
     return jax.lax.map(lambda layer: _merged(layer, "kernel", one, lora), own)
 
 
