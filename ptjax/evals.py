@@ -23,7 +23,7 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
     """What the method is judged by on held-out data: `eval/loss`, and `eval/...` of its metrics.
 
     Where the loss is a likelihood (in nats a token), its perplexity too; and what stages measure,
-    a mean over examples.
+    a mean over examples, or over the answers that have a value.
 
     Args:
       run: made by `prepare`.
@@ -36,8 +36,9 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
         columns = sharding.put_batch(batch.columns, run.mesh, whole=run.pipeline.whole)
         found = run.stage(state, columns, training=False, host=batch)
         columns, logged = found.batch, found.logged
-        count = sum(example >= 0 for example in batch.examples)
+        examples = sum(example >= 0 for example in batch.examples)
         for name in logged.keys() & set(run.measures):
+            count = found.counted.get(name, examples)
             part = Mean(logged[name] * count, count)
             said[name] = said[name] + part if name in said else part
         part = run.eval_step(params, columns, run.teacher(state))

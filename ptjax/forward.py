@@ -138,7 +138,11 @@ def forward(
     if "scores" in fields:
         found["scores"] = jnp.where(valid, rows.scatter(model.scores(params, hidden)), 0)
     if "values" in fields:
-        read = model.values(params, hidden, tokens, span, compute=options.compute, key=key)
+        seen = hidden
+        if "policy_coef" in batch:  # 0 while a value head learns alone: the policy's body stays
+            still = jax.lax.stop_gradient(hidden)
+            seen = still + jnp.max(batch["policy_coef"]).astype(hidden.dtype) * (hidden - still)
+        read = model.values(params, seen, tokens, span, compute=options.compute, key=key)
         # No first token is trained: what stands before another sequence's is never read.
         found["values"] = jnp.where(batch["mask"] != 0, rows.scatter(_previous(read)), 0)
     if "embedding" in fields:

@@ -33,6 +33,7 @@ class Staged(NamedTuple):
     carry: dict[str, Any]
     logged: dict[str, Any] = {}
     table: list[dict[str, Any]] = []
+    counted: dict[str, int] = {}
 
 
 @dataclass
@@ -169,7 +170,7 @@ class Run:
             return known_call(function, values, *args)
 
         batch = run_stages(self.bound.stages, call, context, batch)
-        return Staged(batch, context.carry, context.logged, context.table)
+        return Staged(batch, context.carry, context.logged, context.table, context.counted)
 
 
 def staged(

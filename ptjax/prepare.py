@@ -58,7 +58,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
-    judges = check_rollout(config, bound.stages)
+    judges = check_rollout(config, bound)
     if bound.coupled and config.accumulate > 1:
         raise UserError(
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
@@ -101,7 +101,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
             "reward is asked with it (`model`, `process_model`); give prompts as messages",
             config.method,
         )
-    rollout = make_rollout(config, bound.stages, judges, bundle, pipeline, compute(config))
+    rollout = make_rollout(config, bound, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline, rollout.updates if rollout else 1)
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ptjax.algorithms.base import Bound
 from ptjax.config import changed_keys, defaults
 from ptjax.data import Pipeline
 from ptjax.data.template import Template
@@ -14,8 +15,8 @@ from ptjax.errors import UserError, check_values
 from ptjax.hosts import from_each
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Compute
-from ptjax.rewards.base import Reward, accepted, rewards
-from ptjax.stages.base import GROUP, Stage
+from ptjax.rewards.base import Reward, accepted, rewards, within
+from ptjax.stages.base import GROUP
 from ptjax.stages.rollout import Rollout, Sizes
 
 _SAMPLES = 4
@@ -23,16 +24,17 @@ _ROUND_LENGTH = 64
 _SIZES = ("n", "max_tokens", "temperature", "rows", "epochs", "minibatches")
 
 
-def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
+def check_rollout(config: Any, bound: Bound) -> tuple[Reward, ...]:
     """Refuses settings of rollouts that nothing would read, or that cannot be; finds the rewards.
 
     Args:
       config: the whole config.
-      stages: those of the method, as its hyperparameters want them.
+      bound: the method.
 
     Raises:
       UserError: names the setting.
     """
+    stages = bound.stages
     given, method = config.rollout.to_dict(), config.method
     judged = any(stage.judged for stage in stages)
     if not any(stage.sequences for stage in stages):
@@ -77,7 +79,7 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
             f"config.rewards: {method} needs a judge of answers, one whose weight is not 0, for "
             "example [{'name': 'length', 'target': 50}]"
         )
-    if given["n"] is not None and given["n"] < 2:
+    if given["n"] == 1 and bound.compares:
         raise UserError(f"config.rollout.n = {given['n']}: {method} compares at least 2 answers")
     if given["temperature"] == 0:
         raise UserError(
@@ -88,7 +90,7 @@ def check_rollout(config: Any, stages: Sequence[Stage]) -> tuple[Reward, ...]:
 
 def make_rollout(
     config: Any,
-    stages: Sequence[Stage],
+    bound: Bound,
     judges: tuple[Reward, ...],
     bundle: Bundle,
     pipeline: Pipeline,
@@ -101,7 +103,7 @@ def make_rollout(
 
     Args:
       config: the whole config.
-      stages: of the method.
+      bound: the method.
       judges: from `check_rollout`.
       bundle: the policy.
       pipeline: the data.
@@ -111,7 +113,7 @@ def make_rollout(
       UserError: a prompt that leaves no room for an answer; a column that a reward needs is not
         there.
     """
-    if not any(stage.sequences for stage in stages):
+    if not any(stage.sequences for stage in bound.stages):
         return None
     given = config.rollout.to_dict()
     room = bundle.model.config.max_positions
@@ -138,6 +140,7 @@ def make_rollout(
         template=template,
         accumulate=config.accumulate,
         prompts_once=pipeline.examples.prompts_once,
+        compares=bound.compares,
         examples=pipeline.examples,
         held_out=pipeline.held_out,
         tokenizer=bundle.tokenizer,
@@ -156,10 +159,11 @@ def make_rollout(
 def _check_judges(judges: Sequence[Reward], columns: dict[str, Any]) -> None:
     """Checks that rewards can judge rows of these columns, on this machine."""
     for one in judges:
-        if one.name == "code":  # a sandbox that does not hold is said now
-            from ptjax.rewards.sandbox.proof import prove
+        for inner in within(one):
+            if inner.name == "code":  # a sandbox that does not hold is said now
+                from ptjax.rewards.sandbox.proof import prove
 
-            prove(one.settings.get("python", ""))
+                prove(inner.settings.get("python", ""))
         accepted(one.function, columns, f"config.rewards: {one.name}")
 
 

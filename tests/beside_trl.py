@@ -115,6 +115,6 @@ def check_tokens(batch: HostBatch, place: tuple[int, int], ids: list[int], start
 def advance(job: Run, state: TrainState, columns: dict[str, np.ndarray], step: int):
     """One step as the loop takes it: the state after it, and what is logged."""
     batch = sharding.put_batch(columns, job.mesh)
-    batch, carry, said, _ = job.stage(state, batch, step=step)
+    batch, carry, said, *_ = job.stage(state, batch, step=step)
     state, logged = job.train_step(state.replace(carry=carry), batch)
     return state, logged | said

@@ -74,6 +74,11 @@ def lower(prompts, completions, **columns):
     return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
 
+def by_prompt(prompts, completions, **columns):
+    """A reward that tells prompts apart, and no answers of one."""
+    return [sum(map(ord, prompt)) % 7 / 7 for prompt in prompts]
+
+
 def alike(prompts, completions, **columns):
     """A reward that tells nothing apart, of a value that float32 has not."""
     return [0.1] * len(completions)

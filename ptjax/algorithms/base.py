@@ -67,10 +67,10 @@ class Algorithm:
         return found
 
     def _functions(self) -> tuple[Callable[..., Any], ...]:
-        asked = (stage.wanted for stage in self.stages if stage.wanted is not None)
-        others = (self.head, self.forward)
+        asked = (of for stage in self.stages for of in (stage.wanted, stage.compares))
+        others = (*asked, self.head, self.forward)
         stages = (stage.run for stage in self.stages)
-        return (*asked, *stages, self.loss, *(other for other in others if callable(other)))
+        return (*stages, self.loss, *(other for other in others if callable(other)))
 
     def bind(self, given: Mapping[str, Any], where: str) -> "Bound":
         """Fixes the hyperparameters.
@@ -98,6 +98,7 @@ class Algorithm:
             forward=tuple(known_call(self.forward, values).items()) if self.forward else (),
             stages=stages,
             coupled=known_call(self.coupled, values) if callable(self.coupled) else self.coupled,
+            compares=any(known_call(s.compares, values) for s in stages if s.compares is not None),
             judge=None if judge is self else judge.bind(_known(judge.loss, values), where),
         )
 
@@ -114,6 +115,7 @@ class Bound:
     forward: tuple[tuple[str, Any], ...] = ()
     stages: tuple[Stage, ...] = ()
     coupled: bool = False
+    compares: bool = False
     judge: "Bound | None" = None
 
     @property

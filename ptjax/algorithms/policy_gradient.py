@@ -1,5 +1,8 @@
 """The policy gradient: one loss over sampled completions, of which every preset is a row."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -88,7 +91,7 @@ def policy_gradient(
         "phi_negative": phi_negative,
     }
     values = known_call(SURROGATES[surrogate], settings, given)
-    metrics = _metrics(outputs, batch, given, old, surrogate, clip_low, clip_high)
+    metrics = _metrics(outputs, batch, given, old, surrogate, settings)
     tokens = mask * batch["weights"][..., None]
     if correction != "none":
         weights = correction_weights(
@@ -159,8 +162,7 @@ def _metrics(
     given: Sampled,
     old: Array,
     surrogate: str,
-    clip_low: float,
-    clip_high: float,
+    settings: Mapping[str, Any],
 ) -> dict[str, Mean]:
     """Means over the trained tokens; each is explained in docs/methods/grpo.md."""
     tokens = batch["mask"] * batch["weights"][..., None]
@@ -176,10 +178,13 @@ def _metrics(
         "logps": mean(outputs.logps),
     }
     if surrogate in ("clipped", "cispo", "gmpo"):
-        low, high = (clip_low, clip_high)
+        low, high = settings["clip_low"], settings["clip_high"]
         seen = given.logratio if surrogate == "gmpo" else r - 1
         found["clip/low"] = mean((seen < -low) & (given.advantages < 0))
         found["clip/high"] = mean((seen > high) & (given.advantages > 0))
+    caps = [cap for cap in (settings["dual_clip"], settings["ratio_cap"]) if cap is not None]
+    if caps:
+        found["clip/capped"] = mean((r > min(caps)) & (given.advantages < 0))
     if "ref_logps" in batch:
         found["kl"] = mean(k3(outputs.logps, batch["ref_logps"]))
     if "sampler_logps" in batch:

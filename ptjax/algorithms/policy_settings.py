@@ -10,7 +10,7 @@ from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
 from ptjax.stages.advantage import SEVERAL
-from ptjax.stages.token_advantages import BASELINES, KL_IN, SCALES
+from ptjax.stages.token_advantages import BASELINES, IN_GROUPS, KL_IN, SCALES
 
 _CHOICES = {
     "surrogate": SURROGATES,
@@ -68,7 +68,13 @@ def _unread(values: Mapping[str, Any]) -> None:
             )
     several = values["several"] == "normalize_then_sum"
     wrong = {
-        "kl_in": values["kl_in"] != "loss" and not values["beta"] and "it sets where beta goes",
+        "kl_in": (values["kl_in"] != "loss" and not values["beta"] and "it sets where beta goes")
+        or (
+            several
+            and values["kl_in"] == "reward"
+            and "several = 'normalize_then_sum' leaves no sum that KL could be taken from; 'loss' "
+            "and 'token_reward' go with it"
+        ),
         "kl_ratio": values["kl_ratio"]
         and not (values["beta"] and values["kl_in"] == "loss")
         and "it goes with beta > 0 and kl_in = 'loss'",
@@ -81,6 +87,10 @@ def _unread(values: Mapping[str, Any]) -> None:
         "several": several
         and (values["baseline"], values["scale"]) != ("group", "batch")
         and "normalize_then_sum goes with baseline = 'group' and scale = 'batch'",
+        "scale": values["scale"] == "group"
+        and values["baseline"] not in IN_GROUPS
+        and "a group of one reward has no deviation to divide by; it goes with baseline = "
+        + " or ".join(map(repr, IN_GROUPS)),
         "top_entropy": values["top_entropy"] < 1
         and values["surrogate"] == "gmpo"
         and "gmpo is of whole sequences",

@@ -34,6 +34,11 @@ class Completion:
     reward: float | None = None
     failed: str | None = None
 
+    @property
+    def written(self) -> int:
+        """How many of its tokens the model wrote."""
+        return len(self.tokens) if self.own is None else sum(self.own)
+
 
 @dataclass
 class Transcript:

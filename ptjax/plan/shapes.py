@@ -148,7 +148,7 @@ def _rollout(config: Config, bound: Bound, model: Decoder, prompt: int) -> Sizes
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.rewards = [{"name": "length", "target": 1}]
-    judges = check_rollout(config, bound.stages)
+    judges = check_rollout(config, bound)
     room = model.config.max_positions
     if prompt >= room:
         raise UserError(

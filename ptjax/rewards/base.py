@@ -14,7 +14,7 @@ completion's value is missing.
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,16 @@ def rewards(given: Sequence[Any], where: str = "rewards") -> tuple[Reward, ...]:
       UserError: as `reward`.
     """
     return tuple(reward(one, f"{where}[{i}]") for i, one in enumerate(given))
+
+
+def within(one: Reward) -> Iterator[Reward]:
+    """A reward, and all that its settings hold."""
+    yield one
+    for value in one.settings.values():
+        some = value.values() if isinstance(value, Mapping) else value
+        for inner in some if isinstance(some, Iterable) else (some,):
+            if isinstance(inner, Reward):
+                yield from within(inner)
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

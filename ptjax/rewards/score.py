@@ -108,7 +108,7 @@ def summed(
             + ", ".join(f"{times} x {reason}" for reason, times in failed.most_common(3))
         )
     given = np.isfinite(each) & (weights != 0)
-    total = np.where(given, each, 0) @ weights
+    total = (np.where(given, each, 0) * weights).sum(1)  # a product of matrices sums rows unlike
     total = np.where(bad | ~given.any(axis=1), np.float32(np.nan), total)
     return Scores(total, each, failed, fails)
 

@@ -1,7 +1,7 @@
 """From rewards to advantages of tokens, with all that looks at the whole batch."""
 
 from ptjax.stages.base import Context, Stage, without_truncated
-from ptjax.stages.token_advantages import token_advantages
+from ptjax.stages.token_advantages import IN_GROUPS, token_advantages
 from ptjax.types import Batch
 
 SEVERAL = ("sum_then_normalize", "normalize_then_sum")
@@ -68,5 +68,10 @@ def _advantage(
     return batch | {"advantages": found}, carry
 
 
-advantage = Stage("advantage", _advantage, writes={"advantages": "B N T"})
+advantage = Stage(
+    "advantage",
+    _advantage,
+    writes={"advantages": "B N T"},
+    compares=lambda *, baseline: baseline in IN_GROUPS,
+)
 """After everything that writes what it reads."""

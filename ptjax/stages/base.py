@@ -38,6 +38,8 @@ class Stage:
       sequences: N of the sequences that it writes in the place of the data's; 0: it leaves those;
         `GROUP`: `config.rollout.n`, sampled at the temperature at which the loss scores them.
       judged: whether it asks rewards about them.
+      compares: of the hyperparameters: whether it tells a prompt's answers apart, so that one alone
+        teaches nothing; None for no.
       measures: of the scalars that it logs, those measured on held-out data too.
     """
 
@@ -50,6 +52,7 @@ class Stage:
     begin: Callable[[Params], Carry] | None = None
     sequences: int = 0
     judged: bool = False
+    compares: Callable[..., bool] | None = None
     measures: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
@@ -78,6 +81,7 @@ class Context:
       more: the next prompts of the data, for a stage that needs more than a batch holds; gives
         None where the data are at their end.
       logged: scalars to log with the step; a stage adds to them.
+      counted: of those that are means over something else than the batch's examples: how many.
       table: what was sampled, a row an answer; a stage adds to it.
     """
 
@@ -93,6 +97,7 @@ class Context:
     more: Callable[[], HostBatch | None] | None = None
     carry: dict[str, Carry] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
     table: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -96,7 +96,7 @@ def converse(
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     *,
-    room: int,
+    room: Sequence[int],
     turns: int,
     stop_ids: Sequence[int],
     time_limit: float | None = TIME_LIMIT,
@@ -113,7 +113,7 @@ def converse(
       rows: what each environment begins with.
       prompts: token ids.
       seeds: of each conversation.
-      room: tokens that an answer may have, those of the environment included.
+      room: tokens that each answer may have, those of the environment included.
       turns: of the policy, at most: one that would have an answer to read at their end is cut off.
       stop_ids: tokens that end a turn.
       time_limit: seconds that an environment's beginning and each of its turns may take; None: any.
@@ -121,7 +121,7 @@ def converse(
     Raises:
       UserError: an environment raises one; the template cannot write its turns.
     """
-    made = [Conversation(prompt, room) for prompt in prompts]
+    made = [Conversation(*one) for one in zip(prompts, room, strict=True)]
     here = range(len(made))[own(len(made))]
     environments: dict[int, Environment] = {}
 
@@ -144,7 +144,7 @@ def converse(
             break
         states = [np.random.SeedSequence([seeds[i], turn]).generate_state(1) for i in going]
         asked = [made[i].prompt + made[i].tokens for i in going]
-        left = [room - len(made[i].tokens) for i in going]
+        left = [made[i].room - len(made[i].tokens) for i in going]
         said = sample(asked, [int(state[0]) for state in states], left)
         for i, completion in zip(going, said, strict=True):
             made[i].hear(completion)

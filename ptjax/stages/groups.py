@@ -63,14 +63,14 @@ def _rollout(
     host, rollout = ctx.host, ctx.rollout
     assert host is not None and rollout is not None
     places, spent = len(host.examples), {"rollout": 0.0, "reward": 0.0}
-    sampled = groups = _groups(ctx, host, spent)
+    sampled = groups = _groups(ctx, host, spent, before=())
     rounds = 1
     if dynamic_sampling and ctx.training:
         groups = [group for group in sampled if group.told_apart]
         while len(groups) < places and rounds < max_rounds and ctx.more is not None:
             if (others := ctx.more()) is None:
                 break
-            further = _groups(ctx, others, spent)
+            further = _groups(ctx, others, spent, before=[group.example for group in sampled])
             sampled, rounds = [*sampled, *further], rounds + 1
             groups += [group for group in further if group.told_apart]
         ctx.logged["rollout/rounds"] = rounds
@@ -82,8 +82,13 @@ def _rollout(
     return in_place(ctx, batch, made), carry
 
 
-def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Group]:
-    """Answers to a batch of prompts, and their rewards; adds up the seconds of both."""
+def _groups(
+    ctx: Context, host: HostBatch, spent: dict[str, float], *, before: Sequence[int]
+) -> list[Group]:
+    """Answers to a batch of prompts, and their rewards; adds up the seconds of both.
+
+    `before` are examples that were asked in this step already.
+    """
     rollout = ctx.rollout
     assert rollout is not None
     began = time.perf_counter()
@@ -99,6 +104,7 @@ def _groups(ctx: Context, host: HostBatch, spent: dict[str, float]) -> list[Grou
         [prompt.tolist() for prompt in prompts],
         n=rollout.n if ctx.training else 1,
         temperature=None if ctx.training else rollout.eval_temperature,
+        before=before,
     )
     sampled = time.perf_counter()
     scores = _scores(rollout, numbers, answers, training=ctx.training)
@@ -127,11 +133,12 @@ def _answers(
     *,
     n: int,
     temperature: float | None,
+    before: Sequence[int] = (),
 ) -> list[list[Completion]]:
     """Answers to some prompts, of one turn or, in an environment, of several."""
     rollout = ctx.rollout
     assert rollout is not None
-    keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
+    keys = rollout.keys(ctx.step, numbers, training=ctx.training, before=before)
     policy = ctx.model(trained=sampled_by(ctx))
     if rollout.environment is None:
         return rollout.draw(*policy, prompts, keys, n=n, temperature=temperature)
@@ -223,7 +230,7 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     total = np.concatenate([group.total for group in groups])
     each = np.concatenate([group.each for group in groups])
     there = total[np.isfinite(total)]
-    tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
+    tokens = sum(answer.written for group in groups for answer in group.answers)
     ctx.logged.update(told([group.answers for group in groups]))
     ctx.logged["rollout/seconds"] = spent["rollout"]
     ctx.logged["rollout/tokens_per_second"] = tokens / max(spent["rollout"], 1e-9)
@@ -236,22 +243,34 @@ def _say(ctx: Context, groups: Sequence[Group], spent: dict[str, float]) -> None
     fails = np.concatenate([group.fails for group in groups]).mean(0).tolist()
     for name, values, failed in zip(rollout.reward_names, each.T, fails, strict=True):
         ctx.logged[f"reward/{name}/failed"] = failed
-        if np.isfinite(values).any():
-            ctx.logged[f"reward/{name}"] = float(values[np.isfinite(values)].mean())
+        if len(known := values[np.isfinite(values)]):
+            ctx.logged[f"reward/{name}"] = float(known.mean())
+            ctx.logged[f"reward/{name}/std"] = float(known.std())
+            ctx.counted[f"reward/{name}"] = len(known)
     if not rollout.judged:
         return
     ctx.logged["rollout/missing"] = 1 - len(there) / len(total)
     ctx.logged["rollout/no_signal"] = float(np.mean([not group.told_apart for group in groups]))
     if len(there):
         ctx.logged["rollout/reward"] = float(there.mean())
+        ctx.counted["rollout/reward"] = len(there)
         ctx.logged["rollout/reward_std"] = float(there.std())
-    if ctx.training and not any(group.told_apart for group in groups) and jax.process_index() == 0:
-        _log.warning(
-            "step %d: no prompt has answers of different rewards (all %s): this step teaches "
-            "nothing; easier prompts, a finer reward or more answers a prompt would",
-            ctx.step + 1,
-            f"{there[0]:g}" if len(there) and (there == there[0]).all() else "equal in their group",
-        )
+    if ctx.training and jax.process_index() == 0:
+        _warn(ctx.step + 1, groups, there, compares=rollout.compares)
+
+
+def _warn(step: int, groups: Sequence[Group], there: np.ndarray, *, compares: bool) -> None:
+    """Says where rewards tell no answer from another, as far as the method looks at that."""
+    alike = len(there) == 0 or bool((there == there[0]).all())
+    if not (alike or (compares and not any(group.told_apart for group in groups))):
+        return
+    _log.warning(
+        "step %d: %s (all %s): %s; easier prompts, a finer reward or more answers a prompt would",
+        step,
+        "no prompt has answers of different rewards" if compares else "no two rewards differ",
+        f"{there[0]:g}" if alike and len(there) else "missing" if alike else "equal in their group",
+        "this step teaches nothing" if compares else "rewards teach nothing in this step",
+    )
 
 
 rollout = Stage(
@@ -269,11 +288,12 @@ rollout = Stage(
     },
     sequences=GROUP,
     judged=True,
+    compares=lambda *, dynamic_sampling: dynamic_sampling,
     measures=("rollout/reward", "rollout/missing", "rollout/tokens", "rollout/truncated"),
 )
 
 answers = dataclasses.replace(
-    rollout, judged=False, measures=("rollout/tokens", "rollout/truncated")
+    rollout, judged=False, compares=None, measures=("rollout/tokens", "rollout/truncated")
 )
 """Where a teacher judges them, not rewards."""
 

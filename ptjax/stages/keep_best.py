@@ -82,5 +82,9 @@ def best(
     return kept
 
 
-keep_best = Stage("keep_best", _keep_best)
+keep_best = Stage(
+    "keep_best",
+    _keep_best,
+    compares=lambda *, least, drop_no_signal: least is None or drop_no_signal,
+)
 """Behind `rollout`; it adds no column."""

@@ -24,10 +24,9 @@ def _mixed_answers(
     assert host is not None and rollout is not None
     given = host.columns
     rows, prompts, keys = [], [], []
-    for row, example in enumerate(host.examples if ctx.training else ()):
-        if example < 0:
-            continue
-        key = rollout.key(ctx.step, example, training=True)
+    there = [row for row, example in enumerate(host.examples) if ctx.training and example >= 0]
+    asked = rollout.keys(ctx.step, [host.examples[row] for row in there], training=True)
+    for row, key in zip(there, asked, strict=True):
         if np.random.default_rng([*key, _DRAW]).random() < on_policy:
             start = int(given["mask"][row, 0].argmax())
             rows.append(row)
@@ -47,7 +46,7 @@ def _mixed_answers(
             put_answer(made, row, 0, prompt, answer)
         ctx.logged.update(told(answers))
     if ctx.training:
-        ctx.logged["rollout/share"] = len(rows) / max(1, sum(e >= 0 for e in host.examples))
+        ctx.logged["rollout/share"] = len(rows) / max(1, len(there))
         ctx.logged["rollout/seconds"] = time.perf_counter() - began
     return in_place(ctx, batch, made), carry
 

@@ -4,6 +4,7 @@ B prompts, N answers, T tokens of an answer with its prompt.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +82,7 @@ class Rollout(Sizes):
       max_missing: share of the answers that are judged together which may fail to be, in training.
       accumulate: micro-batches of a batch.
       prompts_once: whether a group's answers share their prompt in packed rows.
+      compares: whether the method tells a prompt's answers apart.
       examples: those that are trained on.
       held_out: those that are held out.
       tokenizer: turns answers into text.
@@ -100,6 +102,7 @@ class Rollout(Sizes):
     max_missing: float
     accumulate: int
     prompts_once: bool
+    compares: bool
     examples: Examples
     held_out: Examples | None
     tokenizer: Any
@@ -150,7 +153,10 @@ class Rollout(Sizes):
         states = [np.random.SeedSequence(key).generate_state(n).tolist() for key in keys]
 
         def turn(tokens: list[list[int]], seeds: list[int], room: list[int]) -> list[Completion]:
-            return self._sample(model, params, tokens, seeds, room, 1, temperature)
+            once = tokens[::n]  # at the first turn all answers to a prompt have read the same
+            if tokens != [prompt for prompt in once for _ in range(n)]:
+                return self._sample(model, params, tokens, seeds, room, 1, temperature)
+            return self._sample(model, params, once, seeds, room, n, temperature)
 
         said = converse(
             turn,
@@ -159,7 +165,11 @@ class Rollout(Sizes):
             [row for row in rows for _ in range(n)],
             [prompt for prompt in prompts for _ in range(n)],
             [seed for state in states for seed in state],
-            room=min(self.max_tokens, self.length - max(map(len, prompts))),
+            room=[
+                min(self.max_tokens, self.length - len(prompt))
+                for prompt in prompts
+                for _ in range(n)
+            ],
             turns=self.turns,
             stop_ids=self.stop_ids,
             time_limit=self.environment.time_limit,
@@ -213,9 +223,25 @@ class Rollout(Sizes):
         named = zip(self.reward_names, self.rewards, strict=True)
         return [name for name, reward in named if not reward.weight]
 
-    def key(self, step: int, example: int, *, training: bool) -> list[int]:
-        """Randomness of an example in a step, wherever in the batch, on whatever mesh it stands."""
-        return [self.seed % 2**32, int(training), step, example]
+    def keys(
+        self, step: int, numbers: Sequence[int], *, training: bool, before: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """Randomness of examples in a step, wherever in the batch, on whatever mesh they stand.
+
+        An example that is there again has other randomness the second time.
+
+        Args:
+          step: optimizer steps taken so far.
+          numbers: the examples.
+          training: whether they are trained on.
+          before: examples that were asked in the same step already.
+        """
+        there, found = Counter(before), []
+        for number in numbers:
+            again = [there[number]] if there[number] else []
+            found.append([self.seed % 2**32, int(training), step, number, *again])
+            there[number] += 1
+        return found
 
     def judge(
         self,
@@ -271,7 +297,7 @@ class Rollout(Sizes):
         asked = [p for p, several in zip(prompts, answers, strict=True) for _ in several]
         rows = [prompt.facts() for prompt in asked]
         columns = {name: [row.get(name) for row in rows] for name in names}
-        columns["completion_tokens"] = [len(one.tokens) for one in said]
+        columns["completion_tokens"] = [one.written for one in said]
         if self.environment is not None:
             columns["turns"] = [list(one.turns) for one in said]
             columns["environment_reward"] = [one.reward for one in said]
@@ -317,9 +343,9 @@ def put_answer(columns: Columns, row: int, n: int, prompt: Int[np.ndarray, " P"]
 
 
 def told(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
-    """Mean tokens of an answer, and the share of answers that ran out of room."""
+    """Mean tokens that the model wrote in an answer, and the share that ran out of room."""
     all_answers = [one for several in answers for one in several]
     return {
-        "rollout/tokens": float(np.mean([len(one.tokens) for one in all_answers])),
+        "rollout/tokens": float(np.mean([one.written for one in all_answers])),
         "rollout/truncated": float(np.mean([one.finished == "length" for one in all_answers])),
     }

@@ -34,7 +34,7 @@ def _self_rejected(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None
     starts = given["mask"][:, 0].argmax(-1)
     prompts = [given["tokens"][row, 0, : starts[row]] for row in rows]
     numbers = [host.examples[row] for row in rows]
-    keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
+    keys = rollout.keys(ctx.step, numbers, training=ctx.training)
     opponent = ctx.model(reference=True, trained=followed(ctx))
     answers = rollout.draw(*opponent, [prompt.tolist() for prompt in prompts], keys)
     made = rollout.columns(len(host.examples), 2)
@@ -69,7 +69,7 @@ def _rank_pair(
     rows = [row for row, example in enumerate(host.examples) if example >= 0]
     prompts = [given["tokens"][row, 0, given["valid"][row, 0]] for row in rows]
     numbers = [host.examples[row] for row in rows]
-    keys = [rollout.key(ctx.step, number, training=ctx.training) for number in numbers]
+    keys = rollout.keys(ctx.step, numbers, training=ctx.training)
     answers = rollout.draw(*ctx.model(), [prompt.tolist() for prompt in prompts], keys)
     rewards = rollout.judge(numbers, answers, training=ctx.training).total
     rewards = rewards.reshape(-1, rollout.n)
@@ -126,6 +126,7 @@ rank_pair = Stage(
     writes=_SEQUENCES,
     sequences=2,
     judged=True,
+    compares=lambda: True,
     measures=(
         "rollout/reward",
         "rollout/reward_std",

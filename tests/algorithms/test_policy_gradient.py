@@ -133,19 +133,21 @@ def test_without_old_log_probs_the_policy_is_its_own():
     assert metrics["sampler/difference"] == pytest.approx(np.abs(gap).sum() / tokens, rel=1e-5)
 
 
-def test_clip_fractions_are_those_of_tokens_without_gradient():
+@pytest.mark.parametrize("cap", [{}, {"dual_clip": 1.3}, {"ratio_cap": 1.3}])
+def test_clip_fractions_are_those_of_tokens_without_gradient(cap):
     logps, mask = (jnp.asarray(GOLDEN[name], jnp.float32) for name in ("logps", "mask"))
     batch, outputs = columns(jnp.float32), Outputs(logps=logps, entropy=-logps)
 
     def loss(logps):
-        terms, metrics = policy_gradient(outputs._replace(logps=logps), batch)
+        terms, metrics = policy_gradient(outputs._replace(logps=logps), batch, **cap)
         return terms["policy"][1].value(), metrics
 
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)(logps)
     without = ((gradient == 0) & (mask > 0)).sum() / mask.sum()
-    found = metrics["clip/low"].value() + metrics["clip/high"].value()
+    clipped = [mean.value() for name, mean in metrics.items() if name.startswith("clip/")]
+    found = sum(clipped)
+    assert len(clipped) == 2 + len(cap) and all(share > 0 for share in clipped)
     assert float(found) == pytest.approx(float(without), abs=1e-6)
-    assert metrics["clip/low"].value() > 0 and metrics["clip/high"].value() > 0
 
 
 def test_coefficients_of_controllers_take_the_place_of_fixed_ones():
@@ -289,6 +291,9 @@ def test_old_log_probs_only_for_several_updates(updates, asked):
     assert "old_logps" not in wanted_stages(**given, top_entropy=0.5)
 
 
+EACH = {"several": "normalize_then_sum", "scale": "batch"}
+
+
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
@@ -307,6 +312,9 @@ def test_old_log_probs_only_for_several_updates(updates, asked):
         ("grpo", {"kl_target": 6.0}, "it moves beta, which is to begin above 0"),
         ("vespo", {"correction": "token_mask"}, "vespo weighs whole sequences itself"),
         ("grpo", {"several": "normalize_then_sum"}, "goes with baseline = 'group' and scale"),
+        ("grpo", {**EACH, "beta": 0.1, "kl_in": "reward"}, "leaves no sum that KL could be"),
+        ("grpo", {"baseline": "greedy"}, "a group of one reward has no deviation"),
+        ("grpo", {"baseline": "batch"}, "goes with baseline = 'group' or 'leave_one_out'"),
         ("gmpo", {"top_entropy": 0.2}, "gmpo is of whole sequences"),
         ("grpo", {"top_entropy": 0.0}, "it must be in \\(0, 1\\]"),
         ("grpo", {"gamma": 1.5}, "it must be in \\[0, 1\\]"),

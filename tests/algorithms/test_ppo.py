@@ -113,10 +113,13 @@ def test_a_step_does_not_depend_on_layout_micro_batches_or_mesh():
     toy.assert_same(stepped(packed, accumulate=2, mesh=mesh), wanted, rtol=2e-5)
 
 
-def test_only_the_critic_learns_while_the_policy_waits():
-    _, grads = stepped(columns(policy_coef=0.0), "separate")
+@pytest.mark.parametrize(("critic", "learns"), [("separate", "critic."), ("shared", "value")])
+def test_only_the_critic_learns_while_the_policy_waits(critic, learns):
+    """On a shared body its head alone."""
+    loss, grads = stepped(columns(policy_coef=0.0), critic)
     for name, gradient in grads.items():
-        assert bool(np.abs(gradient).max() > 0) == name.startswith("critic."), name
+        assert bool(np.abs(gradient).max() > 0) == name.startswith(learns), name
+    assert loss > 0
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)

@@ -7,16 +7,13 @@ from ptjax.environments.python import python
 from ptjax.environments.tools import Tools
 from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
-from ptjax.rewards.sandbox.proof import prove
 from ptjax.rewards.sandbox.session import SandboxError, Session
+from tests.shut_in import skip_where_nothing_can_be
 
 
 @pytest.fixture
 def sandbox():
-    try:
-        prove()
-    except UserError as error:
-        pytest.skip(str(error))
+    skip_where_nothing_can_be()
 
 
 def said(code):

@@ -248,3 +248,14 @@ def test_a_row_or_a_dotted_path_with_settings_and_weight(outside):
 def test_what_leads_nowhere_is_one_line(outside, given, message):
     with pytest.raises(UserError, match=message):
         rewards([given])
+
+
+def test_equal_values_have_equal_sums_wherever_they_stand():
+    """To the last bit: a difference would be taken for a signal."""
+    values = [0.1, 0.7, 0.3]
+    judges = [
+        Reward(f"r{i}", lambda p, c, value=value: [value] * len(c), weight)
+        for i, (value, weight) in enumerate(zip(values, [0.3, 0.7, 0.1], strict=True))
+    ]
+    total = score(judges, [""] * 131, ["a"] * 131, {}).total
+    assert len({*total.tolist()}) == 1

@@ -94,7 +94,7 @@ def talk(tokenizer, rows, room=200, make=Echo, template=None, time_limit=20.0, *
         rows,
         [prompt] * len(rows),
         list(range(len(rows))),
-        room=room,
+        room=[room] * len(rows),
         turns=3,
         stop_ids=[stop_of(tokenizer)],
         time_limit=time_limit,

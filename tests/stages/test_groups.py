@@ -13,11 +13,13 @@ from ptjax.data import HostBatch
 from ptjax.data.template import Template
 from ptjax.environments.base import Make, Turn
 from ptjax.errors import UserError
+from ptjax.evals import evaluate
 from ptjax.generate.engine import sample
 from ptjax.metrics.completions import with_advantages
 from ptjax.prepare import prepare
 from ptjax.rewards.base import Failed, Reward, rewards
 from ptjax.rewards.failures import Reasons
+from ptjax.rollouts import check_rollout
 from tests import judged, tiny
 
 LONGEST, N, B = 6, 3, 8
@@ -95,7 +97,7 @@ def staged(run, host, **how):
     host = HostBatch(dict(host.columns), host.examples)
     with jax.set_mesh(run.mesh):
         columns = sharding.put_batch(host.columns, run.mesh)
-        batch, _, logged, table = run.stage(run.state, columns, host=host, **how)
+        batch, _, logged, table, _ = run.stage(run.state, columns, host=host, **how)
     for name, column in host.columns.items():
         np.testing.assert_array_equal(column, batch[name], err_msg=name)
     return {name: np.asarray(column) for name, column in batch.items()}, logged, table
@@ -112,7 +114,7 @@ def prompts(host):
 
 
 def by_hand(run, prompt, number, n=N, temperature=TEMPERATURE, step=3, training=True):
-    seeds = np.random.SeedSequence(run.rollout.key(step, number, training=training))
+    seeds = np.random.SeedSequence(run.rollout.keys(step, [number], training=training)[0])
     return sample(
         run.bundle.model,
         run.state.merged(),
@@ -155,7 +157,9 @@ def test_answers_and_rewards_are_those_of_sampling_by_hand(run, host, batch):
     assert not batch["sampler_logps"][batch["mask"] == 0].any()
     assert logged["rollout/reward"] == pytest.approx(np.mean(totals))
     assert logged["rollout/reward_std"] == pytest.approx(np.std(totals))
-    assert logged["reward/lower"] == pytest.approx(np.nanmean(batch["reward_parts"][..., 1]))
+    lower = batch["reward_parts"][..., 1]
+    assert logged["reward/lower"] == pytest.approx(np.nanmean(lower))
+    assert logged["reward/lower/std"] == pytest.approx(np.nanstd(lower))
     assert logged["rollout/tokens"] == pytest.approx(np.mean([len(one.tokens) for one in every]))
     assert logged["rollout/truncated"] == pytest.approx(batch["truncated"].mean())
     assert logged["rollout/missing"] == logged["rollout/no_signal"] == 0
@@ -193,6 +197,17 @@ def test_an_answer_depends_on_seed_step_and_example_alone(run, host, batch):
     assert (other["tokens"] != here["tokens"]).any((1, 2)).all()
 
 
+def test_an_example_that_is_there_again_gets_other_answers(run, host):
+    first, second = host.examples[:2]
+    twice = HostBatch({k: v[[0, 1, 0]] for k, v in host.columns.items()}, [first, second, first])
+    columns, _, _ = staged(run, twice, step=3)
+    once, _, _ = staged(run, host, step=3)
+    np.testing.assert_array_equal(columns["tokens"][:2], once["tokens"][:2])
+    assert (columns["tokens"][2] != once["tokens"][0]).any()
+    keys = run.rollout.keys(3, [5, 6], training=True, before=[6, 5, 6])
+    assert keys == run.rollout.keys(3, [6, 5, 6, 5, 6], training=True)[3:]
+
+
 def test_a_missing_reward_has_no_weight(run, host):
     batch, logged, table = staged(changed(run, "tests.judged.shy", "tests.judged.lower"), host)
     kinds = [sum(map(ord, entry["completion"])) % 6 for entry in table]
@@ -207,6 +222,18 @@ def test_a_missing_reward_has_no_weight(run, host):
     assert logged["rollout/missing"] == pytest.approx(failed.mean())
     assert logged["rollout/reward"] == pytest.approx(batch["rewards"][~failed].mean())
     assert not batch["advantages"][failed].any()
+
+
+def test_held_out_means_are_over_the_answers_that_have_a_reward(folder, one_device):
+    """Of batches of 2 and 1 prompts, of which the first has one reward."""
+    run = prepare(config(folder, **{"data.batch_size": 2}))
+    given = iter([[0.25, None], [1.0]])
+    judge = Reward("some", lambda prompts, completions: next(given))
+    run = dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, rewards=(judge,)))
+    with jax.set_mesh(run.mesh):
+        found = evaluate(run, run.state, run.state.merged(), run.pipeline.validation())
+    assert found["eval/rollout/reward"] == found["eval/reward/some"] == 0.625
+    assert found["eval/loss"] == -0.625
 
 
 class Moody:
@@ -245,6 +272,41 @@ def test_an_answer_whose_environment_failed_has_no_reward(run, host, caplog):
         assert "reward/lower/failed" not in logged or logged["reward/lower/failed"] == 0
         assert f"{failed.sum()} x environment: RuntimeError: no" in caplog.text
         caplog.clear()
+
+
+def test_a_prompt_is_read_once_for_all_first_turns(run, host, monkeypatch):
+    """And the answers are those of reading it for each."""
+    read = []
+
+    def counted(model, params, prompts, **how):
+        read.append((len(prompts), how["n"]))
+        return sample(model, params, prompts, **how)
+
+    monkeypatch.setattr("ptjax.stages.rollout.sample", counted)
+    rollout = dataclasses.replace(
+        run.rollout,
+        rewards=rewards(["environment"]),
+        environment=Make(Moody),
+        template=Template(run.bundle.tokenizer),
+    )
+    batch, _, _ = staged(dataclasses.replace(run, rollout=rollout), host, step=3)
+    assert read == [(B, N)]
+    keys = rollout.keys(3, host.examples, training=True)
+    for row, (prompt, key) in enumerate(zip(prompts(host), keys, strict=True)):
+        seeds = np.random.SeedSequence(key).generate_state(N).tolist()
+        firsts = [np.random.SeedSequence([seed, 0]).generate_state(1) for seed in seeds]
+        said = rollout._sample(
+            run.bundle.model,
+            run.state.merged(),
+            [prompt] * N,
+            [int(first[0]) for first in firsts],
+            LONGEST,
+            1,
+            None,
+        )
+        for n, one in enumerate(said):
+            got = batch["tokens"][row, n, len(prompt) :][: len(one.tokens)]
+            assert got.tolist() == list(one.tokens)
 
 
 def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
@@ -353,6 +415,48 @@ def test_rewards_that_are_all_equal_are_said_and_teach_nothing(run, host, caplog
     assert all(np.isnan(entry["advantage"]) and not entry["trained"] for entry in found)
 
 
+def test_a_method_that_compares_no_answers_hears_of_alike_rewards_alone(run, host, caplog):
+    own = changed(run, "tests.judged.by_prompt")
+    staged(own, host, step=3)
+    assert "no prompt has answers of different rewards (all equal in their group)" in caplog.text
+    caplog.clear()
+    alone = dataclasses.replace(own.rollout, compares=False)
+    staged(dataclasses.replace(own, rollout=alone), host, step=3)
+    assert "differ" not in caplog.text
+    own = changed(run, "tests.judged.alike")
+    alone = dataclasses.replace(own.rollout, compares=False)
+    staged(dataclasses.replace(own, rollout=alone), host, step=3)
+    assert "step 4: no two rewards differ (all 0.1): rewards teach nothing in this" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "hparams", "compares"),
+    [
+        ("grpo", {}, True),
+        ("grpo", {"baseline": "batch", "scale": "batch"}, False),
+        ("rloo", {}, True),
+        ("opo", {}, True),
+        ("reinforce", {}, False),
+        ("reinforce_pp", {}, False),
+        ("reinforce_pp", {"dynamic_sampling": True}, True),
+        ("remax", {}, False),
+        ("ppo", {}, False),
+        ("raft", {}, True),
+        ("raft", {"least": 0.5}, False),
+        ("online_dpo", {}, True),
+    ],
+)
+def test_one_answer_a_prompt_is_enough_where_none_is_compared(folder, method, hparams, compares):
+    bound = METHODS[method].bind(hparams, "hparams")
+    assert bound.compares is compares
+    given = config(folder, method, **{"rollout.n": 1, "rewards": [LOWER]})
+    if compares:
+        with pytest.raises(UserError, match="compares at least 2 answers"):
+            check_rollout(given, bound)
+    else:
+        assert len(check_rollout(given, bound)) == 1
+
+
 def test_the_greedy_answer_s_reward_is_what_remax_compares_with(run, host):
     remax = dataclasses.replace(run, bound=METHODS["remax"].bind({}, "hparams"))
     batch, logged, _ = staged(remax, host, step=3)
@@ -430,11 +534,21 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(folder, case, monkeypat
         prepare(config(folder, method, **changes))
 
 
+def test_a_sandbox_is_proved_before_the_run_wherever_a_reward_stands(folder, monkeypatch):
+    def refuses(python):
+        raise UserError(f"refuses {python}")
+
+    monkeypatch.setattr("ptjax.rewards.sandbox.proof.prove", refuses)
+    inner = {"name": "cosine", "reward": {"name": "code", "python": "mine"}, "max_tokens": 9}
+    judge = {"name": "by_row", "rewards": {"tests": inner}}
+    with pytest.raises(UserError, match="refuses mine"):
+        prepare(config(folder, rewards=[judge]))
+
+
 def test_the_greedy_answer_is_sampled_where_it_is_compared_with():
     def sampled(method, **hparams):
         return [stage.name for stage in METHODS[method].bind(hparams, "hparams").stages]
 
-    assert "greedy_rewards" in sampled("remax") and "greedy_rewards" in sampled(
-        "grpo", baseline="greedy"
-    )
+    assert "greedy_rewards" in sampled("remax")
+    assert "greedy_rewards" in sampled("grpo", baseline="greedy", scale="none")
     assert "greedy_rewards" not in sampled("remax", baseline="group")

@@ -51,7 +51,7 @@ def staged(run, host, **how):
     host = HostBatch(dict(host.columns), host.examples)
     with jax.set_mesh(run.mesh):
         columns = sharding.put_batch(host.columns, run.mesh)
-        batch, _, logged, _ = run.stage(run.state, columns, host=host, **how)
+        batch, _, logged, *_ = run.stage(run.state, columns, host=host, **how)
     return {name: np.asarray(column) for name, column in batch.items()}, logged
 
 

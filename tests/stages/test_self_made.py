@@ -68,7 +68,7 @@ def staged(run, host, **how):
     state = how.pop("state", run.state)
     with jax.set_mesh(run.mesh):
         columns = sharding.put_batch(host.columns, run.mesh)
-        batch, carry, logged, _ = run.stage(state, columns, host=host, **how)
+        batch, carry, logged, *_ = run.stage(state, columns, host=host, **how)
     for name, column in host.columns.items():
         np.testing.assert_array_equal(column, batch[name], err_msg=name)
     return {name: np.asarray(column) for name, column in batch.items()}, logged, carry
@@ -110,7 +110,7 @@ def test_the_best_by_reward_stands_against_the_worst(runs):
     scores = []
     for row, number in enumerate(host.examples):
         prompt = host.columns["tokens"][row, 0, host.columns["valid"][row, 0]].tolist()
-        seeds = np.random.SeedSequence(run.rollout.key(3, number, training=True))
+        seeds = np.random.SeedSequence(run.rollout.keys(3, [number], training=True)[0])
         said = sample(
             run.bundle.model,
             state.merged(),
@@ -190,7 +190,7 @@ def by_hand(run, host, params, step):
     for row, number in enumerate(host.examples):
         start = int(host.columns["mask"][row, 0].argmax())
         prompt = host.columns["tokens"][row, 0, :start].tolist()
-        seeds = np.random.SeedSequence(run.rollout.key(step, number, training=True))
+        seeds = np.random.SeedSequence(run.rollout.keys(step, [number], training=True)[0])
         (said,) = sample(
             run.bundle.model,
             params,

@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ptjax.errors import UserError
 from ptjax.rewards.code_grade import grade
 from ptjax.rewards.code_tests import Prints
 from ptjax.rewards.sandbox.limits import Limits
-from ptjax.rewards.sandbox.proof import prove
 from tests.rewards.sandbox import host
 from tests.rewards.sandbox.attacks import ATTACKS
 from tests.rewards.sandbox.honest import PROGRAMS
@@ -23,10 +21,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 
 @pytest.fixture(scope="module", autouse=True)
 def sandbox():
-    try:
-        prove()
-    except UserError as error:
-        pytest.skip(str(error))
+    skip_where_nothing_can_be()
 
 
 def check(found):
@@ -93,6 +88,7 @@ def test_a_sandbox_dies_with_the_process_that_made_it(tmp_path):
 from pathlib import Path
 from ptjax.rewards.sandbox.limits import Limits
 from ptjax.rewards.sandbox.session import Session
+from tests.shut_in import skip_where_nothing_can_be
 with Session(Limits(wall_seconds=600)) as session:
     session.start("run", source="import os, time; os.fork(); time.sleep(600)")
     Path({str(mark)!r}).touch()
