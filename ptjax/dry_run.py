@@ -110,10 +110,12 @@ def rollout_cache(run: Run) -> Cache:
 def _sampling(run: Run) -> str:
     rollout, cache = run.rollout, rollout_cache(run)
     assert rollout is not None
+    step = 2 * 4 * cache.rows * run.bundle.model.config.vocab
     return (
         f"rollout    {rollout.n} answer(s) a prompt of up to {rollout.max_tokens:,} tokens; "
         f"{cache.rows} rows of {cache.slots:,} places: {cache.size / _GIB:.2f} GiB of keys and "
-        "values over all devices, and at most as much again while prompts are read"
+        "values over all devices, and at most as much again while prompts are read; "
+        f"{step / _GIB:.2f} GiB of logits and noise"
     )
 
 
