@@ -1,11 +1,13 @@
-"""Rollouts alone beside the native generation of TRL's GRPOTrainer, pair by pair.
+"""Rollouts alone beside TRL's native generation, or tunix's sampler, pair by pair.
 
-The peer lives in an environment of its own; the head of `peers/trl_grpo.py` says how it is made.
+Peers live in environments of their own; the heads of `peers/trl_grpo.py` and
+`peers/tunix_rollout.py` say how they are made.
 
     python -m tests.golden.smollm2 smollm2     # there, once: the weights as a folder
     python -m benchmarks.small_model small --positions=1024     # or random ones, 5M of them
     python benchmarks/make_data.py prompts dolly_hhrlhf_train_small.jsonl prompts.jsonl
     python benchmarks/rollout.py --model=smollm2 --data=prompts.jsonl --peer_python=PEER/bin/python
+    python benchmarks/rollout.py --model=smollm2 --data=prompts.jsonl --peer=tunix ...
     python benchmarks/rollout.py --model=smollm2 --data=prompts.jsonl --skewed --rows=8
 
 Both sample `--group` answers of at most `--max_tokens` tokens to each of the file's first
@@ -111,8 +113,8 @@ def compare(args: argparse.Namespace) -> None:
         names, mine = ("refilled", "static"), [*mine, "--skewed"]
         theirs = [*mine, "--static"]
     else:
-        names, theirs = ("ours", "TRL's"), [args.peer_python]
-        theirs += [str(side_by_side.PEERS / "trl_rollout.py"), *same]
+        names, theirs = ("ours", f"{args.peer}'s"), [args.peer_python]
+        theirs += [str(side_by_side.PEERS / f"{args.peer}_rollout.py"), *same]
         theirs += [f"--batch_size={args.prompts}", f"--n={args.group}"]
     pairs = paired(args, mine, theirs, {"compared": " and ".join(names)})
     for a, b in pairs:
@@ -141,6 +143,7 @@ def main() -> None:
     """One of ours, or the comparison."""
     parser = side_by_side.parser(__doc__ or "")
     parser.set_defaults(steps=3, warmup=1)
+    parser.add_argument("--peer", choices=("trl", "tunix"), default="trl")
     parser.add_argument("--prompts", type=int, default=8, help="a rollout")
     parser.add_argument("--group", type=int, default=8, help="answers a prompt")
     parser.add_argument("--max_tokens", type=int, default=64, help="of an answer")
@@ -155,7 +158,7 @@ def main() -> None:
     if args.mode == "ours":
         print(json.dumps(ours(args)))
     elif not args.peer_python and not args.skewed:
-        sys.exit("error: give --peer_python, the python of TRL's environment, or --skewed")
+        sys.exit("error: give --peer_python, the python of the peer's environment, or --skewed")
     else:
         compare(args)
 
