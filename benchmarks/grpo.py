@@ -1,6 +1,6 @@
-"""Whole GRPO steps and their rollouts beside TRL's GRPOTrainer, pair by pair.
+"""Whole GRPO steps and their rollouts beside TRL's GRPOTrainer or tunix's learner, pair by pair.
 
-The peer lives in an environment of its own; its script's head says how it is made.
+Peers live in environments of their own; their scripts' heads say how they are made.
 
     python -m tests.golden.smollm2 smollm2     # there, once: the weights as a folder
     python benchmarks/make_data.py prompts dolly_hhrlhf_train_small.jsonl prompts.jsonl
@@ -8,8 +8,9 @@ The peer lives in an environment of its own; its script's head says how it is ma
 
 Both sample `--n` answers of at most `--max_tokens` tokens to each of `--prompts` prompts with the
 same weights, at temperature 1, in float32 on the CPU, give them the same reward and take one update
-a rollout: AdamW, clipping, the dapo loss without a reference, which is TRL's default. Tokens are
-those of the answers; answers end where the model ends them.
+a rollout: AdamW, clipping, no reference, and the dapo loss (TRL's default; tunix takes its own).
+tunix trains all parameters, and no adapters here. Tokens are those of the answers; answers end
+where the model ends them.
 """
 
 import argparse
@@ -81,16 +82,16 @@ def compare(args: argparse.Namespace) -> None:
     same += [f"--n={args.n}", f"--max_tokens={args.max_tokens}"]
     mine = [sys.executable, sys.argv[0], "--mode=ours", f"--prompts={args.prompts}"]
     mine += [f"--accumulate={args.accumulate}", f"--rows={args.rows}", *same]
-    theirs = [args.peer_python, str(side_by_side.PEERS / "trl_grpo.py"), *same]
+    theirs = [args.peer_python, str(side_by_side.PEERS / f"{args.peer}_grpo.py"), *same]
     theirs += [f"--batch_size={args.prompts}"]
     print(
-        "| trained | answers, tokens/s: ours | TRL's | ratio | step, tokens/s: ours | TRL's ",
-        end="",
+        f"| trained | answers, tokens/s: ours | {args.peer}'s | ratio | step, tokens/s: ours "
+        f"| {args.peer}'s | ratio | in CPU time | peak GiB ours | {args.peer}'s |\n"
+        + "|---" * 10
+        + "|"
     )
-    print(
-        "| ratio | in CPU time | peak GiB ours | TRL's |\n|---|---|---|---|---|---|---|---|---|---|"
-    )
-    for train in [args.train] if args.train else ["full", "lora"]:
+    kinds = ["full"] if args.peer == "tunix" else ["full", "lora"]
+    for train in [args.train] if args.train else kinds:
         pairs = paired(args, [*mine, f"--train={train}"], [*theirs, f"--mode={train}"], {})
         print(row(train, pairs), flush=True)
 
@@ -105,6 +106,7 @@ def main() -> None:
     """One of ours, or the comparison."""
     parser = side_by_side.training_parser(__doc__ or "")
     parser.set_defaults(steps=3, warmup=1, accumulate=1)
+    parser.add_argument("--peer", choices=("trl", "tunix"), default="trl")
     parser.add_argument("--prompts", type=int, default=4, help="a step")
     parser.add_argument("--n", type=int, default=8, help="answers a prompt")
     parser.add_argument("--max_tokens", type=int, default=32, help="of an answer")
@@ -113,7 +115,7 @@ def main() -> None:
     if args.mode == "ours":
         print(json.dumps(ours(args)))
     elif not args.peer_python:
-        sys.exit("error: give --peer_python, the python of TRL's environment")
+        sys.exit("error: give --peer_python, the python of the peer's environment")
     else:
         compare(args)
 

@@ -4,10 +4,10 @@
     python benchmarks/peers/tunix_rollout.py --model=smollm2 --data=prompts.jsonl --steps=3
 
 What is timed is `tunix.generate.sampler.Sampler`, which tunix's `vanilla` rollout engine calls,
-with what that engine asks of it: top-p 1, the log-probs of what was sampled. It is given token ids,
-those of the model's chat template, and pads prompts to a power of two. The first `--batch_size`
-prompts of the file are answered `--n` times each, in one batch, `--steps` times. What is printed is
-what `trl_rollout.py` prints.
+with what that engine asks of it by default. It is given token ids, those of the model's chat
+template, and pads prompts to a power of two. The first `--batch_size` prompts of the file are
+answered `--n` times each, in one batch, `--steps` times. What is printed is what `trl_rollout.py`
+prints.
 """
 
 import json
@@ -79,6 +79,16 @@ def model_of(folder: str):
     return made, config
 
 
+def prompts_of(tokenizer, path: str, count: int) -> list[list[int]]:
+    """Token ids of a file's first prompts, none of which holds what stands for padding."""
+    found = [
+        tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=False)
+        for row in measure.read(path, count, prompt)
+    ]
+    assert not any(tokenizer.unk_token_id in ids for ids in found), "padding is a token"
+    return found
+
+
 def main() -> None:
     """One run."""
     args = arguments(__doc__ or "")
@@ -90,12 +100,7 @@ def main() -> None:
     from tunix.generate.sampler import CacheConfig, Sampler
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    rows = measure.read(args.data, args.batch_size, prompt)
-    prompts = [
-        tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=False)
-        for row in rows
-    ]
-    assert not any(tokenizer.unk_token_id in ids for ids in prompts), "the padding is a token"
+    prompts = prompts_of(tokenizer, args.data, args.batch_size)
     asked = [" ".join(map(str, ids)) for ids in prompts for _ in range(args.n)]
     model, config = model_of(args.model)
     longest = 1 << (max(map(len, prompts)) - 1).bit_length()
@@ -110,7 +115,6 @@ def main() -> None:
             asked,
             args.max_tokens,
             longest,
-            return_logprobs=True,
             temperature=1.0,
             top_p=1.0,
             seed=step,
