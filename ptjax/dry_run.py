@@ -100,7 +100,7 @@ def rollout_cache(run: Run) -> Cache:
     rows = writer.rows_at_once(min(rollout.rows, answers), run.mesh)
     slots = writer.slots(min(prompt + rollout.max_tokens, model.config.max_positions))
 
-    def keys_and_values() -> tuple[jax.Array, jax.Array]:
+    def keys_and_values() -> tuple[tuple[jax.Array, ...], ...]:
         cache = model.new_cache(rows, slots, rollout.compute.dtype)
         return cache.k, cache.v
 

@@ -101,6 +101,7 @@ def test_a_rollouts_memory_is_that_of_the_cache_that_is_allocated(
         run.stage(run.state, put_batch(host.columns, run.mesh), host=host)
     cache, (prompts, length) = made
     said = rollout_cache(run)
-    assert (said.rows, said.slots) == cache.k.shape[1:3] and said.rows == written
-    assert said.size == cache.k.nbytes + cache.v.nbytes
+    rows, _, slots, _ = cache.v[0].shape
+    assert (said.rows, said.slots) == (rows, slots) and said.rows == written
+    assert said.size == sum(layer.nbytes for layer in (*cache.k, *cache.v))
     assert prompts <= said.rows and length <= said.slots

@@ -3,6 +3,7 @@
 Shapes: R rows, V vocabulary.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -48,9 +49,33 @@ def draw(
         tokens = jnp.argmax(logits, axis=-1)
     else:
         logits = logits / sampling.temperature
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-        tokens = jnp.argmax(keep(logits, sampling) + noise, axis=-1)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+        tokens = _at_random(keep(logits, sampling), uniform)
     return tokens, log_prob(logits, tokens)
+
+
+def _at_random(logits: Logits, uniform: Float[Array, "R 2"]) -> Int[Array, " R"]:
+    """A token with the probability that softmax(logits) gives it.
+
+    First one of some √V blocks of tokens by the sum of its probabilities, then a token of it, each
+    where a number on [0, 1) falls into the running sum: two random numbers, where noise on every
+    logit (Gumbel's) would take V, and no sum of more than a block.
+    """
+    rows, size = logits.shape
+    width = math.isqrt(size - 1) + 1
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    blocks = jnp.pad(weights, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
+    block = _falls(jnp.sum(blocks, axis=-1), uniform[:, 0])
+    here = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * width + _falls(here, uniform[:, 1])
+
+
+def _falls(weights: Float[Array, "R W"], uniform: Float[Array, " R"]) -> Int[Array, " R"]:
+    """Where a share of the weights' sum falls; never on a weight of 0, whatever rounding does."""
+    sums = jnp.cumsum(weights, axis=-1)
+    at = jnp.sum(sums <= uniform[:, None] * sums[:, -1:], axis=-1)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    return jnp.minimum(at, last)
 
 
 def log_prob(logits: Logits, tokens: Int[Array, " R"]) -> Float[Array, " R"]:

@@ -70,9 +70,7 @@ def prefill(
     compute: Compute,
 ) -> Cache:
     """Keys and values of prompts, each without its last token, padded on the right."""
-    size, length = tokens.shape
-    cache = _pin(model.new_cache(size, length, compute.dtype))
-    return _pin(model.extend(params, tokens, counts, cache, compute=compute)[1])
+    return _pin(model.read(params, tokens, counts, compute=compute))
 
 
 @functools.partial(jax.jit, donate_argnames=("rows",))
@@ -96,15 +94,17 @@ def admit(
     """
     new, take = which >= 0, jnp.maximum(which, 0)
 
-    def begun(old: Array, read: Array) -> Array:
-        room = min(read.shape[2], old.shape[2])
-        there = jnp.where(new[:, None, None, None], read[:, take, :room], old[:, :, :room])
-        return old.at[:, :, :room].set(there)
+    def begun(old: Array, read: Array, slots: int) -> Array:
+        room = [slice(None)] * old.ndim
+        room[slots] = slice(min(read.shape[slots], old.shape[slots]))
+        there = jnp.where(new[:, None, None, None], read[take][*room], old[*room])
+        return old.at[*room].set(there.astype(old.dtype))
 
+    old = rows.cache
     cache = Cache(
-        begun(rows.cache.k, prompts.k),
-        begun(rows.cache.v, prompts.v),
-        jnp.where(new, prompts.length[take], rows.cache.length),
+        tuple(begun(*both, slots=3) for both in zip(old.k, prompts.k, strict=True)),
+        tuple(begun(*both, slots=2) for both in zip(old.v, prompts.v, strict=True)),
+        jnp.where(new, prompts.length[take], old.length),
     )
     return Rows(
         cache=_pin(cache),
@@ -129,7 +129,7 @@ def decode(
     compute: Compute,
 ) -> tuple[Steps, Rows]:
     """Up to `steps` tokens a row, fewer when `enough` rows are done before."""
-    size = len(done)
+    size, apart = len(done), model.apart(params)
     nothing = jnp.full((size, STRETCH), -1), jnp.zeros((size, STRETCH), jnp.float32)
     made = Steps(*nothing, done, jnp.int32(0))
 
@@ -141,10 +141,10 @@ def decode(
         made, rows = carry
         going = ~made.done
         hidden, cache = model.extend(
-            params, rows.last[:, None], going.astype(jnp.int32), rows.cache, compute=compute
+            params, rows.last, going, rows.cache, compute=compute, apart=apart
         )
         keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.count)
-        token, logp = draw(model.logits(params, hidden[:, 0]), keys, sampling)
+        token, logp = draw(model.logits(params, hidden), keys, sampling)
         count = rows.count + going
         ended = (token[:, None] == stop_ids).any(1) | (count >= rows.limit)
         made = Steps(
@@ -165,8 +165,8 @@ def _keys(seeds: UInt32[Array, "R 2"]) -> Key[Array, " R"]:
 
 def _pin(cache: Cache) -> Cache:
     """Keeps a cache's rows and heads where the mesh wants them."""
-    axes = (None, "batch", None, "kv_heads", None)
-    k, v = (sharding.constrain(x, *axes) for x in (cache.k, cache.v))
+    axes = ("batch", "kv_heads", None, None)
+    k, v = (tuple(sharding.constrain(x, *axes) for x in of) for of in (cache.k, cache.v))
     return replace(cache, k=k, v=v)
 
 

@@ -3,6 +3,7 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rota
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import KERNELS, attention
+from ptjax.ops.decode import cached
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.ops.span import ATTENDED, Span
-from ptjax.sharding import HOST, constrain
+from ptjax.sharding import HOST, constrain, platform
 from ptjax.types import Leaf, Routing, Weights
 
 REMAT = {
@@ -94,21 +96,14 @@ class Cache:
     """Keys and values of tokens already read: a row's token at position p lies in its slot p.
 
     Attributes:
-      k, v: [layers, R, S, K, E].
+      k: of each layer [R, K, E, S].
+      v: of each layer [R, K, S, E].
       length: int32 [R], how many tokens each row holds; its slots from there on mean nothing.
     """
 
-    k: Leaf
-    v: Leaf
+    k: tuple[Leaf, ...]
+    v: tuple[Leaf, ...]
     length: Leaf
-
-    def spans(self, new: int, counts: Int[Array, " R"]) -> tuple[Span, Span]:
-        """Where new tokens stand, `counts` of `new` in each row, and where all slots then do."""
-        ahead, slots = jnp.arange(new), jnp.arange(self.k.shape[2])
-        after = self.length + counts
-        query = Span(self.length[:, None] + ahead, (ahead < counts[:, None]).astype(jnp.int32))
-        key = (slots < after[:, None]).astype(jnp.int32)
-        return query, Span(jnp.broadcast_to(slots, key.shape), key)
 
 
 @dataclass(frozen=True)
@@ -243,10 +238,14 @@ class Decoder:
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
         """An empty cache of `slots` tokens a row."""
         config = self.config
-        shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+        k, v = (config.head_dim, slots), (slots, config.head_dim)
         return Cache(
-            k=jnp.zeros(shape, dtype),
-            v=jnp.zeros(shape, dtype),
+            *(
+                tuple(
+                    jnp.zeros((rows, config.kv_heads, *each), dtype) for _ in range(config.layers)
+                )
+                for each in (k, v)
+            ),
             length=jnp.zeros(rows, jnp.int32),
         )
 
@@ -284,11 +283,10 @@ class Decoder:
     ) -> tuple[Float[Array, "R L D"], Routing | None]:
         """What `hidden` gives, and where a mixture of experts sent the tokens; else None."""
         x, layers, flags = self._prepare(params, tokens, compute, key, noise)
-        tables = rotary_tables(self.config, span.positions)
+        tables, attend = rotary_tables(self.config, span.positions), self._attend(span, compute)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Routing | None]:
-            weights, flag = scanned
-            x, _, routing = self._layer(weights, x, tables, flag, span, span, compute, key, None)
+            x, _, routing = self._layer(*scanned, x, tables, attend, span, compute, key)
             return x, routing
 
         if compute.remat != "none":
@@ -296,37 +294,106 @@ class Decoder:
         x, routing = jax.lax.scan(layer, x, (layers, flags))
         return self._final(params, x), routing
 
-    def extend(
+    def read(
         self,
         params: Weights,
         tokens: Int[Array, "R L"],
         counts: Int[Array, " R"],
-        cache: Cache,
         *,
         compute: Compute = DEFAULT,
-    ) -> tuple[Float[Array, "R L D"], Cache]:
-        """Hidden states of new tokens after those in the cache, and the cache with them added.
+    ) -> Cache:
+        """A cache of L slots that holds the keys and values of prompts.
 
         Args:
           params: all leaves.
-          tokens: each row's new tokens, padded on the right.
+          tokens: each row's prompt, padded on the right.
           counts: how many of them are real.
-          cache: with room for L more tokens in every row.
           compute: dtype of the computation.
         """
+        there = jnp.arange(tokens.shape[1]) < counts[:, None]
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        span = Span(places, there.astype(jnp.int32))
         x, layers, flags = self._prepare(params, tokens, compute, None, None)
-        query, seen = cache.spans(tokens.shape[1], counts)
-        tables = rotary_tables(self.config, query.positions)
+        tables, attend = rotary_tables(self.config, places), self._attend(span, compute)
 
-        def layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-            x, k, v = carry
-            weights, flag = scanned
-            held = (k, v, flag["layer"], cache.length)
-            x, (k, v), _ = self._layer(weights, x, tables, flag, query, seen, compute, None, held)
-            return (x, k, v), None
+        def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
+            x, (k, v), _ = self._layer(*scanned, x, tables, attend, span, compute, None)
+            return x, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
 
-        (x, k, v), _ = jax.lax.scan(layer, (x, cache.k, cache.v), (layers, flags))
-        return self._final(params, x), Cache(k, v, cache.length + counts)
+        _, (k, v) = jax.lax.scan(layer, x, (layers, flags))
+        return Cache(tuple(k), tuple(v), counts)
+
+    def extend(
+        self,
+        params: Weights,
+        tokens: Int[Array, " R"],
+        going: Bool[Array, " R"],
+        cache: Cache,
+        *,
+        compute: Compute = DEFAULT,
+        apart: Sequence[Weights] | None = None,
+    ) -> tuple[Float[Array, "R D"], Cache]:
+        """Hidden states of one new token a row, and the cache with it added.
+
+        Layers are not scanned: a scan would copy every layer's cache to read it.
+
+        Args:
+          params: all leaves.
+          tokens: the rows' new tokens.
+          going: rows that have one; others stay as they are.
+          cache: with room for one more token in every row that goes on.
+          compute: dtype of the computation.
+          apart: from `apart`, where several tokens follow.
+        """
+        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None)
+        at = cache.length
+        span = Span(at[:, None], going[:, None].astype(jnp.int32))
+        tables, rows = rotary_tables(self.config, span.positions), jnp.arange(len(at))
+        alone: dict[str, Any] = {"mode": "drop", "unique_indices": True}
+        made: list[tuple[Array, Array]] = []
+        for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
+
+            def attend(q, k, v, window, old_k=old_k, old_v=old_v):
+                k = old_k.at[rows, :, :, at].set(k[:, 0].astype(old_k.dtype), **alone)
+                v = old_v.at[rows, :, at].set(v[:, 0].astype(old_v.dtype), **alone)
+                y = cached(
+                    *(q[:, 0], k.astype(q.dtype), v.astype(q.dtype), at, window),
+                    scale=self.config.attn_scale,
+                    softcap=self.config.attn_softcap,
+                )
+                return y[:, None], (k, v)
+
+            flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
+            weights = apart[i] if apart else _at(layers, i, at)
+            x, both, _ = self._layer(weights, flag, x, tables, attend, span, compute, None)
+            made.append(both)
+        k, v = zip(*made, strict=True)
+        return self._final(params, x)[:, 0], Cache(k, v, at + going)
+
+    def apart(self, params: Weights) -> Sequence[Weights] | None:
+        """Each layer's leaves out of the stacks, on a CPU: a second copy of them, quicker to read.
+
+        A CPU copies a layer out of its stack whenever it uses it; other devices read it there.
+        """
+        if platform() != "cpu":
+            return None
+        layers = _stacks(params)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(self.config.layers)]
+
+    def _attend(self, span: Span, compute: Compute) -> Any:
+        """Attention of whole sequences to themselves; keys and values come back as they went in."""
+
+        def attend(q, k, v, window):
+            y = attention(
+                *(q, k, v, span, span, window),
+                scale=self.config.attn_scale,
+                softcap=self.config.attn_softcap,
+                aligned=True,
+                kernel=compute.attention,
+            )
+            return y, (k, v)
+
+        return attend
 
     def _prepare(self, params, tokens, compute, key, noise):
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
@@ -341,23 +408,18 @@ class Decoder:
             x = x + (drawn * noise[..., None]).astype(x.dtype)
         if key is not None:
             x = dropout(x, compute.dropout, jax.random.fold_in(key, 2))
-        layers = {
-            name.removeprefix("layers."): leaf
-            for name, leaf in params.items()
-            if name.startswith("layers.")
-        }
         nope = len(config.ropes)
         flags = {
             "layer": jnp.arange(config.layers),
             "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
             "window": jnp.array(config.window),
         }
-        return constrain(x, "batch", None, None), layers, flags
+        return constrain(x, "batch", None, None), _stacks(params), flags
 
     def _layer(
-        self, weights, x, tables, flag, span, seen, compute, key, cache
+        self, weights, flag, x, tables, attend, span, compute, key
     ) -> tuple[Array, Any, Routing | None]:
-        """One layer; with a cache, keys and values go through it and it is returned."""
+        """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
         config = self.config
         keys: tuple[Array | None, ...] = (None,) * 9
         if key is not None:
@@ -376,16 +438,8 @@ class Decoder:
             q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
         cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v, cache = _cached(cache, k, v)
         alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
-        y = attention(
-            *(q, k, v, span, seen, config.window[0] if alike else flag["window"]),
-            scale=config.attn_scale,
-            softcap=config.attn_softcap,
-            aligned=cache is None,
-            kernel=compute.attention,
-        )
+        y, kept = attend(q, k, v, config.window[0] if alike else flag["window"])
         y = linear("o", y, keys[3])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")
@@ -399,7 +453,7 @@ class Decoder:
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[8]), "batch", None, None)
-        return x, cache, routing
+        return x, kept, routing
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
@@ -421,12 +475,22 @@ def _pick(stack: Array, index: Array) -> Array:
     return stack[0] if stack.shape[0] == 1 else stack[index]
 
 
-def _cached(cache: tuple, k: Array, v: Array) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Writes one layer's new keys and values behind those of each row, and reads all of them."""
-    stack_k, stack_v, layer, start = cache
+def _stacks(params: Weights) -> Weights:
+    """The leaves that layers share, all layers' in one."""
+    return {
+        name.removeprefix("layers."): leaf
+        for name, leaf in params.items()
+        if name.startswith("layers.")
+    }
 
-    rows, ahead = jnp.arange(k.shape[0])[:, None], jnp.arange(k.shape[1])
-    at = (layer, rows, start[:, None] + ahead)
-    stack_k = stack_k.at[at].set(k.astype(stack_k.dtype), mode="drop", unique_indices=True)
-    stack_v = stack_v.at[at].set(v.astype(stack_v.dtype), mode="drop", unique_indices=True)
-    return stack_k[layer].astype(k.dtype), stack_v[layer].astype(v.dtype), (stack_k, stack_v)
+
+def _at(stacks: Any, layer: int, after: Array) -> Any:
+    """One layer's part of stacked leaves, taken where `after` is known.
+
+    What a loop takes of constant arrays at a constant place is taken before it, of all layers: a
+    second copy of the model.
+    """
+    index, _ = jax.lax.optimization_barrier((jnp.int32(layer), after))
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacks
+    )

@@ -175,31 +175,45 @@ class FlaxModel(Decoder):
 
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
         """A cache that holds the tokens themselves, as keys; every step reads all of them again."""
-        return Cache(
-            k=jnp.zeros((1, rows, slots, 1, 1), jnp.int32),
-            v=jnp.zeros((1, rows, slots, 1, 0), jnp.int32),
-            length=jnp.zeros(rows, jnp.int32),
-        )
+        return _tokens(jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32))
+
+    def apart(self, params: Mapping[str, Array]) -> None:
+        """None: a module's layers are its own."""
+
+    def read(
+        self,
+        params: Mapping[str, Array],
+        tokens: Array,
+        counts: Array,
+        *,
+        compute: Compute = DEFAULT,
+    ) -> Cache:
+        """A cache that holds prompts."""
+        return _tokens(tokens, counts)
 
     def extend(
         self,
         params: Mapping[str, Array],
         tokens: Array,
-        counts: Array,
+        going: Array,
         cache: Cache,
         *,
         compute: Compute = DEFAULT,
+        apart: None = None,
     ) -> tuple[Array, Cache]:
-        """What `hidden` gives for new tokens after those in the cache, by a pass over all."""
+        """What `hidden` gives for one new token a row, by a pass over all that are there."""
+        at, rows = cache.length, jnp.arange(len(tokens))
+        seen = cache.k[0][:, 0, 0].at[rows, at].set(tokens, mode="drop")
+        slots = jnp.broadcast_to(jnp.arange(seen.shape[1]), seen.shape)
+        there = (slots < (at + going)[:, None]).astype(jnp.int32)
+        out = self.hidden(params, seen, Span(slots, there), compute=compute)
+        return out[rows, at], _tokens(seen, at + going)
 
-        def put(old: Array, new: Array, start: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (start,))
 
-        seen = jax.vmap(put)(cache.k[0, :, :, 0, 0], tokens, cache.length)
-        query, key = cache.spans(tokens.shape[1], counts)
-        out = self.hidden(params, seen, key, compute=compute)
-        out = jnp.take_along_axis(out, query.positions[..., None], axis=1)
-        return out, Cache(seen[None, :, :, None, None], cache.v, cache.length + counts)
+def _tokens(tokens: Array, length: Array) -> Cache:
+    return Cache(
+        (tokens[:, None, None],), (jnp.zeros((*tokens.shape, 0), jnp.int32)[:, None],), length
+    )
 
 
 def wrap(
