@@ -38,7 +38,7 @@ ROWS = {
             "prompt": chat(i),
             "chosen": chat(i, "assistant"),
             "rejected": chat(-i - 1, "assistant"),
-            "score_chosen": i,
+            "score_chosen": i + 1,
             "score_rejected": 0.5,
         }
         for i in range(40)
