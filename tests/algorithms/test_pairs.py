@@ -90,12 +90,10 @@ def test_rewards_are_those_of_the_f_divergence(hparams):
 
 def test_wpo_weighs_pairs_and_not_the_likelihood_beside_them():
     said = OUTPUTS._replace(sum_squares=0 * MASK)
-    terms = {
-        wpo: METHODS["dpo"].bind({"loss": ("sigmoid", "sft"), "wpo": wpo}, "hparams").terms
-        for wpo in (False, True)
-    }
+    both = {"loss": ("sigmoid", "sft")}
+    terms = [METHODS["dpo"].bind({**both, "wpo": wpo}, "hparams").terms for wpo in (False, True)]
     plain, weighed = (
-        {k: v[1].value() for k, v in f(said, BATCH)[0].items()} for f in terms.values()
+        {name: mean.value() for name, (_, mean) in made(said, BATCH)[0].items()} for made in terms
     )
     assert weighed["sft"] == plain["sft"] and weighed["sigmoid"] < 0.9 * plain["sigmoid"]
 

@@ -52,7 +52,7 @@ PAIR = [Example(prompt=[user("q")], completion=[said(text)]) for text in "ab"]
 def test_pairs_in_every_form(row):
     made = one("pairs", row)
     assert made.sequences == PAIR
-    assert (made.scores, made.margin) == ([1.0, 0.0], 0.0)
+    assert (made.scores, made.margin) == ([0.0, 0.0], 0.0)
     good, bad = read("unpaired", row)
     assert [good.sequences, bad.sequences] == [PAIR[:1], PAIR[1:]]
     assert (good.scores, bad.scores) == ([1.0], [0.0])
