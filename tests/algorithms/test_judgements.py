@@ -34,6 +34,7 @@ def test_rewards_are_those_of_the_last_tokens():
         "valid": VALID,
         "weights": jnp.array([[1.0, 1], [1, 1], [0, 0]]),
         "margin": jnp.array([0.5, 0, 0]),
+        "scores": jnp.array([[9.0, 1], [0, 0], [0, 0]]),
     }
     outputs = scored((2.0, 1.0), (-1.0, 1.0), (0.0, 50.0))
     loss, metrics = measured("reward", outputs, batch, center=0.1)
