@@ -21,13 +21,16 @@ def reward(
 
     Args:
       outputs: `scores`.
-      batch: `valid`, `weights`, `margin`, `scores`; two sequences each, chosen first.
+      batch: `valid`, `weights`, `margin`, with score_margin `scores`; two sequences each, chosen
+        first.
       center: c, the pull of a pair's mean to 0 (2312.09244); 0.01 is usual.
       score_margin: k of m = margin + k (s_c - s_r), s the data's scores of both sides.
     """
     rewards, weights = _rewards(outputs, batch), batch["weights"][:, 0]
     chosen, rejected = rewards[:, 0], rewards[:, 1]
-    margin = batch["margin"] + score_margin * (batch["scores"][:, 0] - batch["scores"][:, 1])
+    margin = batch["margin"]
+    if score_margin:
+        margin += score_margin * (batch["scores"][:, 0] - batch["scores"][:, 1])
     values = losses.bradley_terry(chosen, rejected, margin, center=center)
     metrics = {
         "rewards/chosen": Mean.of(chosen, weights),
