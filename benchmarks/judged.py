@@ -173,6 +173,8 @@ def share(right: Any, cluster: list[str] | None = None) -> str:
     """A share with its interval; `cluster` says which answers hang together."""
     right = np.asarray(right, bool)
     good, count = int(right.sum()), right.size
+    if not count:
+        return "none there"
     low, high = wilson(good, count) if cluster is None else by_cluster(right, cluster)
     return f"{good / count:.1%} ({low:.1%} to {high:.1%}, {good} of {count})"
 
@@ -214,33 +216,47 @@ def _whole_lengths(examples: Any) -> np.ndarray:
     return source.store.lengths[first[:, None] + np.arange(2)]
 
 
-def process(job: Any, result: Result, _: Any = None) -> dict[str, str]:
-    """How often the first step of a negative score is the first mistake, none counting as well."""
+def process(job: Any, result: Result, before: Any = None) -> dict[str, str]:
+    """How often the first step of a negative score is the first mistake, none counting as well.
+
+    And of single steps how many verdicts are right: of all, before and after training, and of bad
+    and of good steps apart.
+    """
     examples = job.pipeline.held_out
     given = [examples.content(i)["labels"] for i in range(len(examples))]
     mistakes = [_first_bad(np.asarray(labels, bool)) for labels in given]
     left = examples.trained[:, 0]
     seen = [i for i, bad in enumerate(mistakes) if bad is None or bad < left[i]]
     count = len(examples.encodings[0].rows)
-    right, steps_right = [], []
     chosen = examples.take(np.asarray(seen))
-    for batch, found in outputs(job, result.bundle.params, ("scores",), chosen):
-        columns = batch.columns
-        scores = np.asarray(found.scores)
-        for row in np.flatnonzero(columns["weights"][:, 0] > 0):
-            where = np.flatnonzero(columns["mask"][row, 0])
-            labels = columns["labels"][row, 0, where] > 0.5
-            said = scores[row, 0, where] > 0
-            right.append(_first_bad(labels) == _first_bad(said))
-            steps_right += (labels == said).tolist()
+    judged = verdicts(job, result.bundle.params, chosen)
+    labels, said = (np.concatenate(part) for part in zip(*judged, strict=True))
+    first = zip(*verdicts(job, before, chosen), strict=True)
+    _, said_before = (np.concatenate(part) for part in first)
     return {
-        "first mistake found": share(right),
+        "first mistake found": share([_first_bad(good) == _first_bad(x) for good, x in judged]),
         "always the last step": share([mistakes[i] == len(given[i]) - 1 for i in seen]),
         "always the first step": share([mistakes[i] == 0 for i in seen]),
         "chance": f"{np.mean([1 / (len(given[i]) + 1) for i in seen]):.1%}",
-        "steps judged right": share(steps_right),
+        "steps judged right before training": share(labels == said_before),
+        "steps judged right": share(labels == said),
+        "bad steps judged right": share(~said[~labels]),
+        "good steps judged right": share(said[labels]),
+        "calling all steps good": share(labels),
         "left out: cut before the first mistake": f"{count - len(seen)} of {count}",
     }
+
+
+def verdicts(job: Any, params: Any, examples: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    """By solution, its steps' labels and what a model says of them, True for right."""
+    found = []
+    for batch, out in outputs(job, params, ("scores",), examples):
+        columns, scores = batch.columns, np.asarray(out.scores)
+        for row in np.flatnonzero(columns["weights"][:, 0] > 0):
+            where = np.flatnonzero(columns["mask"][row, 0])
+            labels = columns["labels"][row, 0, where] > 0.5
+            found.append((labels, scores[row, 0, where] > 0))
+    return found
 
 
 def _first_bad(good: np.ndarray) -> int | None:
@@ -288,7 +304,7 @@ def main() -> None:
     """Trains, judges, prints a table and writes it beside the run."""
     args, began = arguments(), time.perf_counter()
     job, result = run(args)
-    fresh = job.state.merged() if args.task in ("dpo", "embed") else None
+    fresh = job.state.merged() if args.task != "reward" else None
     told = TASKS[args.task](job, result, fresh)
     told["all of it took"] = f"{(time.perf_counter() - began) / 60:.1f} minutes"
     lines = [f"{name:<44} {value}" for name, value in told.items()]

@@ -18,11 +18,12 @@ from typing import Any
 
 from ptjax.errors import until_run
 
-__all__ = ["UserError", "config", "data", "export", "load", "reply", "sample", "train"]
+__all__ = ["UserError", "config", "data", "embed", "export", "load", "reply", "sample", "train"]
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "UserError": "ptjax.errors",
+    "embed": "ptjax.embeddings",
     "export": "ptjax.export.writing",
     "load": "ptjax.workdir",
     "reply": "ptjax.generate.replies",

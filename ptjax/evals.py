@@ -1,5 +1,6 @@
 """Held-out likelihood, and what the model says to a few prompts."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -28,9 +29,10 @@ def evaluate(run: Run, state: TrainState, params: Params, batches: Batches) -> d
     Args:
       run: made by `prepare`.
       state: what stages remember; they do not learn from held-out data.
-      params: all leaves, as they are judged.
+      params: all leaves, as they are judged: stages sample and score with them too.
       batches: the held-out data.
     """
+    state = dataclasses.replace(state, params={name: params[name] for name in state.params})
     total, said = None, dict[str, Mean]()
     for batch in batches:
         columns = sharding.put_batch(batch.columns, run.mesh, whole=run.pipeline.whole)

@@ -337,6 +337,7 @@ class _Loop:
         fields |= {  # a bundle that is a run's own has a step and changes of its own
             "params": self.params(),
             "step": int(self.state.step),
+            "pooling": self.config.model.pooling,
             "changed": tuple(name for name in bundle.model.table if name in changed),
         }
         return RunBundle(**fields)

@@ -93,16 +93,9 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         cache_dir=_cache(config, workdir),
         prompts_once=not isinstance(bundle.model, FlaxModel),
     )
-    if advice := bound.advice(pipeline.examples.scores):
-        _log.warning("%s: %s", config.method, advice)
-    if bound.head == "score" and bundle.tokenizer.chat_template and _has_text(pipeline):
-        _log.warning(
-            "%s: the data's prompts are text, which is trained without the chat template, but a "
-            "reward is asked with it (`model`, `process_model`); give prompts as messages",
-            config.method,
-        )
     rollout = make_rollout(config, bound, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline, rollout.updates if rollout else 1)
+    _remark(config, bound, pipeline, steps, templated=bool(bundle.tokenizer.chat_template))
     lora = None if config.lora is None else config.lora.to_dict()
     base = bundle.params
     bundle, rows = adapt(bundle, lora, seed=config.seed, mesh=mesh)
@@ -158,9 +151,42 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     return run
 
 
+def _remark(
+    config: Config, bound: Bound, pipeline: data.Pipeline, steps: int, *, templated: bool
+) -> None:
+    """Says what of the data is used, and warns of what is allowed and seldom meant."""
+    examples = pipeline.examples
+    told = bound.told(examples.scores, examples.margin)
+    if told and jax.process_index() == 0:
+        _log.info("%s: %s", config.method, told)
+    if advice := bound.advice(examples.scores):
+        _log.warning("%s: %s", config.method, advice)
+    if templated and _has_text(pipeline):
+        asks = "samples and `ptjax.generate` ask with it"
+        if bound.head == "score":
+            asks = "a reward is asked with it (`model`, `process_model`)"
+        _log.warning(
+            "%s: the data's prompts are text, which is trained without the chat template, but %s; "
+            "give prompts as messages",
+            config.method,
+            asks,
+        )
+    if (every := dict(bound.values).get("sync_every", 0)) >= steps:
+        _log.warning(
+            "config.hparams.sync_every = %d, but the run has %d steps: the reference never follows "
+            "the policy; give fewer than the run's steps, or 0",
+            every,
+            steps,
+        )
+
+
 def _has_text(pipeline: data.Pipeline) -> bool:
-    """Whether rows that judge, by the first one of each source, are text and not messages."""
-    if not pipeline.kind.judged:
+    """Whether answers to a prompt that are judged, by the first row of each source, are text.
+
+    Prompts alone get the template, and texts that stand alone have none.
+    """
+    kind = pipeline.kind
+    if not (kind.judged and kind.one_prompt and kind.trained):
         return False
     firsts = np.unique(pipeline.examples.source, return_index=True)[1]
     return any(pipeline.examples.is_text(int(first), pipeline.kind) for first in firsts)

@@ -13,7 +13,7 @@ Columns of a batch:
 | `mask` | [B,N,T] | float32 | 1 where the token is trained; a first token never | data |
 | `weights` | [B,N] | float32 | the sequence's weight in the loss; 0 for filler | data |
 | `pack` | [R,L] | int32 | where its token stands in the flattened [B,N,T] | data |
-| `scores` | [B,N] | float32 | a judgement: 1 and 0 of a pair or a label, a rating, a rank | data |
+| `scores` | [B,N] | float32 | a label's 1 or 0, a rating, a rank, a pair's scores or 0 | data |
 | `margin` | [B] | float32 | by how much a pair's first is better; 0 where none is given | data |
 | `labels` | [B,N,T] | float32 | what to predict at a step's last token, in [0, 1] | data |
 | `kl_tokens`, ... | | | the same columns of mismatched pairs | data |

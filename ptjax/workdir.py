@@ -50,10 +50,12 @@ class RunBundle(Bundle):
       step: the checkpoint's.
       changed: the model's own leaves, adapters aside, that are not those of the base: trained
         whole, or grown by special tokens.
+      pooling: how the run made one vector of a text's hidden states: `last` or `mean`.
     """
 
     step: int = 0
     changed: tuple[str, ...] = ()
+    pooling: str = "last"
 
 
 def load(
@@ -224,6 +226,7 @@ def load_workdir(
         part_of=record.get("part_of") if lora else None,
         step=stored.step,
         changed=tuple(name for name in model.table if name in trained or name in moved),
+        pooling=config["model"].get("pooling", "last"),
     )
 
 

@@ -17,7 +17,7 @@ ORDER = (
     "run_files",
     "workdir",
     "forward data",
-    "generate rewards balance",
+    "embeddings generate rewards balance",
     "environments",
     "stages",
     "algorithms",

@@ -174,6 +174,15 @@ def test_processes_agree_whether_to_compute_and_keep_it_where_it_is_missing(
     assert run() == ([], [])
 
 
+def test_a_reference_that_the_run_is_too_short_to_move_is_warned_of(folder, caplog):
+    said = {}
+    for every in (3, 4):
+        caplog.clear()
+        prepare(config(folder, hparams={"sync_every": every}))
+        said[every] = "sync_every = 4, but the run has 4 steps" in caplog.text
+    assert said == {3: False, 4: True}
+
+
 def test_a_cache_that_a_resumed_run_would_not_find_is_warned_of(folder, caplog):
     given = config(folder, **{"reference.mode": "cached"})
     with caplog.at_level("WARNING", logger="ptjax"):
@@ -189,7 +198,7 @@ def test_a_cache_that_a_resumed_run_would_not_find_is_warned_of(folder, caplog):
 def test_weights_far_off_the_balance_of_labels_are_warned_of(folder, caplog):
     with caplog.at_level("WARNING", logger="ptjax"):
         prepare(config(folder, "kto", "labels", hparams={"desirable_weight": 50.0}))
-    (said,) = (text for text in caplog.messages if text.startswith("kto: "))
+    (said,) = (text for text in caplog.messages if text.startswith("kto: ") and "weigh" in text)
     assert "undesirable answers weigh" in said and "hparams.desirable_weight between" in said
 
 

@@ -45,10 +45,12 @@ def logits(bundle):
 
 def test_a_run_that_trained_everything_needs_no_base(base, tmp_path):
     bundle = load_pretrained(str(base))
-    write_run(tmp_path / "run", bundle, "no/such/model", list(bundle.params), steps=(2, 3))
+    write_run(
+        tmp_path / "run", bundle, "no/such/model", [*bundle.params], steps=(2, 3), pooling="mean"
+    )
     got = load(str(tmp_path / "run"))
     assert isinstance(got, RunBundle)
-    assert (got.step, got.source) == (3, f"{tmp_path}/run@3")
+    assert (got.step, got.source, got.pooling) == (3, f"{tmp_path}/run@3", "mean")
     assert list(got.params) == list(bundle.params)
     for name, leaf in bundle.params.items():
         np.testing.assert_array_equal(got.params[name], 3 * leaf)

@@ -44,6 +44,8 @@ class Algorithm:
         micro-batches would change it.
       advise: `(scores, *, hyperparameters) -> str | None`, of the data's judgements [E, N] before a
         run: what is worth a warning.
+      tell: `(scores, margin, *, hyperparameters) -> str | None`, of the same and the pairs' margins
+        [E]: what of them is used, in a line.
     """
 
     loss: Callable[..., tuple[Terms | Mean, dict[str, Mean]]]
@@ -56,6 +58,7 @@ class Algorithm:
     judge: "Algorithm | None" = None
     coupled: Callable[..., bool] | bool = False
     advise: Callable[..., str | None] | None = None
+    tell: Callable[..., str | None] | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
         """The keyword-only arguments of loss, stages, head and forward, and their defaults."""
@@ -128,6 +131,12 @@ class Bound:
         if self.algorithm.advise is None:
             return None
         return known_call(self.algorithm.advise, dict(self.values), scores)
+
+    def told(self, scores: np.ndarray, margin: np.ndarray) -> str | None:
+        """What of the data's judgements, [E, N], and of pairs' margins, [E], is used."""
+        if self.algorithm.tell is None:
+            return None
+        return known_call(self.algorithm.tell, dict(self.values), scores, margin)
 
     def terms(self, outputs: Outputs, batch: Batch) -> tuple[Terms, dict[str, Mean]]:
         """The loss's terms and its metrics."""

@@ -50,7 +50,8 @@ def dpo(
         `forward_kl`, `js`, `alpha`.
       f_alpha: α of `alpha`.
       ld_alpha: weight of the longer side's tail (LD-DPO, 2409.06411); 1 changes nothing.
-      wpo: weight pairs by how likely the policy is to write them (2406.11827).
+      wpo: weight pairs by how likely the policy is to write them (2406.11827); `sft` is not of a
+        pair and keeps its own weight.
 
     Returns:
       The terms, and the metrics of docs/methods/dpo.md.
@@ -76,7 +77,7 @@ def dpo(
             values = known_call(PAIR_LOSSES[name], {**settings, "beta": beta}, seen)
             terms[name] = (coefficient, Mean.of(scale * values, pair.weights))
     whole = pair if ld_alpha == 1 else Pair.of(*columns)
-    measured = a_token(pair) if _by_length(names, length_normalized) else pair
+    measured = a_token(seen) if _by_length(names, length_normalized) else seen
     measured = measured._replace(
         chosen_logps=whole.chosen_logps, rejected_logps=whole.rejected_logps
     )

@@ -184,4 +184,6 @@ def _advise(
 
 KTO = Algorithm(kto, (kto_baseline, ref_logps), needs=_needs, data="mismatched", advise=_advise)
 BCO = Algorithm(bco, (ref_logps, bco_baseline), needs=_needs, data="unpaired")
-APO_ZERO_UNPAIRED = Algorithm(apo_zero_unpaired, (ref_logps,), needs=_needs, data="unpaired")
+APO_ZERO_UNPAIRED = Algorithm(
+    apo_zero_unpaired, (ref_logps,), needs=_needs, data="unpaired", advise=_advise
+)

@@ -1,6 +1,7 @@
 """Reward models: a scalar head learns from comparisons, ratings, verdicts and steps."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ptjax.algorithms.base import Algorithm
@@ -13,17 +14,24 @@ from ptjax.types import Batch, Mean, Outputs
 Made = tuple[Mean, dict[str, Mean]]
 
 
-def reward(outputs: Outputs, batch: Batch, *, center: float = 0.0) -> Made:
+def reward(
+    outputs: Outputs, batch: Batch, *, center: float = 0.0, score_margin: float = 0.0
+) -> Made:
     """Bradley-Terry (2307.09288, equation 2): L = -ls(r_c - r_r - m) + c (r_c + r_r)².
 
     Args:
       outputs: `scores`.
-      batch: `valid`, `weights`, `margin`; two sequences each, chosen first.
+      batch: `valid`, `weights`, `margin`, with score_margin `scores`; two sequences each, chosen
+        first.
       center: c, the pull of a pair's mean to 0 (2312.09244); 0.01 is usual.
+      score_margin: k of m = margin + k (s_c - s_r), s the data's scores of both sides.
     """
     rewards, weights = _rewards(outputs, batch), batch["weights"][:, 0]
     chosen, rejected = rewards[:, 0], rewards[:, 1]
-    values = losses.bradley_terry(chosen, rejected, batch["margin"], center=center)
+    margin = batch["margin"]
+    if score_margin:
+        margin += score_margin * (batch["scores"][:, 0] - batch["scores"][:, 1])
+    values = losses.bradley_terry(chosen, rejected, margin, center=center)
     metrics = {
         "rewards/chosen": Mean.of(chosen, weights),
         "rewards/rejected": Mean.of(rejected, weights),
@@ -118,13 +126,34 @@ def _share(holds: Array, weights: Array) -> Mean:
     return Mean.of(holds.astype(jnp.float32), weights)
 
 
-def _centered(*, center: float) -> tuple[str, ...]:
-    if center < 0:
-        raise UserError(f"hparams.center = {center}: it cannot be negative")
+def _centered(*, center: float, score_margin: float = 0.0) -> tuple[str, ...]:
+    for name, value in (("center", center), ("score_margin", score_margin)):
+        if not value >= 0:
+            raise UserError(f"hparams.{name} = {value}: it cannot be negative")
     return ("scores",)
 
 
-REWARD = Algorithm(reward, needs=_centered, data="pairs", head="score")
+def _tell(scores: np.ndarray, margin: np.ndarray, *, score_margin: float) -> str | None:
+    """Which margins rewards shall keep, and whether scores are there that say none."""
+    gaps = scores[:, 0] - scores[:, 1]
+    asked, told = margin + score_margin * gaps, []
+    if asked.any():
+        told.append(f"rewards shall be apart by the margins of {_spread(asked)}")
+    if gaps.any() and not score_margin:
+        told.append(
+            f"the scores of {_spread(gaps)} (differences) are not read: hparams.score_margin times "
+            "them would be margins"
+        )
+    return "; ".join(told) or None
+
+
+def _spread(values: np.ndarray) -> str:
+    some = values[values != 0]
+    size = f"{some.mean():.3g} on average, {some.max():.3g} at most"
+    return f"{len(some)} of {len(values)} pairs, {size}"
+
+
+REWARD = Algorithm(reward, needs=_centered, data="pairs", head="score", tell=_tell)
 REWARD_RANKED = Algorithm(reward_ranked, needs=_centered, data="ranked", head="score")
 REWARD_REGRESSION = Algorithm(reward_regression, needs=("scores",), data="rated", head="score")
 OUTCOME_REWARD = Algorithm(outcome_reward, needs=("scores",), data="verdicts", head="score")

@@ -8,10 +8,12 @@ from jaxtyping import Bool, Float, Int
 from ptjax.data.config import DataConfig
 from ptjax.data.encode import Encodings
 from ptjax.data.examples import Examples, SourceReport, count_trained
-from ptjax.data.kinds import Kind
+from ptjax.data.kinds import LABELLED, Kind
 from ptjax.data.pieces import Pieces
 from ptjax.data.store import Store
 from ptjax.errors import UserError
+
+_SAME = "all sides are the same tokens"
 
 
 class _Table(NamedTuple):
@@ -50,7 +52,9 @@ def judged_examples(
     trained = _trained(store, pieces)
     keep = _kept(one, table, trained, config, kind, report)
     if kind.one_prompt and table.there.shape[1] > 1:
-        keep &= _differing(store, table, pieces, keep, report)
+        keep &= _differing(store, table, pieces, keep, report, ranked=kind.name == "ranked")
+    elif kind.name in LABELLED:
+        keep &= _consistent(store, table, pieces, keep, report)
     kept = np.flatnonzero(keep)
     cut = (table.lengths - pieces.lengths)[kept]
     report.truncated, report.truncated_tokens = int((cut > 0).sum()), int(cut.sum())
@@ -156,9 +160,15 @@ def _kept(
 
 
 def _differing(
-    store: Store, table: _Table, pieces: Pieces, keep: np.ndarray, report: SourceReport
+    store: Store,
+    table: _Table,
+    pieces: Pieces,
+    keep: np.ndarray,
+    report: SourceReport,
+    *,
+    ranked: bool,
 ) -> np.ndarray:
-    """Which of the kept examples have sides that differ, in their tokens and in their scores."""
+    """Which of the kept examples have sides that differ in tokens, and if ranked in scores."""
     first = pieces.lengths[:, :1]
     candidates = keep & ((pieces.lengths == first) | ~table.there).all(1)
     alike = np.zeros(len(keep), bool)
@@ -166,10 +176,26 @@ def _differing(
         starts = pieces.starts[example, table.there[example]]
         sides = [store.tokens[start : start + int(first[example, 0])] for start in starts]
         alike[example] = all(np.array_equal(side, sides[0]) for side in sides[1:])
-    report.drop("all sides are the same tokens", int(alike.sum()))
+    report.drop(_SAME, int(alike.sum()))
+    if not ranked:
+        return ~alike
     level = ((table.scores == table.scores[:, :1]) | ~table.there).all(1) & keep & ~alike
     report.drop("all sides are judged alike", int(level.sum()))
     return ~(alike | level)
+
+
+def _consistent(
+    store: Store, table: _Table, pieces: Pieces, keep: np.ndarray, report: SourceReport
+) -> np.ndarray:
+    """Which of the kept examples are no pair's that is one answer, labelled good and bad."""
+    rows, starts, lengths = store.rows[table.firsts], pieces.starts[:, 0], pieces.lengths[:, 0]
+    twin = (rows[1:] == rows[:-1]) & (lengths[1:] == lengths[:-1]) & keep[1:] & keep[:-1]
+    same = np.zeros(len(keep), bool)
+    for good in np.flatnonzero(twin):
+        one, other = (store.tokens[starts[i] : starts[i] + lengths[i]] for i in (good, good + 1))
+        same[good : good + 2] = np.array_equal(one, other)
+    report.drop(_SAME, int(same.sum()) // 2)
+    return ~same
 
 
 def _where(one: Encodings, table: _Table, found: np.ndarray) -> str:

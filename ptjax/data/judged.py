@@ -27,7 +27,7 @@ class Judged:
 
     sequences: list[Example]
     scores: list[float]
-    """By sequence, greater is better; 0 where the kind has none."""
+    """By sequence, greater is better; 0 where the row has none."""
     margin: float = 0.0
     steps: list[str] | None = None
     """Stepwise: the text of each step of the one answer, whose Example has the prompt alone."""
@@ -67,10 +67,7 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
             return [Judged([side], [1.0 - n]) for n, side in enumerate(sides)]
         if kind.name == "ranked":
             return [Judged(sides, given or [-1.0, -2.0])]
-        margin = given[0] - given[1] if given else 0.0
-        if "margin" in row:
-            margin = _number(row["margin"], "margin")
-        return [Judged(sides, [1.0, 0.0], margin)]
+        return [Judged(sides, given or [0.0, 0.0], _margin(row))]
     column = "label" if kind.name in LABELLED else "score"
     score = _number(row[column], column)
     if kind.name in LABELLED and score not in (0, 1):
@@ -145,7 +142,22 @@ def _given_scores(row: Row) -> list[float] | None:
     there = [name in row for name in names]
     if any(there) and not all(there):
         raise BadForm(f"column {names[there.index(False)]!r} is missing beside its twin")
-    return [_number(row[name], name) for name in names] if all(there) else None
+    if not all(there):
+        return None
+    chosen, rejected = (_number(row[name], name) for name in names)
+    if chosen < rejected:
+        raise BadForm(
+            "the scores say that 'rejected' is the better answer", f"{chosen:g} and {rejected:g}"
+        )
+    return [chosen, rejected]
+
+
+def _margin(row: Row) -> float:
+    """By how much a pair's chosen side is better, where the row says so itself."""
+    margin = _number(row.get("margin", 0.0), "margin")
+    if margin < 0:
+        raise BadForm("'margin' says that 'rejected' is the better answer", f"{margin:g}")
+    return margin
 
 
 def _numbers(given: Any, column: str, count: int) -> list[float]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import numpy as np
+from jaxtyping import Int
 
 from ptjax.data.examples import Examples
 from ptjax.data.pieces import Pieces
@@ -13,8 +14,9 @@ from ptjax.errors import UserError
 def with_mismatched(examples: Examples, max_length: int) -> Examples:
     """Gives every example its prompt with a completion that answers another prompt.
 
-    Example i gets the completion of the nearest example before it, in its source's order and
-    around its beginning, whose prompt differs; cut to `max_length` tokens.
+    Within a source each completion is given once, cut to `max_length` tokens, so that the
+    mismatched have the labels and lengths of the data. Where prompts differ, an example gets the
+    completion of the one before it.
 
     Raises:
       UserError: all prompts of a source are the same.
@@ -31,7 +33,7 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
                     f"({len(mine)}), have one prompt alone; kind 'mismatched' measures each prompt "
                     "with the completion of another, so give rows of another prompt"
                 )
-            others[mine] = mine[_before(np.unique(prompts, return_inverse=True)[1])]
+            others[mine] = mine[_others(prompts)]
     starts, prompts = examples.pieces.starts[:, 0], examples.prompts
     resumes = starts[others] + prompts[others]
     completions = examples.lengths[others, 0] - prompts[others]
@@ -48,10 +50,18 @@ def _prompt(examples: Examples, example: int) -> bytes:
     return hashlib.blake2b(prompt.tobytes(), digest_size=8).digest()
 
 
-def _before(prompts: np.ndarray) -> np.ndarray:
-    """By place, the nearest place before it, around the beginning, with another prompt."""
-    changes = prompts != np.roll(prompts, 1)
-    places = np.arange(len(prompts))
-    last = np.maximum.accumulate(np.where(changes, places, -1))
-    last = np.where(last < 0, np.flatnonzero(changes)[-1], last)  # the run goes around the end
-    return (last - 1) % len(prompts)
+def _others(prompts: list[bytes]) -> Int[np.ndarray, " E"]:
+    """By example, one of another prompt; each is taken once as far as that can be.
+
+    The examples are ordered by prompt, prompts as they first come, and rotated by the most that
+    have the same. Where those are more than all others, the surplus takes the others in turn.
+    """
+    firsts: dict[bytes, int] = {}
+    places = np.array([firsts.setdefault(one, place) for place, one in enumerate(prompts)])
+    order = np.argsort(places, kind="stable")
+    others = np.empty_like(order)
+    others[order] = np.roll(order, np.bincount(places).max())
+    surplus = np.flatnonzero(places[others] == places)
+    if len(surplus):
+        others[surplus] = np.resize(np.flatnonzero(places != places[surplus[0]]), len(surplus))
+    return others

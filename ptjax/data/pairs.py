@@ -58,12 +58,33 @@ def _chosen_and_rejected(row: Row, tools: Tools) -> list[Example]:
         asked, sides = _common_messages(sides)
     else:
         asked = read_turns(prompt, "prompt")
+        sides = _behind(asked, sides)
     return [Example(prompt=asked, completion=side, tools=tools) for side in sides]
+
+
+def _behind(asked: list[Message], sides: list[list[Message]]) -> list[list[Message]]:
+    """The answers to a prompt, which both sides may tell once more."""
+    if all(_bare(side[: len(asked)]) == _bare(asked) for side in sides):
+        sides = [side[len(asked) :] for side in sides]
+    for side, column in zip(sides, ("chosen", "rejected"), strict=True):
+        if not side:
+            raise BadForm(f"{column!r} has no answer after the messages of 'prompt'")
+        if side[0]["role"] in ("system", "user"):
+            raise BadForm(
+                f"{column!r} begins with a {side[0]['role']} message: it is neither an answer to "
+                "'prompt', nor do both sides begin with all of it"
+            )
+    return sides
+
+
+def _bare(messages: list[Message]) -> list[Message]:
+    """The messages without what is trained of them."""
+    return [{**message, "trained": None} for message in messages]
 
 
 def _common_messages(sides: list[list[Message]]) -> tuple[list[Message], list[list[Message]]]:
     """The messages that two conversations begin with alike, and what follows them in each."""
-    bare = [[{**message, "trained": None} for message in side] for side in sides]
+    bare = [_bare(side) for side in sides]
     common = 0
     while common < min(map(len, sides)) and bare[0][common] == bare[1][common]:
         common += 1

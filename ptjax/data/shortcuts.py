@@ -81,12 +81,14 @@ def shortcuts(examples: Examples, kind: Kind, tokenizer: Any) -> Shortcuts | Non
     lengths = np.where(examples.lengths > 0, examples.lengths - examples.prompts[:, None], 0)
     paired = examples.lengths.shape[1] > 1
     if paired:
-        there = examples.lengths > 0
-        best = np.where(there, examples.scores, -np.inf).argmax(1)
-        worst = np.where(there, examples.scores, np.inf).argmin(1)
-        rows = np.arange(len(examples))
+        rows, there = np.arange(len(examples)), examples.lengths > 0
+        if kind.name == "pairs":
+            best, worst, names = np.zeros_like(rows), np.ones_like(rows), ("chosen", "rejected")
+        else:
+            best = np.where(there, examples.scores, -np.inf).argmax(1)
+            worst = np.where(there, examples.scores, np.inf).argmin(1)
+            names = ("best", "worst")
         sides = [(rows, best), (rows, worst)]
-        names = ("chosen", "rejected") if kind.name == "pairs" else ("best", "worst")
     else:
         scores = examples.scores[:, 0]
         binary = bool(np.isin(scores, (0, 1)).all())

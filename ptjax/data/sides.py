@@ -63,7 +63,7 @@ def encode_steps(
     else:
         first = chat.template.prompt_ids(prompt)
         rest = [ids for ids, _ in chat.template.tokens.encode_content(parts)]
-    ends = len(first) + np.cumsum([len(ids) for ids in rest])[1::2] - 1
+    ends = len(first) + np.cumsum([len(ids) for ids in rest], dtype=np.int64)[1::2] - 1
     return np.concatenate([first, *rest]).astype(np.int32), ends
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-VERSION = 4
+VERSION = 5
 FIELDS = {
     "tokens": np.dtype(np.int32),
     "mask": np.dtype(bool),

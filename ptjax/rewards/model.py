@@ -53,6 +53,59 @@ def model(
     return [np.nan if one is None else float(one[-1]) for one in scores]
 
 
+def step_scores(
+    prompts: Sequence[str],
+    completions: Sequence[str | Sequence[str]],
+    messages: Sequence[Any] | None = None,
+    *,
+    source: str,
+    separator: str = "\n",
+    batch_size: int = 16,
+    dtype: str = "float32",
+) -> list[list[float]]:
+    """The probability that each step is right, as a process reward model has it (2305.20050).
+
+    Args:
+      prompts: texts; each is the user's turn where the model has a chat template.
+      completions: lists of steps, or texts, their steps apart by the separator; empty steps do not
+        count.
+      messages: whole conversations up to the completion, in place of the prompts.
+      source: a workdir or a folder of what `process_reward` trained.
+      separator: what stands between two steps of a text.
+      batch_size: completions that are scored together.
+      dtype: of the computation.
+
+    Returns:
+      By completion one number a step: the sigmoid of the score at its last token; NaN where the
+      completion is longer than the model's positions or the template refuses the prompt.
+
+    Raises:
+      UserError: nothing there, or a model without a scalar head.
+    """
+    from ptjax.data.messages import BadForm
+    from ptjax.data.sides import encode_steps
+
+    loaded = scorer(source, dtype)
+    rows, ends, counts = [], [], []
+    for prompt, completion in zip(_asked(prompts, messages, loaded), completions, strict=True):
+        given = completion.split(separator) if isinstance(completion, str) else completion
+        steps = [step for step in given if step.strip()]
+        try:
+            tokens, last = encode_steps(loaded.chat, prompt, steps)
+        except BadForm:
+            tokens, last = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        rows.append(tokens)
+        ends.append(last)
+        counts.append(len(steps))
+    found = []
+    for scores, places, count in zip(loaded.scores(rows, batch_size), ends, counts, strict=True):
+        sure = np.full(count, np.nan)
+        if scores is not None:
+            sure = 1 / (1 + np.exp(-scores[places].astype(np.float64)))
+        found.append(sure.tolist())
+    return found
+
+
 AGGREGATIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "min": np.min,
     "product": np.prod,
@@ -85,39 +138,27 @@ def process_model(
       dtype: of the computation.
 
     Returns:
-      Probabilities; None for a completion without steps, NaN where it is longer than the model's
-      positions or the template refuses the prompt.
+      Probabilities, of `step_scores`; None for a completion without steps, NaN where its steps have
+      none.
 
     Raises:
       UserError: nothing there, a model without a scalar head, an unknown aggregation.
     """
-    from ptjax.data.messages import BadForm
-    from ptjax.data.sides import encode_steps
-
     if aggregation not in AGGREGATIONS:
         raise UserError(
             f"process_model: aggregation {aggregation!r}{did_you_mean(aggregation, AGGREGATIONS)}"
         )
-    loaded = scorer(source, dtype)
-    rows, ends = [], []
-    for prompt, completion in zip(_asked(prompts, messages, loaded), completions, strict=True):
-        steps = [step for step in completion.split(separator) if step.strip()]
-        try:
-            tokens, last = encode_steps(loaded.chat, prompt, steps)
-        except BadForm:
-            tokens, last = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        rows.append(tokens)
-        ends.append(last if steps else None)
-    found: list[float | None] = []
-    for scores, places in zip(loaded.scores(rows, batch_size), ends, strict=True):
-        if places is None:
-            found.append(None)
-        elif scores is None:
-            found.append(np.nan)
-        else:
-            sure = 1 / (1 + np.exp(-scores[places].astype(np.float64)))
-            found.append(float(AGGREGATIONS[aggregation](sure)))
-    return found
+    sure = step_scores(
+        prompts,
+        completions,
+        messages,
+        source=source,
+        separator=separator,
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    whole = AGGREGATIONS[aggregation]
+    return [float(whole(np.array(steps))) if steps else None for steps in sure]
 
 
 def _asked(prompts: Sequence[str], messages: Sequence[Any] | None, loaded: Scorer) -> list[Any]:

@@ -41,11 +41,15 @@ def _self_rejected(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None
     length = given["tokens"].shape[2]
     for name in ("tokens", "valid", "mask"):
         made[name][:, 0, :length] = given[name][:, 0, : rollout.length]
+    identical = 0
     for row, prompt, (answer,) in zip(rows, prompts, answers, strict=True):
         put_answer(made, row, 1, prompt, answer)
+        one, other = (made["tokens"][row, n, made["valid"][row, n]] for n in range(2))
+        identical += np.array_equal(one, other)
         made["weights"][row] = given["weights"][row, 0]
         made["scores"][row] = 1, 0
-    ctx.logged.update(told(answers), **{"rollout/seconds": time.perf_counter() - began})
+    ctx.logged.update(told(answers), **{"rollout/identical": identical / len(rows)})
+    ctx.logged["rollout/seconds"] = time.perf_counter() - began
     return in_place(ctx, batch, made), carry
 
 
@@ -117,7 +121,7 @@ self_rejected = Stage(
     writes=_SEQUENCES,
     reference=True,
     sequences=2,
-    measures=("rollout/tokens", "rollout/truncated"),
+    measures=("rollout/tokens", "rollout/truncated", "rollout/identical"),
 )
 
 rank_pair = Stage(

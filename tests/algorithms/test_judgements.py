@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ptjax.algorithms import METHODS
+from ptjax.errors import UserError
 from ptjax.types import Outputs
 
 VALID = jnp.ones((3, 2, 4), bool).at[:, 1, 3].set(False)
@@ -33,6 +34,7 @@ def test_rewards_are_those_of_the_last_tokens():
         "valid": VALID,
         "weights": jnp.array([[1.0, 1], [1, 1], [0, 0]]),
         "margin": jnp.array([0.5, 0, 0]),
+        "scores": jnp.array([[9.0, 1], [0, 0], [0, 0]]),
     }
     outputs = scored((2.0, 1.0), (-1.0, 1.0), (0.0, 50.0))
     loss, metrics = measured("reward", outputs, batch, center=0.1)
@@ -189,6 +191,48 @@ def test_what_is_measured_of_single_answers_is_the_same_in_micro_batches():
     assert whole["length/reward"].value() and part(slice(3))["length/desirable"].value() == 0
 
 
+PAIRS_OF = {
+    "scores": (np.array([[9.0, 1], [4, 2], [0, 0]]), np.zeros(3)),
+    "margins": (np.zeros((3, 2)), np.array([0.5, 1.5, 0])),
+    "neither": (np.zeros((3, 2)), np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "hparams", "said"),
+    [
+        ("scores", {}, "scores of 2 of 3 pairs, 5 on average, 8 at most .* are not read"),
+        ("scores", {"score_margin": 0.1}, "^rewards .* 2 of 3 pairs, 0.5 on average, 0.8 at most$"),
+        ("margins", {}, "^rewards .* margins of 2 of 3 pairs, 1 on average, 1.5 at most$"),
+        ("neither", {}, None),
+    ],
+)
+def test_a_reward_model_tells_what_margins_it_is_to_keep(given, hparams, said):
+    told = METHODS["reward"].bind(hparams, "hparams").told(*PAIRS_OF[given])
+    assert (told is None) == (said is None)
+    assert said is None or re.search(said, told)
+
+
+def test_scores_are_margins_where_it_is_asked_and_by_that_much():
+    scores, margin = (jnp.asarray(x, jnp.float32) for x in PAIRS_OF["scores"])
+    batch = {
+        "valid": jnp.ones((3, 2, 4), bool),
+        "weights": jnp.ones((3, 2)),
+        "scores": scores,
+        "margin": margin + 0.25,
+    }
+    rewards = jnp.array([[1.0, 0.5], [0.2, 0.1], [0, 2]])
+    said = Outputs(scores=jnp.broadcast_to(rewards[..., None], (3, 2, 4)))
+    for scale in (0.0, 0.1):
+        bound = METHODS["reward"].bind({"score_margin": scale}, "hparams")
+        found = bound.terms(said, batch)[0]["loss"][1].value()
+        asked = 0.25 + scale * (scores[:, 0] - scores[:, 1])
+        wanted = np.log1p(np.exp(asked - rewards[:, 0] + rewards[:, 1])).mean()
+        assert found == pytest.approx(float(wanted), rel=1e-5)
+    with pytest.raises(UserError, match="score_margin = -1.0: it cannot be negative"):
+        METHODS["reward"].bind({"score_margin": -1.0}, "hparams")
+
+
 @pytest.mark.parametrize(
     ("labels", "hparams", "said"),
     [
@@ -199,6 +243,8 @@ def test_what_is_measured_of_single_answers_is_the_same_in_micro_batches():
     ],
 )
 def test_weights_far_off_the_balance_of_labels_are_told(labels, hparams, said):
-    advice = METHODS["kto"].bind(hparams, "hparams").advice(np.array(labels, float)[:, None])
-    assert (advice is None) == (said is None)
-    assert said is None or re.search(said, advice)
+    for method in ("kto", "apo_zero_unpaired"):
+        scores = np.array(labels, float)[:, None]
+        advice = METHODS[method].bind(hparams, "hparams").advice(scores)
+        assert (advice is None) == (said is None)
+        assert said is None or re.search(said, advice)

@@ -73,6 +73,32 @@ def test_rewards_are_per_token_where_the_loss_is(hparams, by_length):
     assert found["both_fall"] == 0.5
 
 
+@pytest.mark.parametrize("hparams", [{"loss": "sigmoid"}, {"loss": "sigmoid_norm"}])
+def test_rewards_are_those_of_the_f_divergence(hparams):
+    """f' = 1 - 1/r of forward KL, of both log-ratios: what the loss sees is what saturates."""
+    found = measured(beta=1.0, f_divergence="forward_kl", **hparams)
+    ratios, lengths = np.array([[2.0, 1.0], [-1.0, -2.0]]), np.array([[4, 1], [1, 4]])
+    scores = 1 - np.exp(-ratios)
+    seen = scores / lengths if "norm" in hparams["loss"] else scores
+    margins = seen[:, 0] - seen[:, 1]
+    assert found["rewards/margin"] == pytest.approx(margins.mean(), rel=1e-5)
+    assert found["rewards/chosen"] == pytest.approx(seen[:, 0].mean(), rel=1e-5)
+    assert found["saturated"] == np.mean(1 / (1 + np.exp(margins)) < 0.01)
+    assert found["saturated"] == (0.5 if hparams["loss"] == "sigmoid" else 0)
+    assert found["both_fall"] == 0.5
+
+
+def test_wpo_weighs_pairs_and_not_the_likelihood_beside_them():
+    said = OUTPUTS._replace(sum_squares=0 * MASK)
+    both = {"loss": ("sigmoid", "sft")}
+    terms = [METHODS["dpo"].bind({**both, "wpo": wpo}, "hparams").terms for wpo in (False, True)]
+    plain, weighed = (
+        {name: float(mean.value()) for name, (_, mean) in jax.jit(made)(said, BATCH)[0].items()}
+        for made in terms
+    )
+    assert weighed["sft"] == plain["sft"] and weighed["sigmoid"] < 0.9 * plain["sigmoid"]
+
+
 def test_orpo_takes_the_prompts_likelihood_where_it_is_asked():
     """Chosen sequences of 5 and 3 tokens, answers of 4 and 1; the first token of each has none."""
     valid = jnp.array([[5 * [True], 5 * [True]], [[True] * 3 + [False] * 2, 5 * [True]]])

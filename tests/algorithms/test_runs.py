@@ -11,10 +11,12 @@ from tests.full import FULL
 from tests.judged import write_judged, write_prompts
 
 ONLINE = ("grpo", "dapo", "remax", "ppo")
-SAME = PRESETS.keys() - {*ONLINE} | {"cpo", "alphapo"}
-"""Other rows of settings, or losses of the same stages, that are run here."""
+SAME = PRESETS.keys() - {*ONLINE}
+"""Other rows of settings of a method that is run here."""
 ALIKE = {
     "simpo",
+    "cpo",
+    "alphapo",
     "apo_zero_unpaired",
     "reward_regression",
     "outcome_reward",

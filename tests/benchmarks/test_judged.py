@@ -147,11 +147,15 @@ def test_a_process_reward_model_to_which_all_steps_are_bad(tmp_path, monkeypatch
     assert len(held_out) == 8 and first and last and 0 < seen < 8
     assert told["left out: cut before the first mistake"] == f"{8 - seen} of 8"
     assert told["chance"] == "25.0%"
+    assert told["steps judged right before training"].endswith(f" of {3 * seen})")
     for name, right, count in (
         ("first mistake found", first, seen),
         ("always the first step", first, seen),
         ("always the last step", last, seen),
         ("steps judged right", 3 * first + last, 3 * seen),
+        ("bad steps judged right", 3 * first + last, 3 * first + last),
+        ("good steps judged right", 0, 3 * (seen - first) - last),
+        ("calling all steps good", 3 * (seen - first) - last, 3 * seen),
     ):
         assert told[name].endswith(f", {right} of {count})"), name
         assert told[name].startswith(f"{right / count:.1%} (")

@@ -99,6 +99,21 @@ def test_pairs_that_say_nothing_are_dropped_and_counted(tokenizer, write):
         built(rows[1:2], tokenizer, write)
 
 
+@pytest.mark.parametrize("kind", ["unpaired", "mismatched"])
+def test_a_pair_of_one_answer_is_not_labelled_good_and_bad(tokenizer, write, kind):
+    rows = [
+        pair("p", "a", "b"),
+        pair("p", "same", "same"),
+        {"prompt": "p", "completion": "same", "label": True},
+        {"prompt": "p", "completion": "same", "label": False},  # a row of its own: noise of labels
+        pair("q", " a" * 60 + " b", " a" * 60 + " c"),  # alike once cut
+        pair("q", "a", "c"),
+    ]
+    made = built(rows, tokenizer, write, kind=kind)
+    assert made.report.drops == {"all sides are the same tokens": 2}
+    assert made.examples.row.tolist() == [0, 0, 2, 3, 5, 5]
+
+
 def test_rankings_that_rank_nothing_are_dropped(tokenizer, write):
     answers = ["a", "b", "c"]
     rows = [

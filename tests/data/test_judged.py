@@ -52,7 +52,7 @@ PAIR = [Example(prompt=[user("q")], completion=[said(text)]) for text in "ab"]
 def test_pairs_in_every_form(row):
     made = one("pairs", row)
     assert made.sequences == PAIR
-    assert (made.scores, made.margin) == ([1.0, 0.0], 0.0)
+    assert (made.scores, made.margin) == ([0.0, 0.0], 0.0)
     good, bad = read("unpaired", row)
     assert [good.sequences, bad.sequences] == [PAIR[:1], PAIR[1:]]
     assert (good.scores, bad.scores) == ([1.0], [0.0])
@@ -96,19 +96,37 @@ def test_text_stays_text():
 
 
 @pytest.mark.parametrize(
-    "given, margin",
+    "given, margin, scores",
     [
-        ({"score_chosen": 3, "score_rejected": 1.5}, 1.5),
-        ({"chosen_score": "3", "rejected_score": 1.5}, 1.5),
-        ({"chosen_rating": 3, "rejected_rating": 1}, 2.0),
-        ({"margin": 0.25, "score_chosen": 3, "score_rejected": 1}, 0.25),
+        ({"score_chosen": 3, "score_rejected": 1.5}, 0.0, [3, 1.5]),
+        ({"chosen_score": "3", "rejected_score": 1.5}, 0.0, [3, 1.5]),
+        ({"chosen_rating": 3, "rejected_rating": 3}, 0.0, [3, 3]),
+        ({"margin": 0.25, "score_chosen": 3, "score_rejected": 1}, 0.25, [3, 1]),
+        ({"margin": 0.25}, 0.25, None),
     ],
 )
-def test_margins(given, margin):
+def test_scores_of_a_pair_are_no_margin(given, margin, scores):
     row = {"prompt": "p", "chosen": "a", "rejected": "b", **given}
-    assert one("pairs", row).margin == margin
-    scores = one("ranked", row).scores
-    assert len(scores) == 2 and scores[0] > scores[1]
+    made = one("pairs", row)
+    assert (made.margin, made.scores) == (margin, scores or [0, 0])
+    assert one("ranked", row).scores == (scores or [-1, -2])
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ranked", "unpaired"])
+def test_scores_that_contradict_the_sides_are_a_bad_row(kind):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 4, "score_rejected": 7}
+    with pytest.raises(BadForm, match="scores say that 'rejected' is the better answer.*4 and 7"):
+        read(kind, row)
+    unread = {"unread": "score_chosen", "unread too": "score_rejected"}
+    assert read(kind, row, **unread)
+
+
+def test_a_prompt_that_the_sides_tell_once_more_stands_once():
+    asked = [said("x"), user("q")]
+    row = {"prompt": asked, "chosen": [*asked, said("a")], "rejected": [*asked, said("b")]}
+    made = one("pairs", row)
+    assert [s.prompt for s in made.sequences] == [asked, asked]
+    assert [s.completion for s in made.sequences] == [[said("a")], [said("b")]]
 
 
 @pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1"])
@@ -213,6 +231,21 @@ def test_columns_are_renamed_also_by_path():
             "pairs",
             {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"},
             "'margin' is not a number.*'wide'",
+        ),
+        (
+            "pairs",
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": -2},
+            "'margin' says that 'rejected' is the better answer.*-2",
+        ),
+        (
+            "pairs",
+            {"prompt": [user("q")], "chosen": [user("q"), said("a")], "rejected": [said("b")]},
+            "'chosen' begins with a user message",
+        ),
+        (
+            "pairs",
+            {"prompt": [user("q")], "chosen": [user("q")], "rejected": [user("q")]},
+            "'chosen' has no answer after the messages of 'prompt'",
         ),
         ("unpaired", {"prompt": "p", "completion": "c"}, "'label' is missing"),
         ("unpaired", {"prompt": "p", "completion": "c", "label": 0.5}, "neither true"),

@@ -38,8 +38,9 @@ ROWS = {
             "prompt": chat(i),
             "chosen": chat(i, "assistant"),
             "rejected": chat(-i - 1, "assistant"),
-            "score_chosen": i,
+            "score_chosen": i + 1,
             "score_rejected": 0.5,
+            "margin": i / 4,
         }
         for i in range(40)
     ],
@@ -207,7 +208,7 @@ def test_pairs(paths, tokenizer):
         for n, side in enumerate(("chosen", "rejected")):
             prompt, trained, _ = text(columns, tokenizer, n)
             assert (prompt, trained) == (before, given[side][0]["content"] + "<|im_end|>")
-        assert columns["scores"].tolist() == [1, 0] and columns["margin"] == row - 0.5
+        assert columns["scores"].tolist() == [row + 1, 0.5] and columns["margin"] == row / 4
 
 
 def test_unpaired(paths, tokenizer):
@@ -216,9 +217,8 @@ def test_unpaired(paths, tokenizer):
         assert trained == ROWS["unpaired"][row]["completion"][0]["content"] + "<|im_end|>"
         assert columns["scores"].tolist() == [float(row % 3 == 0)]
         mismatched, other, _ = text(columns, tokenizer, prefix="kl_")
-        nearest = (row // 2) * 2 - 1  # rows come in twos of one prompt
-        assert mismatched == prompt
-        assert other == ROWS["unpaired"][nearest]["completion"][0]["content"] + "<|im_end|>"
+        assert mismatched == prompt  # and rows come in twos of one prompt
+        assert other == ROWS["unpaired"][row - 2]["completion"][0]["content"] + "<|im_end|>"
 
 
 def test_answers(paths, tokenizer):

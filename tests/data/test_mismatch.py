@@ -2,26 +2,47 @@ import numpy as np
 import pytest
 
 from ptjax.data import build
-from ptjax.data.mismatch import _before
+from ptjax.data.mismatch import _others
 from ptjax.errors import UserError
 
 
-def brute(prompts):
-    found = []
-    for i in range(len(prompts)):
-        j = i
-        while prompts[j % len(prompts)] == prompts[i]:
-            j -= 1
-        found.append(j % len(prompts))
-    return found
+def names(prompts):
+    return [bytes([prompt]) for prompt in prompts]
 
 
-def test_the_nearest_before_with_another_prompt():
+def test_each_is_taken_once_and_never_by_its_own_prompt():
     rng = np.random.default_rng(0)
+    outnumbered = 0
     for _ in range(300):
-        prompts = rng.integers(0, 3, int(rng.integers(2, 12)))
-        if len(set(prompts.tolist())) > 1:
-            assert _before(prompts).tolist() == brute(prompts.tolist())
+        prompts = rng.integers(0, 4, int(rng.integers(2, 14)))
+        sizes = np.bincount(prompts)
+        most, count = int(sizes.max()), len(prompts)
+        if most == count:
+            continue
+        others = _others(names(prompts))
+        assert (prompts[others] != prompts).all()
+        taken = np.bincount(others, minlength=count)
+        if 2 * most <= count:
+            assert (taken == 1).all()
+        else:  # more examples of one prompt than of all others
+            outnumbered += 1
+            assert (taken[prompts == sizes.argmax()] <= 1).all()
+            rest = taken[prompts != sizes.argmax()]
+            assert rest.max() - rest.min() <= 1
+    assert outnumbered > 20
+
+
+def test_where_prompts_differ_it_is_the_example_before():
+    """As in TRL, which rotates the completions of a batch."""
+    assert _others(names(range(5))).tolist() == [4, 0, 1, 2, 3]
+
+
+def test_of_pairs_both_labels_are_as_often_among_the_mismatched(tokenizer, write):
+    pairs = [{"prompt": f"{i}?", "chosen": f"aye {i}", "rejected": f"nay {i}"} for i in range(9)]
+    made = build({"sources": write(pairs)}, tokenizer, kind="mismatched", seed=1)
+    texts = [tokenizer.decode(tokens) for tokens in read(made)]
+    assert sorted("aye" in text for text in texts) == [False] * 9 + [True] * 9
+    assert len({text.split("?")[1] for text in texts}) == 18
 
 
 def rows(prompts):

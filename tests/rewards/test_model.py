@@ -16,6 +16,7 @@ from ptjax.models.tokenizer import load_tokenizer
 from ptjax.prepare import prepare
 from ptjax.rewards import REWARDS
 from ptjax.rewards.base import rewards
+from ptjax.rewards.model import step_scores
 from ptjax.rewards.score import score
 from ptjax.rewards.scorer import Scorer, scorer
 from tests import tiny
@@ -133,17 +134,23 @@ def test_what_is_scored_is_what_was_trained(folders, tmp_path, monkeypatch, told
     assert found == pytest.approx(1 / (1 + np.exp(-float(np.flatnonzero(ends)[0]))))
 
 
-def test_a_judge_of_text_is_told_of_the_template(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("method", "asks"),
+    [("process_reward", "a reward is asked with it"), ("dpo", "`ptjax.generate` ask with it")],
+)
+def test_a_judge_of_text_is_told_of_the_template(tmp_path, caplog, method, asks):
     tiny.write(tmp_path)
     said = {}
+    judged = {"completions": STEPS, "labels": [1, 1, 0]}
+    if method == "dpo":
+        judged = {"chosen": STEPS[0], "rejected": STEPS[1]}
     for form, prompt in (("text", "Why?"), ("messages", USER)):
         path = tmp_path / f"{form}.jsonl"
-        row = {"prompt": prompt, "completions": STEPS, "labels": [1, 1, 0]}
-        path.write_text((json.dumps(row) + "\n") * 8)
+        path.write_text((json.dumps({"prompt": prompt, **judged}) + "\n") * 8)
         changes = {"data.sources[0].path": str(path), "data.validation": None}
-        changes |= {"data.max_length": 96, "data.tokens_per_batch": 768}
-        prepare(tiny.tiny_config(tmp_path, method="process_reward", **changes))
-        said[form] = "give prompts as messages" in caplog.text
+        changes |= {"data.max_length": 96, "data.tokens_per_batch": 1536}
+        prepare(tiny.tiny_config(tmp_path, method=method, **changes))
+        said[form] = asks in caplog.text and "give prompts as messages" in caplog.text
         caplog.clear()
     assert said == {"text": True, "messages": False}
 
@@ -183,6 +190,19 @@ def test_a_process_model_is_as_sure_as_its_steps(loaded, folders, aggregation, w
         sure = [1 / (1 + np.exp(-by_hand(bundle, ids[: end + 1]))) for end in ends]
         assert len(sure) == len(steps)
         assert value == pytest.approx(whole(np.array(sure)), rel=1e-5)
+
+
+def test_each_steps_probability_is_to_be_had(loaded, folders):
+    """Of texts and of lists of steps; what fits no position has none, and neither has no step."""
+    source = str(folders / "chat")
+    steps = ["blue is cold", "so red is warm", "yes"]
+    given = [steps, "\n".join(steps), "\n", "tea " * 200]
+    found = step_scores(["Why?"] * 4, given, source=source)
+    assert found[0] == found[1] and len(found[0]) == 3 and found[2] == []
+    assert all(0 < sure < 1 for sure in found[0]) and len(set(found[0])) == 3
+    assert np.isnan(found[3]).tolist() == [True]
+    whole = REWARDS["process_model"](["Why?"], given[1:2], source=source, aggregation="product")
+    assert whole == [pytest.approx(np.prod(found[0]))]
 
 
 def test_an_unknown_aggregation_is_one_line(loaded, folders):

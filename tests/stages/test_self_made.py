@@ -11,6 +11,7 @@ from ptjax import dry_run, sharding
 from ptjax.config import from_json, to_json
 from ptjax.data import HostBatch
 from ptjax.errors import UserError
+from ptjax.evals import evaluate
 from ptjax.generate.engine import sample
 from ptjax.prepare import prepare
 from tests import tiny
@@ -180,6 +181,20 @@ def test_spin_sets_the_data_against_the_reference(runs):
     assert 0 <= logged["rollout/truncated"] <= 1
 
 
+def test_an_opponent_that_says_what_the_data_say_is_counted(runs):
+    run = runs["spin"]
+    host = next(run.pipeline.train())
+    batch, logged, _ = staged(run, host, step=1)
+    assert logged["rollout/identical"] == 0
+    length = host.columns["tokens"].shape[2]
+    rows = [row for row in range(8) if not batch["valid"][row, 1, length:].any()][:2]
+    columns = {name: column.copy() for name, column in host.columns.items()}
+    for name in ("tokens", "valid", "mask"):
+        columns[name][rows, 0] = batch[name][rows, 1, :length]
+    _, logged, _ = staged(run, HostBatch(columns, host.examples), step=1)
+    assert logged["rollout/identical"] == 2 / 8
+
+
 def rejected(run, batch):
     return [texts(run, batch, row, 1) for row in range(8)]
 
@@ -245,6 +260,21 @@ def test_held_out_prompts_get_answers_too_the_same_each_time(runs, method):
     assert len(filler) == 5 and not first["weights"][filler].any()
     assert not first["valid"][filler].any()
     assert {f"eval/{name}" for name in logged} - {"eval/rollout/seconds"} <= {*run.held_out_names()}
+
+
+def test_held_out_prompts_are_answered_by_what_is_judged(runs):
+    """A moving average answers and is scored; the parameters beside it are not asked."""
+    run = runs["online_dpo"]
+    moved = changed(run)
+
+    def found(state, params):
+        with jax.set_mesh(run.mesh):
+            made = evaluate(run, state, params, run.pipeline.validation())
+        return {k: v for k, v in made.items() if k != "eval/rollout/seconds"}
+
+    averaged, last = found(run.state, moved.merged()), found(moved, run.state.merged())
+    assert averaged == found(moved, moved.merged())
+    assert averaged["eval/rollout/reward"] != last["eval/rollout/reward"]
 
 
 WRONG = {
