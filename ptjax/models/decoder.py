@@ -286,7 +286,8 @@ class Decoder:
         tables, attend = rotary_tables(self.config, span.positions), self._attend(span, compute)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Routing | None]:
-            x, _, routing = self._layer(*scanned, x, tables, attend, span, compute, key)
+            weights, flag = scanned
+            x, _, routing = self._layer(weights, flag, x, tables, attend, span, compute, key)
             return x, routing
 
         if compute.remat != "none":
@@ -317,7 +318,8 @@ class Decoder:
         tables, attend = rotary_tables(self.config, places), self._attend(span, compute)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
-            x, (k, v), _ = self._layer(*scanned, x, tables, attend, span, compute, None)
+            weights, flag = scanned
+            x, (k, v), _ = self._layer(weights, flag, x, tables, attend, span, compute, None)
             return x, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
 
         _, (k, v) = jax.lax.scan(layer, x, (layers, flags))

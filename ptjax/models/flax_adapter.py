@@ -25,7 +25,7 @@ not sharded. Shapes: R rows, L tokens a row, D embed, V vocabulary, S slots of t
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ from ptjax.models.spec import Param
 from ptjax.models.tokenizer import load_tokenizer, template_text
 from ptjax.ops.logprobs import logit_stats
 from ptjax.ops.span import Span
-from ptjax.types import Params
+from ptjax.types import Params, Weights
 
 PREFIX = "flax:"
 DEFAULT = Compute()
@@ -199,7 +199,7 @@ class FlaxModel(Decoder):
         cache: Cache,
         *,
         compute: Compute = DEFAULT,
-        apart: None = None,
+        apart: Sequence[Weights] | None = None,
     ) -> tuple[Array, Cache]:
         """What `hidden` gives for one new token a row, by a pass over all that are there."""
         at, rows = cache.length, jnp.arange(len(tokens))
