@@ -1,0 +1,61 @@
+"""One of four processes with two devices each, a mesh of fsdp 2 x tensor 4: PORT INDEX MODEL."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from ptjax import sharding
+from ptjax.forward import ForwardOptions
+from ptjax.joining import Places, joined
+from ptjax.models.decoder import Compute
+from ptjax.models.load import load
+from ptjax.models.weights import SafetensorsSource
+from tests import toy
+
+SIZES = {"fsdp": 2, "tensor": 4}
+
+
+def step(mesh, index):
+    """Loss and gradients of a batch of which this process has its own rows alone."""
+    columns = toy.packed(toy.examples(), shards=2, accumulate=2)
+    own = list(sharding.process_shards(mesh, index))
+    rows = {k: np.concatenate(np.split(v, 2)[own[0] : own[-1] + 1]) for k, v in columns.items()}
+    options = ForwardOptions(Compute(), head_chunk=32)
+    run = toy._compiled(toy.MODEL, toy.bound(), 2, options, mesh)
+    with jax.set_mesh(mesh):
+        params = toy.on_mesh(toy.MODEL, toy.params(), mesh)
+        loss, grads, _ = run(params, sharding.put_batch(rows, mesh))
+    grads = {name: leaf.tolist() for name, leaf in sharding.fetch(grads).items()}
+    return {"own": own, "loss": float(loss), "grads": grads}
+
+
+def weights(mesh, source):
+    """Bytes that are read of a model, to a share of it on this process's devices."""
+    whole = load(source).params
+    read = SafetensorsSource.read
+    sizes = []
+
+    def counted(self, name, index=None):
+        made = read(self, name, index)
+        sizes.append(made.nbytes)
+        return made
+
+    SafetensorsSource.read = counted
+    for name, leaf in load(source, mesh=mesh).params.items():
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[name][shard.index], err_msg=name)
+    return {"read": sum(sizes), "whole": sum(leaf.nbytes for leaf in whole.values())}
+
+
+def main() -> None:
+    port, index, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    jax.config.update("jax_num_cpu_devices", 2)
+    with joined(Places(f"127.0.0.1:{port}", 4, index), by_cluster=False):
+        mesh = sharding.make_mesh(SIZES)
+        print(json.dumps(step(mesh, index) | weights(mesh, source)))
+
+
+if __name__ == "__main__":
+    main()
