@@ -116,8 +116,8 @@ def _join(places: Places) -> Lifeline:
         if places.processes is not None:
             raise UserError(f"--coordinator={places.coordinator}: {error}") from error
         raise UserError(
-            f"--distributed: no TPU slice, SLURM or MPI is found here ({error}); give "
-            "--coordinator=HOST:PORT, --processes=N and --process=I"
+            f"--distributed: no TPU slice, SLURM, Open MPI or Kubernetes is found here ({error}); "
+            "give --coordinator=HOST:PORT, --processes=N and --process=I"
         ) from error
     finally:
         timer.cancel()

@@ -177,7 +177,7 @@ def test_no_cluster_is_one_line(tmp_path):
     words = [sys.executable, "-m", *COMMAND, f"--workdir={tmp_path}/run", "--distributed"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --distributed: no TPU slice, SLURM or MPI is found here")
+    assert done.stderr.startswith("error: --distributed: no TPU slice, SLURM, Open MPI or Kube")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
