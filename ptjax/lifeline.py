@@ -211,6 +211,8 @@ class Lifeline:
         self._stopped.set()
         if self.process == 0:
             self._tell(stop._asdict())
+        elif stop.why is None:  # jax's abort is under way where that was process 0
+            self._follow(stop)
         threading.Thread(target=self._follow, args=(stop,), daemon=True).start()
 
     def _follow(self, stop: Stop) -> None:

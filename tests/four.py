@@ -9,9 +9,9 @@ import numpy as np
 from ptjax import sharding
 from ptjax.forward import ForwardOptions
 from ptjax.joining import Places, joined
+from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Compute
-from ptjax.models.load import load
-from ptjax.models.weights import SafetensorsSource
+from ptjax.models.weights import SafetensorsSource, open_safetensors
 from tests import toy
 
 SIZES = {"fsdp": 2, "tensor": 4}
@@ -31,22 +31,27 @@ def step(mesh, index):
     return {"own": own, "loss": float(loss), "grads": grads}
 
 
-def weights(mesh, source):
-    """Bytes that are read of a model, to a share of it on this process's devices."""
-    whole = load(source).params
-    read = SafetensorsSource.read
-    sizes = []
+class Counted(SafetensorsSource):
+    """Files of which is counted how many bytes were read."""
 
-    def counted(self, name, index=None):
-        made = read(self, name, index)
-        sizes.append(made.nbytes)
+    read_bytes = 0
+
+    def read(self, name, index=None):
+        made = super().read(name, index)
+        Counted.read_bytes += made.nbytes
         return made
 
-    SafetensorsSource.read = counted
-    for name, leaf in load(source, mesh=mesh).params.items():
+
+def weights(mesh, folder):
+    """How much is read of a model to put this process's part on its devices."""
+    source = Counted(str(folder), open_safetensors(folder).slots)
+    placed = from_hf(toy.MODEL.table, toy.CONFIG.dims, source, mesh=mesh)
+    whole = toy.params()
+    for name, leaf in placed.items():
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[name][shard.index], err_msg=name)
-    return {"read": sum(sizes), "whole": sum(leaf.nbytes for leaf in whole.values())}
+    size = sum(leaf.nbytes for leaf in whole.values())
+    return {"read": Counted.read_bytes / size}
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import tiny, toy
+from ptjax.models.convert import to_hf
+from ptjax.models.weights_out import write_safetensors
+from tests import toy
 from tests.two import told_by
 
 SCRIPT = Path(__file__).with_name("four.py")
@@ -14,8 +16,10 @@ SCRIPT = Path(__file__).with_name("four.py")
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    model = tiny.write_model(tmp_path_factory.mktemp("four"), vocab_size=384, num_key_value_heads=4)
-    told = told_by(SCRIPT, model, processes=4)
+    folder = tmp_path_factory.mktemp("four")
+    tensors = to_hf(toy.MODEL.table, toy.CONFIG.dims, toy.params(), np.dtype(np.float32))
+    write_safetensors(tensors, folder)
+    told = told_by(SCRIPT, folder, processes=4)
     return [json.loads(out.splitlines()[-1]) for out in told]
 
 
@@ -28,5 +32,5 @@ def test_loss_and_gradients_are_those_of_one_process(told):
 
 
 def test_each_reads_its_part_of_the_weights(told):
-    """A quarter, half of each axis; of norms and of the order of bytes within a head, all."""
-    assert all(0.25 <= one["read"] / one["whole"] < 0.27 for one in told), told
+    """A quarter, half along each axis; half of keys and values, whose two heads four cannot cut."""
+    assert all(0.25 <= one["read"] < 0.29 for one in told), [one["read"] for one in told]

@@ -196,7 +196,8 @@ def ended(processes, victim):
                 told.append((process.returncode, [x for x in text.splitlines() if "error:" in x]))
     finally:
         for process in processes:
-            process.kill()
+            with process:
+                process.kill()
     assert time.monotonic() - began < 60
     return told
 

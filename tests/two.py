@@ -37,9 +37,10 @@ def told_by(script: Path, *args: object, processes: int = 2) -> list[str]:
     """What each of `started` printed; all end well."""
     every = started(script, *args, processes=processes)
     try:
-        told = [process.communicate(timeout=120) for process in every]
+        told = [process.communicate(timeout=300) for process in every]
     finally:
         for process in every:
-            process.kill()
+            with process:  # its pipes are closed
+                process.kill()
     assert [process.returncode for process in every] == [0] * processes, told
     return [out for out, _ in told]

@@ -166,8 +166,8 @@ def _read(
         functools.partial(source.read, hf), param, dims, tuple(map(slice, starts, stops))
     )
 
-    def cut(index: Index) -> np.ndarray:
-        parts = zip(size, index, starts, strict=True)
+    def cut(index: Index | None) -> np.ndarray:
+        parts = zip(size, index or (), starts, strict=True)
         own = [(range(length)[part], start) for length, part, start in parts]
         return _cast(block[tuple(slice(r.start - at, r.stop - at) for r, at in own)], dtype)
 
