@@ -1,7 +1,8 @@
-"""One of four processes with two devices each, a mesh of fsdp 2 x tensor 4: PORT INDEX MODEL."""
+"""One of four processes with two devices each, a mesh of fsdp 2 x tensor 4: PORT INDEX FOLDER."""
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,8 +28,7 @@ def step(mesh, index):
     with jax.set_mesh(mesh):
         params = toy.on_mesh(toy.MODEL, toy.params(), mesh)
         loss, grads, _ = run(params, sharding.put_batch(rows, mesh))
-    grads = {name: leaf.tolist() for name, leaf in sharding.fetch(grads).items()}
-    return {"own": own, "loss": float(loss), "grads": grads}
+    return own, float(loss), sharding.fetch(grads)
 
 
 class Counted(SafetensorsSource):
@@ -51,15 +51,17 @@ def weights(mesh, folder):
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[name][shard.index], err_msg=name)
     size = sum(leaf.nbytes for leaf in whole.values())
-    return {"read": Counted.read_bytes / size}
+    return Counted.read_bytes / size
 
 
 def main() -> None:
-    port, index, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    port, index, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     jax.config.update("jax_num_cpu_devices", 2)
     with joined(Places(f"127.0.0.1:{port}", 4, index), by_cluster=False):
         mesh = sharding.make_mesh(SIZES)
-        print(json.dumps(step(mesh, index) | weights(mesh, source)))
+        own, loss, grads = step(mesh, index)
+        np.savez(folder / f"{index}.npz", **grads)
+        print(json.dumps({"own": own, "loss": loss, "read": weights(mesh, folder)}))
 
 
 if __name__ == "__main__":
