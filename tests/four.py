@@ -20,11 +20,11 @@ SIZES = {"fsdp": 2, "tensor": 4}
 
 def step(mesh, index):
     """Loss and gradients of a batch of which this process has its own rows alone."""
-    columns = toy.packed(toy.examples(), shards=2, accumulate=2)
+    columns = toy.packed(toy.examples(), shards=2)
     own = list(sharding.process_shards(mesh, index))
     rows = {k: np.concatenate(np.split(v, 2)[own[0] : own[-1] + 1]) for k, v in columns.items()}
     options = ForwardOptions(Compute(), head_chunk=32)
-    run = toy._compiled(toy.MODEL, toy.bound(), 2, options, mesh)
+    run = toy._compiled(toy.MODEL, toy.bound(), 1, options, mesh)
     with jax.set_mesh(mesh):
         params = toy.on_mesh(toy.MODEL, toy.params(), mesh)
         loss, grads, _ = run(params, sharding.put_batch(rows, mesh))

@@ -16,6 +16,7 @@ from ptjax.models.load import load
 from tests import tiny
 from tests.full import only_in_full
 from tests.test_processes import finish, start
+from tests.two import ROOT
 
 HERE = f"on {socket.gethostname()}"
 
@@ -130,5 +131,5 @@ def test_two_processes_with_two_versions_of_the_code(tmp_path):
     folder = tiny.write(tmp_path)
     shutil.copytree(Path(ptjax.__file__).parent, folder / "other" / "ptjax")
     (folder / "other" / "ptjax" / "types.py").open("a").write("# another\n")
-    line = stopped(folder, start(folder, paths=["", str(folder / "other")]))
+    line = stopped(folder, start(folder, cwd=[ROOT, folder / "other"]))
     assert f"process 1 of 2 ({HERE}) differs: the code of ptjax is '" in line

@@ -62,7 +62,7 @@ def ompi(port, index, count):
     return ["--distributed"], environment
 
 
-def start(folder, *, by=flags, count=2, each=(), cwd=(), paths=(), **overrides):
+def start(folder, *, by=flags, count=2, each=(), cwd=(), **overrides):
     """Processes of `python -m ptjax.train` with two devices each, in one workdir.
 
     Args:
@@ -70,8 +70,7 @@ def start(folder, *, by=flags, count=2, each=(), cwd=(), paths=(), **overrides):
       by: how they are joined.
       count: of processes.
       each: further words of each one's command.
-      cwd: the folder that each runs in.
-      paths: where each looks for packages first.
+      cwd: the folder that each runs in, and looks for packages first.
       **overrides: of the config.
     """
     config = tiny.write_config(folder, **{**OVERRIDES, **overrides})
@@ -90,8 +89,7 @@ def start(folder, *, by=flags, count=2, each=(), cwd=(), paths=(), **overrides):
         out, err = folder / f"out{index}.txt", folder / f"err{index}.txt"
         words, environment = by(port, index, count)
         words = [*command, *words, *(each[index] if each else ())]
-        first = f"{paths[index]}{os.pathsep}" if paths and paths[index] else ""
-        environment = {**shared, **environment, "PYTHONPATH": f"{first}{ROOT}"}
+        environment = {**shared, **environment, "PYTHONPATH": str(ROOT)}
         with out.open("w") as stdout, err.open("w") as stderr:
             processes.append(
                 subprocess.Popen(
