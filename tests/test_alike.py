@@ -130,6 +130,7 @@ def test_two_processes_with_two_files(tmp_path):
 def test_two_processes_with_two_versions_of_the_code(tmp_path):
     folder = tiny.write(tmp_path)
     shutil.copytree(Path(ptjax.__file__).parent, folder / "other" / "ptjax")
-    (folder / "other" / "ptjax" / "types.py").open("a").write("# another\n")
+    changed = folder / "other" / "ptjax" / "types.py"
+    changed.write_text(f"{changed.read_text()}# another\n")
     line = stopped(folder, start(folder, cwd=[ROOT, folder / "other"]))
     assert f"process 1 of 2 ({HERE}) differs: the code of ptjax is '" in line
