@@ -1,6 +1,7 @@
 """How a command joins the other processes of its run, and what it says where it cannot."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -207,8 +208,9 @@ def test_all_end_with_one_that_is_killed(count, victim):
     told = ended(started(SCRIPT, count, processes=count), victim)
     who = f"error: process {victim} of {count} (on {socket.gethostname()}) is gone: it was killed"
     assert len(told) == count - 1
-    for code, lines in told:
-        assert code == 5 and len(lines) == 1 and lines[0].startswith(who), told
+    for code, lines in told:  # with process 0 dies jax's service: its abort may overtake us
+        assert code in ((5,) if victim else (5, -signal.SIGABRT))
+        assert len(lines) == 1 and lines[0].startswith(who), told
 
 
 def test_who_waits_alone_says_for_whom(monkeypatch):

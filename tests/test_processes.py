@@ -120,8 +120,8 @@ def reached(folder, processes, step):
     """Waits until a run has done a step."""
     metrics = folder / "run" / "metrics.jsonl"
     patience = time.monotonic() + 200
-    while not metrics.exists() or tiny.rows(folder / "run")[-1]["step"] < step:
-        assert time.monotonic() < patience, metrics.read_text()
+    while not metrics.exists() or all(row["step"] < step for row in tiny.rows(folder / "run")):
+        assert time.monotonic() < patience, (folder / "err0.txt").read_text()
         assert all(process.poll() is None for process in processes)
         time.sleep(0.1)
 
@@ -193,12 +193,16 @@ def test_one_that_is_killed_ends_the_run_and_all_go_on_from_its_checkpoint(tmp_p
     folder = tiny.write(tmp_path, vocab_size=384)
     config = {"samples.prompts": [], "eval.every": 0, "checkpoint.every": 2}
     processes = start(folder, steps=100_000, **config)
-    reached(folder, processes, 5)
-    processes[victim].kill()
-    began = time.monotonic()
-    codes = [-signal.SIGKILL if index == victim else 5 for index in range(2)]
-    finish(folder, processes, codes=codes)
-    assert time.monotonic() - began < 60
+    try:
+        reached(folder, processes, 5)
+        processes[victim].kill()
+        code = processes[1 - victim].wait(60)
+        # Where process 0 dies, jax's service dies with it: its abort may come before our line ends.
+        assert code in ((5,) if victim else (5, -signal.SIGABRT))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     said = (folder / f"err{1 - victim}.txt").read_text()
     assert f"\nerror: process {victim} of 2 (on {socket.gethostname()}) is gone: it was k" in said
     assert "Traceback" not in said
