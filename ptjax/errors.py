@@ -67,18 +67,26 @@ def until_run(kind: type[BaseException], error: BaseException, trace: TracebackT
     sys.__excepthook__(kind, error, trace)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command's main; a UserError becomes one line and an exit code, not a traceback.
+def in_one_line(error: BaseException) -> UserError | None:
+    """What a command says of an error; None where a traceback says more.
 
-    So does what the system says of a file, and Ctrl-C, where the command has no better answer.
+    What the system says of a file is told as a mistake, and so is Ctrl-C.
     """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror or error}")
+    return None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's main; what has a line (`in_one_line`) becomes one and an exit code."""
     try:
         main()
-    except UserError as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        exit_with(INTERRUPTED)
-    except OSError as error:
-        if error.filename is None:
+    except (Exception, KeyboardInterrupt) as error:
+        line = in_one_line(error)
+        if line is None:
             raise
-        exit_with(UserError(f"{error.filename}: {error.strerror or error}"))
+        exit_with(line)

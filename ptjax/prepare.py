@@ -19,7 +19,8 @@ from jaxtyping import Array
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Algorithm, Bound, named
-from ptjax.config import Config, check
+from ptjax.alike import check_alike, code
+from ptjax.config import Config, check, facts, leaves
 from ptjax.errors import UserError, did_you_mean
 from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
@@ -52,6 +53,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     Raises:
       UserError: anything in the config, the model or the data that cannot be.
     """
+    check_alike(lambda: {**code(), "the workdir": workdir, **facts(config)})
     check(config)
     algorithm = named(config.method, METHODS)
     bound = algorithm.bind(hyperparameters(config, algorithm), "config.hparams")
@@ -93,6 +95,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         cache_dir=_cache(config, workdir),
         prompts_once=not isinstance(bundle.model, FlaxModel),
     )
+    check_alike(lambda: {**dict(leaves(bundle.hf_config, "config.json")), **pipeline.contents()})
     rollout = make_rollout(config, bound, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline, rollout.updates if rollout else 1)
     _remark(config, bound, pipeline, steps, templated=bool(bundle.tokenizer.chat_template))

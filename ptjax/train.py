@@ -12,12 +12,17 @@ from ptjax.checkpoint.steps import check_workdir
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
+from ptjax.joining import Places, joined
 from ptjax.programs import keep_programs
 
 FLAGS = (
     Flag("workdir", "folder or gs:// path of the run; a run already there is resumed"),
     Flag("dry_run", "everything up to the first compiled step, then stop", type=bool),
-    Flag("distributed", "several hosts that a TPU slice, SLURM or MPI made known", type=bool),
+    Flag(
+        "distributed",
+        "several hosts that a TPU slice, SLURM, Open MPI or Kubernetes made known",
+        type=bool,
+    ),
     Flag("coordinator", "host:port of process 0, where nothing made the hosts known"),
     Flag("process", "this process's number", type=int),
     Flag("processes", "how many processes there are", type=int),
@@ -47,8 +52,13 @@ def main() -> None:
     logging.getLogger("ptjax").setLevel(logging.INFO)
     for name in ("absl", "asyncio"):  # Orbax's errors are raised, and told by us
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    _join(options)
     keep_programs()
+    places = Places(options.coordinator, options.processes, options.process)
+    with joined(places, by_cluster=options.distributed):
+        _run(config, options)
+
+
+def _run(config: Config, options: Any) -> None:
     if options.dry_run:
         from ptjax.dry_run import report
 
@@ -57,31 +67,6 @@ def main() -> None:
     result = train(config, options.workdir)
     if result.stopped_by == signal.SIGINT:  # what stands behind `&&` is not meant any more
         sys.exit(130)
-
-
-def _join(options: Any) -> None:
-    """Joins the other processes of the run, where it has any."""
-    import jax
-
-    given = [options.coordinator, options.processes, options.process]
-    named = [value for value in given if value is not None]
-    if options.distributed and named:
-        raise UserError(
-            "--distributed finds the processes by itself: leave it out, or --coordinator, "
-            "--process and --processes"
-        )
-    if named and len(named) < len(given):
-        raise UserError("--coordinator, --process and --processes go together")
-    if named:
-        jax.distributed.initialize(*given)
-    elif options.distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(
-                f"--distributed: no TPU slice, SLURM or MPI is found here ({error}); give "
-                "--coordinator=HOST:PORT, --processes=N and --process=I"
-            ) from error
 
 
 if __name__ == "__main__":

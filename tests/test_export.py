@@ -22,7 +22,7 @@ from ptjax.models.weights import open_safetensors
 from ptjax.models.weights_out import write_safetensors
 from ptjax.workdir import load
 from tests.folders import DTYPES, LORA, adapted, files, write_model, write_run
-from tests.two import told_by_two
+from tests.two import told_by
 
 OURS = "ptjax_export.json"
 
@@ -364,7 +364,7 @@ def test_two_processes_write_once(tmp_path):
     """Leaves are sharded over two processes; one of them writes, and both hear of its errors."""
     write_model(tmp_path / "in")
     script = Path(__file__).with_name("export_from_two.py")
-    told = told_by_two(script, tmp_path)
+    told = told_by(script, tmp_path)
     for out in told:
         assert "is not empty and not an earlier export" in out
         assert "model.norm.weight overflows float16" in out

@@ -11,7 +11,8 @@ ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
     "errors types programs",
-    "buckets hosts json_errors lookup sharding writable",
+    "buckets hosts json_errors lifeline lookup sharding writable",
+    "alike joining",
     "losses ops",
     "models checkpoint",
     "run_files",

@@ -1,4 +1,4 @@
-"""A run of two processes over loopback is the run of one; one goes on from what two saved."""
+"""A run of several processes over loopback is the run of one; one goes on from what two saved."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from ptjax.checkpoint import open_step
 from ptjax.loop import train
 from ptjax.models.load import load
 from tests import tiny, xla
+from tests.full import only_in_full
+from tests.two import ROOT, free_port
 
-ROOT = Path(__file__).parents[1]
 STEPS = 3
 OVERRIDES = {
     "steps": STEPS,
@@ -34,14 +34,48 @@ OVERRIDES = {
 }
 
 
-def start(folder, **overrides):
-    """Two processes of `python -m ptjax.train` with two devices each, in one workdir."""
+def flags(port, index, count):
+    """Of a command: who is there. So say flags, or a launcher's environment."""
+    return [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={index}"], {}
+
+
+def slurm(port, index, count):
+    environment = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost,elsewhere",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+    return ["--distributed"], environment
+
+
+def ompi(port, index, count):
+    environment = {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+    return ["--distributed"], environment
+
+
+def start(folder, *, by=flags, count=2, each=(), cwd=(), **overrides):
+    """Processes of `python -m ptjax.train` with two devices each, in one workdir.
+
+    Args:
+      folder: what `tiny.write` wrote.
+      by: how they are joined.
+      count: of processes.
+      each: further words of each one's command.
+      cwd: the folder that each runs in, and looks for packages first.
+      **overrides: of the config.
+    """
     config = tiny.write_config(folder, **{**OVERRIDES, **overrides})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+    port = free_port()
+    shared = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla.flags(2),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -49,26 +83,47 @@ def start(folder, **overrides):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "ptjax.train", f"--config={config}"]
-    command += [f"--workdir={folder / 'run'}", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    command.append(f"--workdir={folder / 'run'}")
     processes = []
-    for index in range(2):
+    for index in range(count):
         out, err = folder / f"out{index}.txt", folder / f"err{index}.txt"
+        words, environment = by(port, index, count)
+        words = [*command, *words, *(each[index] if each else ())]
+        environment = {**shared, **environment, "PYTHONPATH": str(ROOT)}
         with out.open("w") as stdout, err.open("w") as stderr:
-            made = [*command, f"--process={index}"]
-            processes.append(subprocess.Popen(made, stdout=stdout, stderr=stderr, env=environment))
+            processes.append(
+                subprocess.Popen(
+                    words,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=environment,
+                    cwd=cwd[index] if cwd else None,
+                )
+            )
     return processes
 
 
 def finish(folder, processes, codes=(0, 0)):
-    """Waits for both; what they wrote to standard output."""
+    """Waits for all; what they wrote to standard output."""
     try:
         found = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    told = [(folder / f"err{index}.txt").read_text()[-3000:] for index in range(2)]
+    every = range(len(processes))
+    told = [(folder / f"err{index}.txt").read_text()[-3000:] for index in every]
     assert found == [*codes], told
-    return [(folder / f"out{index}.txt").read_text() for index in range(2)]
+    return [(folder / f"out{index}.txt").read_text() for index in every]
+
+
+def reached(folder, processes, step):
+    """Waits until a run has done a step."""
+    metrics = folder / "run" / "metrics.jsonl"
+    patience = time.monotonic() + 200
+    while not metrics.exists() or all(row["step"] < step for row in tiny.rows(folder / "run")):
+        assert time.monotonic() < patience, (folder / "err0.txt").read_text()
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +134,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(folder):
     """Standard output of two processes that ran to their last step."""
-    return finish(folder, start(folder))
+    return finish(folder, start(folder, by=slurm))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +156,9 @@ def close(one, other, atol):
         np.testing.assert_allclose(value, other[name], atol=atol, err_msg=name)
 
 
-def test_two_processes_train_what_one_trains(folder, both, alone):
-    rows, wanted = tiny.rows(folder / "run"), tiny.rows(alone)
+def same_runs(one, other):
+    """Whether two workdirs have the same numbers at every step, and the same last checkpoint."""
+    rows, wanted = tiny.rows(one), tiny.rows(other)
     assert [(row["step"], "loss" in row) for row in rows] == [
         (row["step"], "loss" in row) for row in wanted
     ]
@@ -110,9 +166,51 @@ def test_two_processes_train_what_one_trains(folder, both, alone):
         assert row.keys() == expected.keys()
         for name, value in row.items():
             np.testing.assert_allclose(value, expected[name], rtol=2e-5, err_msg=name)
-    (step, leaves), (wanted_step, wanted_leaves) = arrays(folder / "run"), arrays(alone)
+    (step, leaves), (wanted_step, wanted_leaves) = arrays(one), arrays(other)
     assert step == wanted_step == STEPS
     close(leaves, wanted_leaves, 5e-6)
+
+
+def test_two_processes_train_what_one_trains(folder, both, alone):
+    same_runs(folder / "run", alone)
+
+
+@only_in_full
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_four_processes_train_what_one_trains(tmp_path, sizes):
+    """Two devices each: of `tensor` 4 every process has a half."""
+    folder = tiny.write(tmp_path, vocab_size=384)
+    overrides = {f"mesh.{axis}": size for axis, size in sizes.items()}
+    finish(folder, start(folder, count=4, **overrides), codes=[0] * 4)
+    config = tiny.tiny_config(folder, **{**OVERRIDES, **overrides})
+    train(config, str(folder / "alone"), quiet=True)
+    same_runs(folder / "run", folder / "alone")
+
+
+@only_in_full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_is_killed_ends_the_run_and_all_go_on_from_its_checkpoint(tmp_path, victim):
+    folder = tiny.write(tmp_path, vocab_size=384)
+    config = {"samples.prompts": [], "eval.every": 0, "checkpoint.every": 2}
+    processes = start(folder, steps=100_000, **config)
+    try:
+        reached(folder, processes, 5)
+        processes[victim].kill()
+        code = processes[1 - victim].wait(60)
+        # Where process 0 dies, jax's service dies with it: its abort may come before our line ends.
+        assert code in ((5,) if victim else (5, -signal.SIGABRT))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = (folder / f"err{1 - victim}.txt").read_text()
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
+    who = f"error: process {victim} of 2 (on {socket.gethostname()}) is gone: it was killed"
+    assert len(lines) == 1 and lines[0].startswith(who), said
+    assert "Traceback" not in said
+    finish(folder, start(folder, steps=10, **config))
+    losses = [row["step"] for row in tiny.rows(folder / "run") if "loss" in row]
+    assert losses == list(range(1, losses[-1] + 1)) and losses[-1] >= 10
 
 
 def test_the_first_process_alone_writes_and_speaks(folder, both, alone):
@@ -131,14 +229,9 @@ def test_the_first_process_alone_writes_and_speaks(folder, both, alone):
 
 
 def test_a_term_signal_to_one_stops_both_and_one_process_goes_on(folder, both, tmp_path):
-    processes = start(folder, steps=100_000)
+    processes = start(folder, by=ompi, steps=100_000)
     try:
-        metrics = folder / "run" / "metrics.jsonl"
-        patience = time.monotonic() + 200
-        while tiny.rows(folder / "run")[-1]["step"] < STEPS + 3:
-            assert time.monotonic() < patience, metrics.read_text()
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.1)
+        reached(folder, processes, STEPS + 3)
         processes[1].send_signal(signal.SIGTERM)
         out = finish(folder, processes)
     finally:

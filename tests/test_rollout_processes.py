@@ -11,6 +11,7 @@ import pytest
 from ptjax.checkpoint import open_step
 from ptjax.loop import train
 from tests import tiny
+from tests.full import only_in_full
 from tests.test_processes import OVERRIDES, finish, start
 
 STEPS, KEPT = 4, 3
@@ -18,25 +19,35 @@ STEPS, KEPT = 4, 3
 CLOCK = {"rollout/seconds", "rollout/tokens_per_second", "reward/seconds"}
 
 
+OTHERS = {
+    "ppo": {"hparams.critic": "separate"},
+    "raft": {"hparams.drop_no_signal": True},
+    "grpo": {"hparams.dynamic_sampling": True, "hparams.max_rounds": 2},
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("rollouts"))
+
+
+def write(folder):
     """Prompts of which 16 are answered in a rollout; the third meets a row that is refused."""
-    folder = tiny.write(tmp_path_factory.mktemp("rollouts"), vocab_size=384)
+    tiny.write(folder, vocab_size=384)
     lines = [{"prompt": "ship", "letter": "aeiou"[i % 5]} for i in range(64)]
     lines[38]["letter"] = "z"
     (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def settings(folder, asked, steps=STEPS):
+def settings(folder, asked, steps=STEPS, method=None):
     asked.mkdir()
     return {
         **OVERRIDES,
         "steps": steps,
         "accumulate": 1,
         "optim.warmup": 0,
-        "method": "dapo",
-        "hparams.max_rounds": 2,
+        **(method or {"method": "dapo", "hparams.max_rounds": 2}),
         "rewards": [{"name": "tests.judged.noted", "folder": str(asked)}],
         "rollout.n": 2,
         "rollout.max_tokens": 6,
@@ -97,15 +108,41 @@ def alone(folder, four_devices):
 
 def test_the_numbers_are_those_of_one_process(two, alone):
     rows, wanted = two["rows"], alone["rows"]
-    assert [row["step"] for row in rows] == [row["step"] for row in wanted] == [1, 2, 3, 4]
     assert wanted[0]["rollout/rounds"] == wanted[2]["rollout/rounds"] == 2
+    same_numbers(rows, wanted)
+    assert two["padding"] == alone["padding"]
+
+
+def same_numbers(rows, wanted):
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted] == [1, 2, 3, 4]
     for row, expected in zip(rows, wanted, strict=True):
         assert row.keys() == expected.keys()
         for name in row.keys() - CLOCK:
             np.testing.assert_allclose(
                 row[name], expected[name], rtol=5e-5, atol=1e-6, err_msg=f"{row['step']} {name}"
             )
-    assert two["padding"] == alone["padding"]
+
+
+@only_in_full
+@pytest.mark.parametrize("method", OTHERS)
+def test_other_methods_too(tmp_path, four_devices, method):
+    folder, chosen = write(tmp_path), {"method": method, **OTHERS[method]}
+    finish(folder, start(folder, **settings(folder, folder / "by_two", method=chosen)))
+    config = tiny.tiny_config(folder, **settings(folder, folder / "by_one", method=chosen))
+    train(config, str(folder / "alone"), quiet=True)
+    both, one = (
+        told(folder / name, folder / asked)
+        for name, asked in (("run", "by_two"), ("alone", "by_one"))
+    )
+    same_numbers(both["rows"], one["rows"])
+    pairs = zip(*both["asked"], strict=True)
+    assert [first + second for first, second in pairs] == one["asked"][0]
+    leaves, wanted = (
+        stored.read(stored.leaves) for stored in (open_step(folder / n) for n in ("run", "alone"))
+    )
+    assert any("critic" in name for name in wanted) == (method == "ppo")
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(leaf, wanted[name], atol=1e-5, err_msg=name)
 
 
 def test_the_answers_are_those_of_one_process(two, alone):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.models.families import FAMILIES
-from tests.two import told_by_two
+from tests.two import told_by
 
 MESH = dict(data=2, fsdp=2, tensor=2)
 
@@ -85,7 +85,7 @@ def test_two_hosts_of_a_slice_may_share_their_shards():
 def test_rows_of_processes_that_share_shards_come_to_their_place():
     """The second has rows of shards that the first has too, and of others: see the script."""
     script = Path(__file__).with_name("rows_of_two.py")
-    told = told_by_two(script)
+    told = told_by(script)
     assert all("all in its place" in out for out in told)
 
 

@@ -14,7 +14,7 @@ from ptjax.config.cli import Flag, parse
 from ptjax.config.defaults import defaults, lora
 from ptjax.config.fields import leaves, override
 from ptjax.config.file import describe, load, require
-from ptjax.config.record import changed_keys, config_hash, from_json, to_json
+from ptjax.config.record import changed_keys, config_hash, facts, from_json, to_json
 
 Config = Any
 """A ConfigDict to those who read it: what its fields hold, only `defaults` knows."""
@@ -29,6 +29,7 @@ __all__ = [
     "config_hash",
     "defaults",
     "describe",
+    "facts",
     "from_json",
     "leaves",
     "load",

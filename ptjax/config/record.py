@@ -30,6 +30,11 @@ def config_hash(config: ConfigDict | Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 
+def facts(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """`{path: value}` of every field, as JSON holds it."""
+    return dict(leaves(_plain(config, "config"), "config"))
+
+
 def changed_keys(
     old: ConfigDict | Mapping[str, Any], new: ConfigDict | Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:

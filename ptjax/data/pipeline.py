@@ -84,6 +84,15 @@ class Pipeline:
             self.layout.shapes(rows, length, block, width, extra) for rows, length in sorted(found)
         ]
 
+    def contents(self) -> dict[str, str]:
+        """What was read of each source, and the order of all, in a few words: equal if they are."""
+        found = {}
+        for one in self.examples.encodings + (self.held_out.encodings if self.held_out else []):
+            files = one.store.meta["files"]
+            digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
+            found[f"what is read of {one.source.path}"] = f"{len(one.rows)} rows, {digest}"
+        return found | {"the order of the data": self.schedule.identity}
+
     def once(self, examples: Examples) -> Batches:
         """Batches in which each of these examples, all trained on or all held out, stands once."""
         like = self.schedule if self.validation_schedule is None else self.validation_schedule

@@ -7,15 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from ptjax import sharding
+from ptjax import hosts, sharding
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.families import SCALARS
 from ptjax.models.quantised import empty, outline, put, writer
-from ptjax.models.spec import Dims, Param, Table, from_layout, hf_names, hf_shape, shape, to_layout
-from ptjax.models.weights import Lazy, TensorSource
+from ptjax.models.spec import (
+    Dims,
+    Param,
+    Table,
+    hf_names,
+    hf_shape,
+    part_from_layout,
+    shape,
+    to_layout,
+)
+from ptjax.models.weights import Index, Lazy, TensorSource
 from ptjax.types import Params
 
 # Rows of a tied head that are compared with the embeddings at a time.
@@ -67,7 +76,8 @@ def from_hf(
 ) -> Params:
     """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
 
-    The host holds one tensor at a time; a stacked leaf lives on the devices from the start.
+    The host holds one tensor at a time, and of several hosts each reads what lies on its devices; a
+    stacked leaf lives on the devices from the start.
 
     Args:
       table: the model's rows.
@@ -79,8 +89,8 @@ def from_hf(
         float32, whatever `dtype` is.
     """
     check(table, dims, source)
-    _check_tied(table, source)
     mesh = sharding.one_device() if mesh is None else mesh
+    _check_tied(table, source, hosts.own if mesh.is_multi_process else _all)
     made: dict[str, Any] = {}
     for name, param in table.items():
         own = "float32" if name in SCALARS else dtype
@@ -93,15 +103,23 @@ def from_hf(
     return made
 
 
-def _check_tied(table: Table, source: TensorSource) -> None:
-    """A tied model may come with a head of its own only if that is the embeddings again."""
+def _all(count: int) -> slice:
+    return slice(0, count)
+
+
+def _check_tied(table: Table, source: TensorSource, own: Callable[[int], slice]) -> None:
+    """A tied model may come with a head of its own only if that is the embeddings again.
+
+    Of so many rows a process looks at its `own`.
+    """
     if "head" in table or "lm_head.weight" not in source.specs():
         return
     embed = table["embed"].hf
     specs = source.specs()
     same = specs["lm_head.weight"].shape == specs[embed].shape
-    for start in range(0, specs[embed].shape[0], _ROWS) if same else ():
-        rows = (slice(start, start + _ROWS),)
+    rows_here = range(specs[embed].shape[0])[own(specs[embed].shape[0])]
+    for start in rows_here[::_ROWS] if same else ():
+        rows = (slice(start, min(start + _ROWS, rows_here.stop)),)
         same = same and np.array_equal(
             source.read("lm_head.weight", rows), source.read(embed, rows)
         )
@@ -118,8 +136,7 @@ def _leaf(
     size = shape(param, dims)
     placed = sharding.named(param.names, size, mesh)
     if not param.stack:
-        tensor = from_layout(source.read(param.hf), param, dims)
-        return jax.make_array_from_callback(size, placed, lambda i: _cast(tensor[i], dtype))
+        return _read(param.hf, param, dims, source, dtype, placed)
     stack = jnp.zeros(size, dtype, device=placed)
     return _stacked(stack, _writer(placed), _slices(name, param, dims, source, dtype, mesh))
 
@@ -128,16 +145,33 @@ def _slices(
     name: str, param: Param, dims: Dims, source: TensorSource, dtype: np.dtype, mesh: Mesh
 ) -> Iterator[tuple[Array, tuple[int, ...]]]:
     """Each tensor of a stacked leaf, on its devices, and its place."""
-    size = shape(param.one, dims)
-    placed = sharding.named(param.one.names, size, mesh)
+    placed = sharding.named(param.one.names, shape(param.one, dims), mesh)
     for hf, place in hf_names(name, param, dims):
-        tensor = from_layout(source.read(hf), param, dims)
-        yield (
-            jax.make_array_from_callback(
-                size, placed, lambda i, tensor=tensor: _cast(tensor[i], dtype)
-            ),
-            place,
-        )
+        yield _read(hf, param.one, dims, source, dtype, placed), place
+
+
+def _read(
+    hf: str, param: Param, dims: Dims, source: TensorSource, dtype: np.dtype, placed: NamedSharding
+) -> Array:
+    """One tensor on its devices; of it is read the smallest block that holds what lies on ours."""
+    size = shape(param, dims)
+    wanted = placed.addressable_devices_indices_map(size).values()
+    ranges = [
+        [range(length)[part] for length, part in zip(size, index or (), strict=True)]
+        for index in wanted
+    ]
+    starts = [min(part.start for part in parts) for parts in zip(*ranges, strict=True)]
+    stops = [max(part.stop for part in parts) for parts in zip(*ranges, strict=True)]
+    block = part_from_layout(
+        functools.partial(source.read, hf), param, dims, tuple(map(slice, starts, stops))
+    )
+
+    def cut(index: Index | None) -> np.ndarray:
+        parts = zip(size, index or (), starts, strict=True)
+        own = [(range(length)[part], start) for length, part, start in parts]
+        return _cast(block[tuple(slice(r.start - at, r.stop - at) for r, at in own)], dtype)
+
+    return jax.make_array_from_callback(size, placed, cut)
 
 
 def _stacked(
@@ -154,7 +188,7 @@ def _cast(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 @functools.cache
-def _writer(placed: jax.sharding.NamedSharding) -> Callable[[Array, Array, Any], Array]:
+def _writer(placed: NamedSharding) -> Callable[[Array, Array, Any], Array]:
     """Writes one tensor into its place of a stacked leaf."""
     return jax.jit(put, donate_argnums=0, out_shardings=placed)
 

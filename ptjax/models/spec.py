@@ -8,7 +8,7 @@ along a leading `layers` axis, so that the decoder scans over them; the experts 
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -135,6 +135,34 @@ def from_layout(tensor: np.ndarray, param: Param, dims: Dims) -> np.ndarray:
     flat = sum(_groups(param), [])
     split = tensor.reshape([dims[name] for name in flat])
     return split.transpose([flat.index(name) for name in param.one.names])
+
+
+def part_from_layout(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    param: Param,
+    dims: Dims,
+    index: Sequence[slice],
+) -> np.ndarray:
+    """A part of one Hugging Face tensor in our axes, of which little more than it is read.
+
+    Of axes that the layout merges, the outermost alone can be cut before reading.
+
+    Args:
+      read: gives `tensor[index]`, an index along the tensor's own axes.
+      param: the tensor's row.
+      dims: sizes of the logical axes.
+      index: which part, along the axes of `from_layout`.
+    """
+    ranges = {
+        name: range(dims[name])[part] for name, part in zip(param.one.names, index, strict=True)
+    }
+    sizes, rows, whole = dict(dims), [], dict(zip(param.one.names, index, strict=True))
+    for outer, *inner in _groups(param):
+        step = math.prod(dims[name] for name in inner)
+        rows.append(slice(ranges[outer].start * step, ranges[outer].stop * step))
+        sizes[outer] = len(ranges[outer])
+        whole[outer] = slice(None)
+    return from_layout(read(tuple(rows)), param, sizes)[tuple(whole.values())]
 
 
 def to_layout(leaf: np.ndarray, param: Param, dims: Dims) -> np.ndarray:

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptjax.checkpoint import Checkpoints
-from tests.two import told_by_two
+from tests.two import told_by
 
 SCRIPT = pathlib.Path(__file__).with_name("one_of_two.py")
 
 
 def test_two_processes_agree_and_one_can_read_it(tmp_path):
-    told = told_by_two(SCRIPT, tmp_path)
+    told = told_by(SCRIPT, tmp_path)
     seen = [json.loads(out.splitlines()[-1]) for out in told]
     assert seen[0] == seen[1]
     first = seen[0]

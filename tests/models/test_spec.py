@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from ptjax.models.families import FAMILIES
-from ptjax.models.spec import Param, from_layout, hf_names, hf_shape, init, shape, shapes, to_layout
+from ptjax.models.spec import (
+    Param,
+    from_layout,
+    hf_names,
+    hf_shape,
+    init,
+    part_from_layout,
+    shape,
+    shapes,
+    to_layout,
+)
 
 DIMS = dict(layers=3, embed=6, heads=2, head_dim=4, vocab=10)
 Q = Param("layers embed -> heads head_dim", "l.{}.q", "(heads head_dim) embed")
@@ -29,6 +39,23 @@ def test_layouts_go_there_and_back(row):
     ours = from_layout(tensor, row, DIMS)
     assert ours.shape == shape(row, DIMS)[1:]
     assert to_layout(ours, row, DIMS).tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize("row", [Q, OUT, NORM, Param("vocab embed", "e")])
+@pytest.mark.parametrize("start", [0, 1])
+def test_of_a_part_no_more_is_read_than_its_outer_axes_say(row, start):
+    tensor = np.random.RandomState(0).standard_normal(hf_shape(row, DIMS)).astype(np.float32)
+    index = tuple(slice(start, DIMS[name] - 1) for name in row.one.names)
+    read = []
+
+    def cut(index):
+        read.append(tensor[index])
+        return read[-1]
+
+    part = part_from_layout(cut, row, DIMS, index)
+    np.testing.assert_array_equal(part, from_layout(tensor, row, DIMS)[index])
+    inner = 4 / (3 - start) if "head_dim" in row.names else 1  # head_dim is read whole
+    assert read[0].size == round(part.size * inner) < tensor.size
 
 
 def test_a_kernel_multiplies_as_its_tensor_does():
