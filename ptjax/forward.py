@@ -1,7 +1,8 @@
 """Parameters and a batch -> Outputs: packing, the model and its heads, below every loss.
 
 Shapes: B prompts, N completions, T tokens; S batch shards; R rows, L tokens a row, D embed; M = L ·
-R/S tokens and K = N · B/S sequences of a shard.
+R/S tokens and K = N · B/S sequences of a shard. Where rows are cut along their length into P parts,
+P devices have a shard's tokens: S·P and M/P; columns stay whole.
 """
 
 from dataclasses import dataclass, field
@@ -110,13 +111,13 @@ def forward(
     if said := tuple(name for name in fields if name in FIELDS):
         stats = model.stats(
             params,
-            rows.by_shard(hidden),
-            rows.by_shard(_next(tokens)),
-            rows.by_shard(_next(rows.continues(rows.gather(scored))) != 0),
+            rows.by_device(hidden),
+            rows.by_device(_next(tokens)),
+            rows.by_device(_next(rows.continues(rows.gather(scored))) != 0),
             fields=said,
             temperature=options.temperature,
             chunk=options.head_chunk,
-            linear=None if linear is None else rows.by_shard(_next(rows.gather(linear))),
+            linear=None if linear is None else rows.by_device(_next(rows.gather(linear))),
         )
         found |= {name: rows.scatter(_previous(rows.by_row(x))) for name, x in stats.items()}
     if "divergence" in fields:
@@ -124,9 +125,9 @@ def forward(
             raise UserError("divergence: there is no teacher; set config.reference.source")
         apart = model.divergence(
             params,
-            rows.by_shard(hidden),
-            rows.by_shard(rows.gather(batch["teacher_hidden"])),
-            rows.by_shard(_next(rows.gather(batch["mask"])) != 0),
+            rows.by_device(hidden),
+            rows.by_device(rows.gather(batch["teacher_hidden"])),
+            rows.by_device(_next(rows.gather(batch["mask"])) != 0),
             teacher,
             divergence=options.divergence,
             temperature=options.temperature,
@@ -221,6 +222,7 @@ def _next(x: Array) -> Array:
 
 def _previous(x: Array) -> Array:
     """Entry l holds what stands at l - 1; the first holds zero."""
+    x = sharding.constrain(x, "batch", None)
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
 
 
@@ -233,17 +235,32 @@ class _Rows:
 
     def __init__(self, batch: Batch):
         self.shape = batch["tokens"].shape
-        self.shards = sharding.active_batch_shards()
+        self.shards = sharding.active_parts("batch")
         self.owned = self.shape[0] * self.shape[1] // self.shards
         self.pack: Int[Array, "R L"] | None = batch.get("pack")
         self.rows, self.length = (
             (self.shape[0] * self.shape[1], self.shape[2]) if self.pack is None else self.pack.shape
         )
+        self.parts = sharding.active_parts("length")
+        if self.length % self.parts:
+            raise UserError(
+                f"config.mesh.sequence = {self.parts} does not divide rows of {self.length} "
+                "tokens; set config.data.row_length, of packed rows, or config.data.max_length and "
+                "buckets to multiples of it"
+            )
 
     def by_shard(self, x: Array) -> Array:
-        """[R, L, ...] -> [S, R/S · L, ...]."""
-        x = x.reshape(self.shards, -1, *x.shape[2:])
-        return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
+        """[R, L, ...] -> [S, M, ...]: rows whole, and together with those of their shard."""
+        whole = sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
+        whole = whole.reshape(self.shards, -1, *x.shape[2:])
+        return sharding.constrain(whole, "batch", *(None,) * (whole.ndim - 1))
+
+    def by_device(self, x: Array) -> Array:
+        """[R, L, ...] -> [S·P, M/P, ...]: on each device the tokens that it computes."""
+        each = x.shape[2:]
+        x = x.reshape(self.shards, -1, self.parts, self.length // self.parts, *each)
+        x = x.swapaxes(1, 2).reshape(self.shards * self.parts, -1, *each)
+        return sharding.constrain(x, "rows", *(None,) * (x.ndim - 1))
 
     def gather(self, column: Array) -> Array:
         """[B, N, T, ...] -> [R, L, ...]; padding of packed rows is 0."""
@@ -290,9 +307,10 @@ class _Rows:
             return jnp.where(self.by_shard(self.gather(valid)), places // self.length, self.owned)
         return self.by_shard(jnp.where(self.pack < 0, self.owned, self.pack // self.shape[2]))
 
-    def by_row(self, x: Float[Array, "S M"]) -> Float[Array, "R L"]:
-        """The inverse of `by_shard`."""
-        return x.reshape(self.rows, self.length)
+    def by_row(self, x: Float[Array, "SP MP"]) -> Float[Array, "R L"]:
+        """The inverse of `by_device`."""
+        x = x.reshape(self.shards, self.parts, -1, self.length // self.parts)
+        return x.swapaxes(1, 2).reshape(self.rows, self.length)
 
     def scatter(self, x: Float[Array, "R L *D"]) -> Float[Array, "B N T *D"]:
         """The inverse of `gather`; 0 where no entry of a row stands for the token."""

@@ -1,8 +1,9 @@
 """Meshes, and which logical axis lies on which mesh axis: the only file that knows devices.
 
 Axes of a mesh: `data` (batch, parameters copied), `fsdp` (batch, parameters sharded), `expert`
-(batch, experts sharded, other parameters as over `fsdp`; there where it is asked for), `tensor`
-(heads, hidden units and vocabulary sharded).
+(batch, experts sharded, other parameters as over `fsdp`), `sequence` (rows cut along their length,
+parameters as over `fsdp`), `tensor` (heads, hidden units and vocabulary sharded). `expert` and
+`sequence` are there where they are asked for.
 """
 
 import functools
@@ -20,34 +21,40 @@ from jaxtyping import Array
 
 from ptjax.errors import UserError, check_keys
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 BATCH = ("data", "fsdp", "expert")
+_IF_ASKED = ("expert", "sequence")
 HOST = "pinned_host"
 """The memory of the machine that a device hangs on; on CPUs it is the device's own."""
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
+    "length": "sequence",
+    "rows": (*BATCH, "sequence"),
     "vocab": "tensor",
-    "embed": ("fsdp", "expert"),
+    "embed": ("fsdp", "expert", "sequence"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "experts": "expert",
-    "expert_embed": "fsdp",
+    "expert_embed": ("fsdp", "sequence"),
     "routes": None,
     "head_dim": None,
     "layers": None,
     "rank": None,
     "labels": None,
-    "length": None,
+    "slots": None,
 }
+"""Tokens lie on `batch` and `length`; what has no length to cut, as in decoding, on `rows`."""
+TOKENS = ("batch", "length")
+STEPS = ("rows", None)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `AXES`; one size may be -1 for "all that is left".
 
-    It has no axis `expert` where that is 1. Where devices are of several slices, `data` goes over
-    them first.
+    It has no axes `expert` and `sequence` where those are 1. Where devices are of several slices,
+    `data` goes over them first.
 
     Raises:
       UserError: an unknown axis, sizes whose product is not the number of devices, or a `data` that
@@ -55,7 +62,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """
     check_keys(sizes, AXES, "config.mesh")
     devices = jax.devices() if devices is None else list(devices)
-    axes = tuple(axis for axis in AXES if axis != "expert" or int(sizes.get(axis, 1)) != 1)
+    left_out = {axis for axis in _IF_ASKED if int(sizes.get(axis, 1)) == 1}
+    axes = tuple(axis for axis in AXES if axis not in left_out)
     shape = [int(sizes.get(axis, 1)) for axis in axes]
     asked = "config.mesh " + " x ".join(
         f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)
@@ -114,6 +122,11 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 def batch_shards(mesh: Mesh) -> int:
     """How many shards the batch axis has."""
     return _parts("batch", mesh)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many shards rows have that are written, a token at a time."""
+    return _parts("rows", mesh)
 
 
 @functools.cache
@@ -199,13 +212,14 @@ def local(
     inputs: Sequence[Sequence[str | None]],
     output: Sequence[str | None],
 ) -> Array:
-    """`function(*args)`, each device on its own part of the arrays: nothing moves between devices.
+    """`function(*args)`, each device on its own part of the arrays.
 
-    Where a mesh axis does not divide every array that the rules lay on it, no array is cut along it
-    and its devices do the same work.
+    Nothing moves between devices but what the function gathers. Where a mesh axis does not divide
+    every array that the rules lay on it, no array is cut along it and its devices do the same work.
 
     Args:
-      function: of arrays; what it does must not mix entries of the axes that are sharded.
+      function: of arrays; what it does must not mix entries of the axes that are sharded, unless it
+        has gathered them.
       *args: its arguments.
       inputs: the logical axes of each argument, None for one that is not sharded.
       output: those of its result.
@@ -230,11 +244,27 @@ def local(
     return mapped(*args)
 
 
+def gathered(x: Array, axis: int, name: str, size: int) -> Array:
+    """All of an axis that `local` cut, on each of its devices; its cotangent is reduce-scattered.
+
+    Args:
+      x: a device's part, or the whole.
+      axis: which of its axes.
+      name: the logical axis.
+      size: of the whole.
+    """
+    if x.shape[axis] == size:
+        return x
+    over = _lies_on(name, jax.sharding.get_abstract_mesh())
+    return jax.lax.all_gather(x, over, axis=axis, tiled=True)
+
+
 def by_expert(
     function: Callable[..., Array],
     tokens: Sequence[Array],
     kernels: Sequence[Array],
     axes: Sequence[Sequence[str | None]],
+    at: tuple[str, str | None],
 ) -> Array:
     """Σ over experts of `function(first, tokens, kernels)`, each device with its own experts.
 
@@ -247,9 +277,10 @@ def by_expert(
     Args:
       function: of the number of the device's first expert, its tokens and its kernels; gives what
         these experts add to each token, an array like the first of the tokens.
-      tokens: [rows, ...] each.
+      tokens: [rows, length, ...] each.
       kernels: [experts, ...] each.
       axes: the logical axes of each kernel, None for one that is not sharded; `mlp` is summed over.
+      at: those of rows and length: `TOKENS` or `STEPS`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -260,7 +291,10 @@ def by_expert(
         for axis, size in zip(names, x.shape, strict=True)
         if size % _parts(axis, mesh)
     }
-    rows = _lies_on("batch", mesh) if len(tokens[0]) % _parts("batch", mesh) == 0 else ()
+    rows, length = (
+        _lies_on(axis, mesh) if size % _parts(axis, mesh) == 0 else ()
+        for axis, size in zip(at, tokens[0].shape, strict=False)
+    )
     over = () if "experts" in whole else _lies_on("experts", mesh)
     summed = () if "mlp" in whole else _lies_on("mlp", mesh)
     apart = bool(over and rows)
@@ -279,9 +313,9 @@ def by_expert(
     def spec(names: Sequence[str | None]) -> PartitionSpec:
         return PartitionSpec(*(None if n in whole else _lies_on(n, mesh) or None for n in names))
 
-    by_row = PartitionSpec(rows or None)
-    specs: Any = ([by_row] * len(tokens), [spec(names) for names in axes])
-    mapped = jax.shard_map(run, in_specs=specs, out_specs=by_row, check_vma=False)
+    own = PartitionSpec(rows or None, length or None)
+    specs: Any = ([own] * len(tokens), [spec(names) for names in axes])
+    mapped = jax.shard_map(run, in_specs=specs, out_specs=own, check_vma=False)
     return mapped(list(tokens), list(kernels))
 
 
@@ -291,10 +325,10 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def active_batch_shards() -> int:
-    """Batch shards of the mesh in force, 1 without one."""
+def active_parts(axis: str) -> int:
+    """Into how many parts the mesh in force cuts a logical axis, 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else _parts("batch", mesh)
+    return 1 if mesh.empty else _parts(axis, mesh)
 
 
 def put_rows(rows: np.ndarray, mesh: Mesh, *, whole: bool = False) -> Array:

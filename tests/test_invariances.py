@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from ptjax.errors import UserError
 from ptjax.models.decoder import REMAT
 from ptjax.sharding import make_mesh
 from tests import toy
+from tests.full import only_in_full
 from tests.toy import assert_same, loss_and_gradients
 
 # One case a reduction: the gradient made with the forward pass, the recomputed one with every
@@ -20,6 +22,9 @@ MESHES = {
     "fsdp 8": dict(fsdp=8),
     "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
     "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+    "sequence 2 x fsdp 4": dict(sequence=2, fsdp=4),
+    "sequence 8": dict(sequence=8),
+    "sequence 2 x fsdp 2 x tensor 2": dict(sequence=2, fsdp=2, tensor=2),
 }
 
 
@@ -99,6 +104,12 @@ def test_bfloat16_is_within_its_rounding(case):
         ("fsdp 8", "nll"),
         ("fsdp 4 x tensor 2", "dft"),
         ("data 2 x fsdp 2 x tensor 2", "smoothed_z"),
+        ("sequence 2 x fsdp 4", "nll"),
+        ("sequence 8", "smoothed_z"),
+        pytest.param("fsdp 4 x tensor 2", "nll", marks=only_in_full),
+        pytest.param("data 2 x fsdp 2 x tensor 2", "nll", marks=only_in_full),
+        pytest.param("sequence 2 x fsdp 2 x tensor 2", "nll", marks=only_in_full),
+        pytest.param("sequence 2 x fsdp 4", "dft", marks=only_in_full),
     ],
 )
 def test_packed_on_a_mesh_is_one_device(mesh, case):
@@ -111,7 +122,11 @@ def test_packed_on_a_mesh_is_one_device(mesh, case):
 
 @pytest.mark.parametrize(
     ("mesh", "accumulate", "case"),
-    [("fsdp 8", 1, "dft"), ("fsdp 4 x tensor 2", 2, "smoothed_z")],
+    [
+        ("fsdp 8", 1, "dft"),
+        ("fsdp 4 x tensor 2", 2, "smoothed_z"),
+        pytest.param("sequence 2 x fsdp 4", 2, "nll", marks=only_in_full),
+    ],
 )
 def test_unpacked_on_a_mesh_is_one_device(mesh, accumulate, case):
     columns = toy.batch(EXAMPLES)
@@ -132,3 +147,8 @@ def test_packed_micro_batches_on_a_mesh():
 def test_rematerialisation(remat):
     columns = toy.packed(EXAMPLES)
     assert_same(loss_and_gradients(columns, remat=remat), loss_and_gradients(columns))
+
+
+def test_rows_that_a_sequence_axis_does_not_divide():
+    with pytest.raises(UserError, match="mesh.sequence = 8 does not divide rows of 12 tokens; set"):
+        loss_and_gradients(toy.batch(EXAMPLES), mesh=make_mesh(MESHES["sequence 8"]))

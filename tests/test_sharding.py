@@ -134,7 +134,7 @@ def test_a_batch_is_cut_over_data_and_fsdp(mesh):
 def test_constraints_hold_inside_jit(mesh):
     @jax.jit
     def spread(x):
-        return sharding.constrain(x * 2, "batch", "vocab"), sharding.active_batch_shards()
+        return sharding.constrain(x * 2, "batch", "vocab"), sharding.active_parts("batch")
 
     with jax.set_mesh(mesh):
         cut, shards = spread(jnp.ones((8, 4)))
@@ -142,5 +142,5 @@ def test_constraints_hold_inside_jit(mesh):
     assert cut.sharding.shard_shape(cut.shape) == (2, 2)
     assert odd.sharding.is_fully_replicated
     assert shards == 4
-    assert sharding.active_batch_shards() == 1
+    assert sharding.active_parts("batch") == 1
     np.testing.assert_array_equal(sharding.constrain(jnp.ones(3), "batch"), np.ones(3))

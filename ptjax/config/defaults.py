@@ -88,7 +88,7 @@ def defaults() -> Any:
                 "offload": False,
             },
             "guard": {"max_skipped": 5, "spike": 0.0, "spike_window": 64},
-            "mesh": {"data": 1, "fsdp": -1, "expert": 1, "tensor": 1},
+            "mesh": {"data": 1, "fsdp": -1, "expert": 1, "sequence": 1, "tensor": 1},
             "checkpoint": {"every": 500, "keep": 2, "best": None, "async_save": True},
             "eval": {"every": 200},
             "samples": {"prompts": [], "every": 0, "max_tokens": 64, "temperature": 0.0},

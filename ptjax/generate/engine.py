@@ -39,7 +39,8 @@ def sample(
 
     A prompt is read once, whatever the number of its completions.
 
-    Under a mesh the parameters stay where they are, and rows lie over the batch axes.
+    Under a mesh the parameters stay where they are, and rows lie over the batch axes and
+    `sequence`.
 
     Args:
       model: the decoder.

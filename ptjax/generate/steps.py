@@ -165,7 +165,7 @@ def _keys(seeds: UInt32[Array, "R 2"]) -> Key[Array, " R"]:
 
 def _pin(cache: Cache) -> Cache:
     """Keeps a cache's rows and heads where the mesh wants them."""
-    axes = ("batch", "kv_heads", None, None)
+    axes = ("rows", "kv_heads", None, None)
     k, v = (tuple(sharding.constrain(x, *axes) for x in of) for of in (cache.k, cache.v))
     return replace(cache, k=k, v=v)
 

@@ -145,7 +145,7 @@ class Writer:
 def rows_at_once(rows: int, mesh: Mesh | None) -> int:
     """A bucket for so many rows that divides over the mesh: what is decoded together."""
     size = bucket(rows)
-    return size if mesh is None else size + -size % sharding.batch_shards(mesh)
+    return size if mesh is None else size + -size % sharding.row_shards(mesh)
 
 
 def rows_and_prompts(rows: int, n: int, prompts: int, mesh: Mesh | None) -> tuple[int, int]:

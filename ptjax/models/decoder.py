@@ -24,7 +24,7 @@ from ptjax.ops.decode import cached
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.ops.span import ATTENDED, Span
-from ptjax.sharding import HOST, constrain, platform
+from ptjax.sharding import HOST, STEPS, TOKENS, constrain, platform
 from ptjax.types import Leaf, Routing, Weights
 
 REMAT = {
@@ -283,7 +283,7 @@ class Decoder:
     ) -> tuple[Float[Array, "R L D"], Routing | None]:
         """What `hidden` gives, and where a mixture of experts sent the tokens; else None."""
         x, layers, flags = self._prepare(params, tokens, compute, key, noise)
-        tables, attend = rotary_tables(self.config, span.positions), self._attend(span, compute)
+        tables, attend = self._rotary(span), self._attend(span, compute)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, Routing | None]:
             weights, flag = scanned
@@ -315,7 +315,7 @@ class Decoder:
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         span = Span(places, there.astype(jnp.int32))
         x, layers, flags = self._prepare(params, tokens, compute, None, None)
-        tables, attend = rotary_tables(self.config, places), self._attend(span, compute)
+        tables, attend = self._rotary(span), self._attend(span, compute)
 
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
             weights, flag = scanned
@@ -347,10 +347,10 @@ class Decoder:
           compute: dtype of the computation.
           apart: from `apart`, where several tokens follow.
         """
-        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None)
+        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None, STEPS)
         at = cache.length
         span = Span(at[:, None], going[:, None].astype(jnp.int32))
-        tables, rows = rotary_tables(self.config, span.positions), jnp.arange(len(at))
+        tables, rows = self._rotary(span, STEPS), jnp.arange(len(at))
         alone: dict[str, Any] = {"mode": "drop", "unique_indices": True}
         made: list[tuple[Array, Array]] = []
         for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
@@ -367,7 +367,7 @@ class Decoder:
 
             flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
             weights = apart[i] if apart else _at(layers, i, at)
-            x, both, _ = self._layer(weights, flag, x, tables, attend, span, compute, None)
+            x, both, _ = self._layer(weights, flag, x, tables, attend, span, compute, None, STEPS)
             made.append(both)
         k, v = zip(*made, strict=True)
         return self._final(params, x)[:, 0], Cache(k, v, at + going)
@@ -397,12 +397,17 @@ class Decoder:
 
         return attend
 
-    def _prepare(self, params, tokens, compute, key, noise):
+    def _rotary(self, span: Span, at: tuple[str, str | None] = TOKENS) -> tuple[Array, Array]:
+        """cos and sin of each token, where the token lies."""
+        cos, sin = rotary_tables(self.config, span.positions)
+        return constrain(cos, None, *at, None), constrain(sin, None, *at, None)
+
+    def _prepare(self, params, tokens, compute, key, noise, at=TOKENS):
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
         config = self.config
         # Every device looks up its own tokens: the table is gathered, not the tokens.
-        x = constrain(params["embed"].astype(compute.dtype), "vocab", None)[tokens]
-        x = constrain(x, "batch", None, None)
+        table = constrain(params["embed"].astype(compute.dtype), "vocab", None)
+        x = constrain(table[constrain(tokens, *at)], *at, None)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
         if noise is not None and key is not None:
@@ -416,10 +421,10 @@ class Decoder:
             "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
             "window": jnp.array(config.window),
         }
-        return constrain(x, "batch", None, None), _stacks(params), flags
+        return constrain(x, *at, None), _stacks(params), flags
 
     def _layer(
-        self, weights, flag, x, tables, attend, span, compute, key
+        self, weights, flag, x, tables, attend, span, compute, key, at=TOKENS
     ) -> tuple[Array, Any, Routing | None]:
         """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
         config = self.config
@@ -445,16 +450,16 @@ class Decoder:
         y = linear("o", y, keys[3])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")
-        x = constrain(x + dropout(y, compute.dropout, keys[4]), "batch", None, None)
+        x = constrain(x + dropout(y, compute.dropout, keys[4]), *at, None)
         y = norm(x, "mlp_norm") if config.norm != "post" else x
         routing = None
         if config.experts:
-            y, routing = mixture(weights, y, span.segments != 0, config, self.lora)
+            y, routing = mixture(weights, y, span.segments != 0, config, self.lora, at)
         else:
             y = mlp(weights, y, config, self.lora, keys[5:8])
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
-        x = constrain(x + dropout(y, compute.dropout, keys[8]), "batch", None, None)
+        x = constrain(x + dropout(y, compute.dropout, keys[8]), *at, None)
         return x, kept, routing
 
     def _final(self, params, x):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax.models.config import ModelConfig
 from ptjax.models.layers import ACTIVATIONS, PROJECTED, Layer
 from ptjax.models.lora import Lora, contract
-from ptjax.sharding import by_expert
+from ptjax.sharding import TOKENS, by_expert
 from ptjax.types import Routing
 
 _PREFIX = "experts."
@@ -39,6 +39,7 @@ def mixture(
     valid: Bool[Array, "R L"],
     config: ModelConfig,
     lora: Lora | None,
+    at: tuple[str, str | None] = TOKENS,
 ) -> tuple[Float[Array, "R L D"], Routing]:
     """Σ_e p_e · down_e(act(gate_e(x)) · up_e(x)) over the C experts of largest p (2401.04088, 2.1).
 
@@ -51,6 +52,7 @@ def mixture(
       valid: those that are no padding: padding goes to no expert.
       config: the model's.
       lora: the adapters' settings.
+      at: the logical axes of rows and length.
     """
     with jax.default_matmul_precision("highest"):
         logits = contract(x.astype(jnp.float32), layer["router"].astype(jnp.float32))
@@ -71,7 +73,7 @@ def mixture(
     run = functools.partial(_run, names=tuple(kernels), activation=config.activation, lora=lora)
     tokens = (x, chosen, weights.astype(x.dtype))
     axes = [_AXES[name] for name in kernels]
-    return by_expert(run, tokens, list(kernels.values()), axes), routing
+    return by_expert(run, tokens, list(kernels.values()), axes, at), routing
 
 
 def _run(

@@ -6,6 +6,10 @@
 | GPU | `cudnn`: cuDNN's flash attention, for rows of up to 4,096 tokens in half precision |
 | all, and all that those two do not cover | `tiles`: plain jax, memory linear in the length |
 
+Where a mesh cuts rows along their length, each device has the queries of its own part and gathers
+the keys and values of the whole row, which are few: every kernel then takes queries that begin at
+some key, and nothing else of attention knows.
+
 Shapes: R rows, Q queries, S keys, H query heads, K key heads, G = H / K, E head_dim.
 """
 
@@ -19,7 +23,7 @@ from ptjax.errors import UserError
 from ptjax.ops import cudnn, splash
 from ptjax.ops.span import Span
 from ptjax.ops.tiles import tiles
-from ptjax.sharding import local, platform
+from ptjax.sharding import STEPS, TOKENS, gathered, local, platform
 
 KERNELS = ("auto", "tiles", "splash", "cudnn")
 """What may be asked for; `auto` goes by the devices."""
@@ -62,12 +66,15 @@ def attention(
     use = chosen(kernel, q, query, window, softcap, aligned=aligned)
     places, shape = jax.tree.flatten((query, key))
     interpret = platform() != "tpu"
+    queries, keys = q.shape[1], k.shape[1]
 
-    def run(q: Array, k: Array, v: Array, window: Array, *places: Array) -> Array:
+    def run(q: Array, k: Array, v: Array, window: Array, number: Array, *places: Array) -> Array:
         query, key = jax.tree.unflatten(shape, places)
+        k, v = (gathered(x, 1, "length", keys) for x in (k, v))
+        first = 0 if q.shape[1] == queries else number[0]
         if use == "splash":
             return splash.splash(
-                *(q, k, v, query, window), scale=scale, softcap=softcap, interpret=interpret
+                *(q, k, v, key, window, first), scale=scale, softcap=softcap, interpret=interpret
             )
         if use == "cudnn":
             try:
@@ -78,14 +85,21 @@ def attention(
                         f"model.attention='cudnn': {error}; set it to 'auto'"
                     ) from error
                 logging.getLogger(__name__).warning("attention without cuDNN: %s", error)
-        return tiles(q, k, v, query, key, window, scale=scale, softcap=softcap, aligned=aligned)
+        return tiles(
+            *(q, k, v, query, key, window, first if aligned else None), scale=scale, softcap=softcap
+        )
 
     # Rows and heads are independent: a partitioner left to itself gathers all heads of a row.
-    heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+    rows, length = at = TOKENS if aligned else STEPS
+    heads, kv_heads = (*at, "heads", None), (*at, "kv_heads", None)
+    many = len(jax.tree.leaves(query)), len(jax.tree.leaves(key))
     return local(
         run,
-        *(q, k, v, jnp.asarray(window, jnp.int32), *places),
-        inputs=(heads, kv_heads, kv_heads, (), *[("batch", None)] * len(places)),
+        *(q, k, v, jnp.asarray(window, jnp.int32), jnp.arange(queries, dtype=jnp.int32), *places),
+        inputs=(
+            *(heads, kv_heads, kv_heads, (), (length,)),
+            *([at] * many[0] + [(rows, None)] * many[1]),
+        ),
         output=heads,
     )
 

@@ -56,10 +56,10 @@ def cached(
         return out.reshape(rows, heads, width).astype(q.dtype)
 
     # Rows and heads are independent: a partitioner left to itself gathers all heads of a row.
-    kv = ("batch", "kv_heads", None, None)
+    kv = ("rows", "kv_heads", None, None)
     return local(
         run,
         *(q, k, v, position, jnp.asarray(window, jnp.int32)),
-        inputs=(("batch", "heads", None), kv, kv, ("batch",), ()),
-        output=("batch", "heads", None),
+        inputs=(("rows", "heads", None), kv, kv, ("rows",), ()),
+        output=("rows", "heads", None),
     )

@@ -10,8 +10,8 @@ A shared beginning is a second run of keys. The keys then stand twice, first as 
 what they are; ids that the kernel compares keep a query to its own group, and one bit of the code
 says that it sees its group's beginning. Nothing of a row's keys is written twice but k and v.
 
-Shapes: R rows, L tokens, padded to N blocks, H query heads, K key heads, E head_dim; C blocks of
-keys, N or 2 N.
+Shapes: R rows, Q queries in N blocks, L keys, H query heads, K key heads, E head_dim; C blocks of
+keys, those of copies included.
 """
 
 from dataclasses import dataclass
@@ -57,16 +57,17 @@ class _Seen:
 
 
 def splash(
-    q: Float[Array, "R L H E"],
+    q: Float[Array, "R Q H E"],
     k: Float[Array, "R L K E"],
     v: Float[Array, "R L K E"],
     span: Span,
     window: Int[Array, ""],
+    first: Int[Array, ""] | int,
     *,
     scale: float,
     softcap: float | None,
     interpret: bool,
-) -> Float[Array, "R L H E"]:
+) -> Float[Array, "R Q H E"]:
     """Attention as `ops.attention.attention` says, of what `covers` covers, on one device.
 
     Padding sees padding that stands before it; no one reads what it gets.
@@ -75,8 +76,9 @@ def splash(
       q: queries.
       k: keys.
       v: values.
-      span: where both stand.
+      span: where the keys stand.
       window: how far a query looks back.
+      first: the key that the first query is; the others follow.
       scale: of the scores.
       softcap: of the scores.
       interpret: whether the kernel runs in Pallas' interpreter, which needs no TPU.
@@ -87,18 +89,27 @@ def splash(
     length = q.shape[1]
     # Large blocks are quicker; at most an eighth of them may be padding.
     block = max(b for b in _BLOCKS if b == _BLOCKS[0] or -length % b * 8 <= length)
-    long = length + -length % block
+    long = k.shape[1] + -k.shape[1] % block
     span = padded_span(span, long)
-    q, k, v = (padded(x, long).swapaxes(1, 2) for x in (q * scale, k, v))
-    codes, needed = _codes(span, window, block)
+    q = padded(q * scale, length + -length % block).swapaxes(1, 2)
+    k, v = (padded(x, long).swapaxes(1, 2) for x in (k, v))
+
+    def of_queries(x: Array) -> Array:
+        """Of keys' numbers the queries' own; what fills their last block has the last one's."""
+        x = jax.lax.dynamic_slice_in_dim(x, first, length, axis=1)
+        return jnp.pad(x, ((0, 0), (0, -length % block)), mode="edge")
+
+    codes = of_queries(_codes(span, window))
+    needed = _seen_blocks(codes, block, long)
     own, ids = 0, None
     if span.leads is not None and span.begins is not None:
         own = long
         k, v = (jnp.concatenate([x, x], axis=2) for x in (k, v))
         opens = run_starts(span.leads)
-        codes = jnp.where(span.begins > 0, codes | _SHARES, codes)
-        ids = pallas.SegmentIds(opens, _key_ids(opens, span.begins))
-        needed = jnp.concatenate([_begun(opens, span.begins, block), needed], axis=1)
+        group, begins = of_queries(opens), of_queries(span.begins)
+        codes = jnp.where(begins > 0, codes | _SHARES, codes)
+        ids = pallas.SegmentIds(group, _key_ids(opens, span.begins))
+        needed = jnp.concatenate([_begun(group, begins, block, long), needed], axis=1)
     marked = needed[None].astype(jnp.int32)
     forward, backward = (_next(needed, axis)[None] for axis in (1, 0))
 
@@ -133,17 +144,22 @@ def splash(
     return jax.vmap(row)(q, k, v, codes, ids).swapaxes(1, 2)[:, :length]
 
 
-def _codes(span: Span, window: Array, block: int) -> tuple[Int[Array, "R L"], Bool[Array, "N N"]]:
-    """From which key to which a query sees of its own sequence, and the blocks that hold them.
-
-    What a block's first query sees begins before what its others see; in any row.
-    """
+def _codes(span: Span, window: Array) -> Int[Array, "R L"]:
+    """From which key to which each token sees of its own sequence."""
     last = jnp.arange(span.segments.shape[1], dtype=jnp.int32)
     first = jnp.maximum(run_starts(span.segments), last - window + 1)
-    earliest = jnp.min(first[:, ::block], axis=0)
-    blocks = jnp.arange(len(earliest), dtype=jnp.int32)
-    needed = (blocks >= (earliest // block)[:, None]) & (blocks <= blocks[:, None])
-    return first << (BITS + 1) | last, needed
+    return first << (BITS + 1) | last
+
+
+def _seen_blocks(codes: Int[Array, "R Q"], block: int, keys: int) -> Bool[Array, "N C"]:
+    """The blocks of keys that hold what queries of a block see of their own; in any row.
+
+    What a block's first query sees begins before what its others see, and its last ends last.
+    """
+    earliest = jnp.min(codes[:, ::block] >> (BITS + 1), axis=0)[:, None]
+    latest = jnp.max(codes[:, block - 1 :: block] & _LOW, axis=0)[:, None]
+    starts = jnp.arange(0, keys, block, dtype=jnp.int32)
+    return (starts + block > earliest) & (starts <= latest)
 
 
 def _key_ids(opens: Int[Array, "R L"], begins: Int[Array, "R L"]) -> Int[Array, "R 2*L"]:
@@ -158,7 +174,9 @@ def _key_ids(opens: Int[Array, "R L"], begins: Int[Array, "R L"]) -> Int[Array, 
     return jnp.concatenate([jnp.where(column - opens < shared, opens, -1), opens], axis=1)
 
 
-def _begun(opens: Int[Array, "R L"], begins: Int[Array, "R L"], block: int) -> Bool[Array, "N N"]:
+def _begun(
+    opens: Int[Array, "R Q"], begins: Int[Array, "R Q"], block: int, keys: int
+) -> Bool[Array, "N C"]:
     """The blocks of copies with what queries of a block share, and those between; in any row."""
     rows, length = opens.shape
 
@@ -166,9 +184,9 @@ def _begun(opens: Int[Array, "R L"], begins: Int[Array, "R L"], block: int) -> B
         return x.reshape(rows, -1, block).swapaxes(0, 1).reshape(length // block, -1)
 
     shares = begins > 0
-    first = jnp.min(cut(jnp.where(shares, opens, length)), axis=1)[:, None]
+    first = jnp.min(cut(jnp.where(shares, opens, keys)), axis=1)[:, None]
     end = jnp.max(cut(jnp.where(shares, opens + begins, 0)), axis=1)[:, None]
-    starts = jnp.arange(0, length, block, dtype=jnp.int32)
+    starts = jnp.arange(0, keys, block, dtype=jnp.int32)
     return (starts + block > first) & (starts < end)
 
 

@@ -20,14 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax.ops.span import ATTENDED, Span, padded, padded_span, visible
 
 TILE = 128
-"""Queries of a block and keys of a tile, at most."""
+"""Queries of a block and keys of a tile, at most; where no key is skipped a tile has all."""
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
 class _Static(NamedTuple):
     scale: float
     softcap: float | None
-    aligned: bool
     block: int
     tile: int
 
@@ -39,26 +38,40 @@ def tiles(
     query: Span,
     key: Span,
     window: Int[Array, ""],
+    first: Int[Array, ""] | int | None,
     *,
     scale: float,
     softcap: float | None,
-    aligned: bool,
 ) -> Float[Array, "R Q H E"]:
     """Attention as `ops.attention.attention` says, on one device.
 
-    Where `aligned`, tiles after a block of queries, and before its first query's sequence and
-    window, are skipped. The backward pass computes the scores again (2205.14135).
+    Where queries are keys too, tiles after a block of queries, and before its first query's
+    sequence and window, are skipped. The backward pass computes the scores again (2205.14135).
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      query: where the queries stand.
+      key: where the keys stand.
+      window: how far a query looks back.
+      first: the key that the first query is, the others following; None where queries are no keys.
+      scale: of the scores.
+      softcap: of the scores.
     """
-    queries = q.shape[1]
-    blocks = -(-queries // TILE)
-    block = -(-queries // blocks)
-    static = _Static(scale, softcap, aligned, block, block if aligned else k.shape[1])
-    length = blocks * block
-    q, query = padded(q, length), padded_span(query, length)
-    if aligned:
-        k, v, key = padded(k, length), padded(v, length), query
-    out: Array = _attention(static, q, k, v, query, key, window)
+    queries, keys = q.shape[1], k.shape[1]
+    static = _Static(scale, softcap, _even(queries), keys if first is None else _even(keys))
+    long = queries + -queries % static.block
+    q, query = padded(q, long), padded_span(query, long)
+    long = keys + -keys % static.tile
+    k, v, key = padded(k, long), padded(v, long), padded_span(key, long)
+    out: Array = _attention(static, q, k, v, query, key, window, first)
     return out[:, :queries]
+
+
+def _even(length: int) -> int:
+    """The size of as few parts as can be, of `TILE` at most and nearly alike."""
+    return -(-length // -(-length // TILE))
 
 
 def _cut(x: Array, size: int, groups: int = 1) -> Array:
@@ -82,7 +95,9 @@ def _cut_span(span: Span, size: int) -> Span:
     return jax.tree.map(lambda x: x.reshape(rows, -1, size).swapaxes(0, 1), span)
 
 
-def _needed(static: _Static, query: Span, key: Span, window: Array) -> Bool[Array, "N T"]:
+def _needed(
+    static: _Static, query: Span, key: Span, window: Array, first: Array | int | None
+) -> Bool[Array, "N T"]:
     """The tiles that each block of queries needs in any row.
 
     A sequence that reaches from an earlier tile into a block holds the tile's last key and the
@@ -90,23 +105,25 @@ def _needed(static: _Static, query: Span, key: Span, window: Array) -> Bool[Arra
     it shares, and then the block's first query is of a sequence that shares the same.
     """
     blocks, tiles = query.segments.shape[0], key.segments.shape[0]
-    if not static.aligned:
+    if first is None:
         return jnp.ones((blocks, tiles), bool)
-    block, tile = jnp.arange(blocks)[:, None], jnp.arange(tiles)
+    start = first + jnp.arange(blocks, dtype=jnp.int32)[:, None] * static.block
+    tile = jnp.arange(tiles, dtype=jnp.int32) * static.tile
+    last = tile + static.tile - 1
     segments = key.segments[None]
     needed = jnp.any(query.segments[:, None, :, 0] == segments[..., -1], axis=2)
     if query.leads is None or query.begins is None:
-        needed &= (block - tile - 1) * static.tile + 1 < window
+        needed &= start - last < window
     else:
         leads, begins = (x[:, None, :, :1] for x in (query.leads, query.begins))
         shared = (segments == leads) & (key.positions[None] < begins)
         needed |= jnp.any(shared, axis=(2, 3))
-    return (needed & (tile < block)) | (tile == block)
+    return (needed | (last >= start)) & (tile < start + static.block)
 
 
-def _over_tiles(static: _Static, needed: Array, query: Span, block: Array, body: Any, carry: Any):
-    """Runs `body(tile, carry)` over the tiles that a block of queries needs, [T]."""
-    if not static.aligned:
+def _over_tiles(needed: Bool[Array, " T"], query: Span, body: Any, carry: Any):
+    """Runs `body(tile, carry)` over the tiles that a block of queries needs."""
+    if len(needed) == 1:
         return body(0, carry)
 
     def tile(j: Any, carry: Any) -> Any:
@@ -114,8 +131,8 @@ def _over_tiles(static: _Static, needed: Array, query: Span, block: Array, body:
             return body(j, carry)
         return jax.lax.cond(needed[j], functools.partial(body, j), lambda carry: carry, carry)
 
-    first = jnp.argmax(needed).astype(block.dtype)
-    return jax.lax.fori_loop(first, block + 1, tile, carry)
+    begin, behind = jnp.argmax(needed), len(needed) - jnp.argmax(needed[::-1])
+    return jax.lax.fori_loop(begin, behind, tile, carry)
 
 
 def _at(x: Any, index: Any) -> Any:
@@ -137,16 +154,16 @@ def _scores(
     return scores, shown.reshape(scores.shape)
 
 
-def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
+def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array, first: Any):
     """The result [R, Q, H, E], and the log of each softmax's denominator [N, RK, M, 1]."""
     rows, groups = q.shape[0], q.shape[2] // k.shape[2]
     k_t = _cut(k, static.tile).swapaxes(2, 3)
     v = _cut(v, static.tile)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
+    needed = _needed(static, query, key, window, first)
 
     def block(_: None, scanned: tuple) -> tuple[None, tuple[Array, Array]]:
-        index, q_block, where = scanned
+        own, q_block, where = scanned
 
         def tile(j: Any, carry: tuple) -> tuple:
             top, total, out = carry
@@ -159,11 +176,11 @@ def _forward(static: _Static, q, k, v, query: Span, key: Span, window: Array):
 
         column = jnp.zeros((*q_block.shape[:2], 1), jnp.float32)
         start = (column + _NEVER, column, jnp.zeros(q_block.shape, jnp.float32))
-        top, total, out = _over_tiles(static, _at(needed, index), query, index, tile, start)
+        top, total, out = _over_tiles(own, query, tile, start)
         return None, ((out / total).astype(q_block.dtype), top + jnp.log(total))
 
     q = _cut(q * static.scale, static.block, groups)
-    _, (out, sums) = jax.lax.scan(block, None, (jnp.arange(q.shape[0], dtype=jnp.int32), q, query))
+    _, (out, sums) = jax.lax.scan(block, None, (needed, q, query))
     return _join(out, static.block, rows), sums
 
 
@@ -173,29 +190,30 @@ def _wide(a: Array, b: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    return _forward(static, q, k, v, query, key, window)[0]
+def _attention(static: _Static, q, k, v, query: Span, key: Span, window: Array, first: Any):
+    return _forward(static, q, k, v, query, key, window, first)[0]
 
 
-def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Array):
-    made = _forward(static, q, k, v, query, key, window)
+def _attention_fwd(static: _Static, q, k, v, query: Span, key: Span, window: Array, first: Any):
+    made = _forward(static, q, k, v, query, key, window, first)
     out, sums = (checkpoint_name(x, ATTENDED) for x in made)
-    return out, (q, k, v, query, key, window, out, sums)
+    return out, (q, k, v, query, key, window, first, out, sums)
 
 
 def _attention_bwd(static: _Static, saved, d_out):
-    q, k, v, query, key, window, out, sums = saved
-    window = jnp.asarray(window)  # where it is known, jax saves it as what is no array of its own
+    q, k, v, query, key, window, first, out, sums = saved
+    # Where they are known, jax saves them as what are no arrays of its own.
+    window, first = jax.tree.map(jnp.asarray, (window, first))
     rows, groups, dtype = q.shape[0], q.shape[2] // k.shape[2], k.dtype
     inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
     blocks = [_cut(x, static.block, groups) for x in (q * static.scale, d_out, inner)]
     k, v = _cut(k, static.tile), _cut(v, static.tile)
     k_t, v_t = k.swapaxes(2, 3), v.swapaxes(2, 3)
     query, key = _cut_span(query, static.block), _cut_span(key, static.tile)
-    needed = _needed(static, query, key, window)
+    needed = _needed(static, query, key, window, first)
 
     def block(sides: tuple[Array, Array], scanned: tuple) -> tuple[tuple, Array]:
-        index, q_block, d_block, inner_block, sums_block, where = scanned
+        own, q_block, d_block, inner_block, sums_block, where = scanned
 
         def tile(j: Any, carry: tuple) -> tuple:
             d_k, d_v, d_q = carry
@@ -211,14 +229,13 @@ def _attention_bwd(static: _Static, saved, d_out):
             return d_k, d_v, d_q + _wide(low, _at(k, j)) * static.scale
 
         start = (*sides, jnp.zeros(q_block.shape, jnp.float32))
-        d_k, d_v, d_q = _over_tiles(static, _at(needed, index), query, index, tile, start)
+        d_k, d_v, d_q = _over_tiles(own, query, tile, start)
         return (d_k, d_v), d_q.astype(dtype)
 
     zeros = jnp.zeros(k_t.shape, jnp.float32)
-    scanned = (jnp.arange(blocks[0].shape[0], dtype=jnp.int32), *blocks, sums, query)
-    (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), scanned)
+    (d_k, d_v), d_q = jax.lax.scan(block, (zeros, zeros), (needed, *blocks, sums, query))
     sides = (_join(x.swapaxes(2, 3), static.tile, rows).astype(dtype) for x in (d_k, d_v))
-    return _join(d_q, static.block, rows), *sides, None, None, None
+    return _join(d_q, static.block, rows), *sides, None, None, None, None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

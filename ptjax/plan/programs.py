@@ -222,7 +222,7 @@ def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> step
     at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+        axes = ("layers", "rows", "slots", "kv_heads", "head_dim")
         where = sharding.named(axes, leaf.shape, mesh) if leaf.ndim == len(axes) else at
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

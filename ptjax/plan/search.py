@@ -123,7 +123,7 @@ def _meshes(config: Config, devices: int) -> list[Changes]:
     """Parameters sharded over all devices first; heads and hidden units over some, after that."""
     data = int(config.mesh.data)
     each = devices // data if data > 0 else devices
-    each //= max(int(config.mesh.expert), 1)
+    each //= max(int(config.mesh.expert), 1) * max(int(config.mesh.sequence), 1)
     return [
         {"mesh.fsdp": each // tensor, "mesh.tensor": tensor}
         for tensor in _TENSOR
@@ -133,7 +133,7 @@ def _meshes(config: Config, devices: int) -> list[Changes]:
 
 def _accumulates(config: Config, devices: int) -> list[int]:
     """Numbers of micro-batches that the batch divides into, the fewest first."""
-    shards = devices // int(config.mesh.tensor)
+    shards = devices // (int(config.mesh.tensor) * int(config.mesh.sequence))
     data = config.data
     if data.batch_size is not None:
         whole = data.batch_size // int(config.rollout.minibatches)
@@ -158,8 +158,8 @@ def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
 
 def _longest(config: Config, at: Changes, devices: int, fits: Callable[[Changes], bool]) -> int:
     """The longest sequence, one example a device at a time, each layer computed again."""
-    shards = devices // int(at.get("mesh.tensor", config.mesh.tensor))
-
+    together = int(at.get("mesh.tensor", config.mesh.tensor)) * int(config.mesh.sequence)
+    shards = devices // together
     width = WIDTH.get(named(config.method, METHODS).data, 1)
 
     def of(length: int) -> Changes:

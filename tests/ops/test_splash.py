@@ -104,13 +104,15 @@ def test_codes_say_what_is_visible_and_blocks_hold_it(case):
 
     @jax.jit
     def made(span, window):
-        codes, needed = splash._codes(span, window, block)
+        codes = splash._codes(span, window)
+        needed = splash._seen_blocks(codes, block, codes.shape[1])
         same = True
         if own:
             opens = splash.run_starts(span.leads)
             same = opens[:, :, None] == splash._key_ids(opens, span.begins)[:, None]
             codes = jnp.where(span.begins > 0, codes | splash._SHARES, codes)
-            needed = jnp.concatenate([splash._begun(opens, span.begins, block), needed], axis=1)
+            begun = splash._begun(opens, span.begins, block, own)
+            needed = jnp.concatenate([begun, needed], axis=1)
         seen = splash._Seen(own)(codes[:, :, None], jnp.arange(own + codes.shape[1])) & same
         real = (span.segments > 0)[..., None]
         return seen & real, needed, visible(span, span, window) & real
