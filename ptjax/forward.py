@@ -217,13 +217,17 @@ def forward_in_parts(
 
 def _next(x: Array) -> Array:
     """Entry l holds what stands at l + 1; the last holds zero."""
-    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+    return _whole(jnp.pad(x[:, 1:], ((0, 0), (0, 1))))
 
 
 def _previous(x: Array) -> Array:
     """Entry l holds what stands at l - 1; the first holds zero."""
-    x = sharding.constrain(x, "batch", None)
-    return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    return jnp.pad(_whole(x)[:, :-1], ((0, 0), (1, 0)))
+
+
+def _whole(x: Array) -> Array:
+    """[R, L, ...], on each device all of its rows' length."""
+    return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
 class _Rows:
@@ -251,9 +255,7 @@ class _Rows:
 
     def by_shard(self, x: Array) -> Array:
         """[R, L, ...] -> [S, M, ...]: rows whole, and together with those of their shard."""
-        whole = sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
-        whole = whole.reshape(self.shards, -1, *x.shape[2:])
-        return sharding.constrain(whole, "batch", *(None,) * (whole.ndim - 1))
+        return _whole(_whole(x).reshape(self.shards, -1, *x.shape[2:]))
 
     def by_device(self, x: Array) -> Array:
         """[R, L, ...] -> [S·P, M/P, ...]: on each device the tokens that it computes."""
@@ -266,12 +268,12 @@ class _Rows:
         """[B, N, T, ...] -> [R, L, ...]; padding of packed rows is 0."""
         each = column.shape[3:]
         if self.pack is None:
-            return column.reshape(self.rows, self.length, *each)
+            return _whole(column.reshape(self.rows, self.length, *each))
         index = self.by_shard(self.pack)
         index = index.reshape(index.shape + (1,) * len(each))
         flat = column.reshape(self.shards, -1, *each)
         taken = jnp.take_along_axis(flat, jnp.maximum(index, 0), axis=1)
-        return jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length, *each)
+        return _whole(jnp.where(index >= 0, taken, 0).reshape(self.rows, self.length, *each))
 
     def span(
         self, valid: Bool[Array, "B N T"], positions: Int[Array, "R L"], prompts_once: bool
@@ -282,8 +284,8 @@ class _Rows:
         the run of its example's sequences there.
         """
         if self.pack is None:
-            return Span(positions, valid.reshape(self.rows, self.length).astype(jnp.int32))
-        segments = jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1)
+            return Span(positions, self.gather(valid).astype(jnp.int32))
+        segments = _whole(jnp.where(self.pack < 0, 0, self.pack // self.shape[2] + 1))
         if self.shape[1] == 1 or not prompts_once:
             return Span(positions, segments)
         column = jnp.arange(self.length, dtype=jnp.int32)

@@ -25,9 +25,9 @@ from tests import toy
 from tests.full import FULL, only_in_full
 from tests.toy import assert_same
 
-COUNT, LENGTH, ROW = 8, 12, 36
+COUNT, LENGTH, ROW = 8, 12, 40
 ROLLOUT = Stage("rollout", lambda ctx, batch, carry: (batch, carry), sequences=2)
-METHODS = {**ROWS, **online(ROLLOUT, ("gspo",))}
+METHODS = {**ROWS, **online(ROLLOUT, ("grpo", "gspo"))}
 LM, SCORER = Decoder(toy.CONFIG), Decoder(toy.CONFIG, head="score")
 CASES = {
     "dpo, mixed": ("dpo", dict(loss=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0))),
@@ -44,7 +44,15 @@ QUICK = [CASES[name] for name in ("dpo, mixed", "kto", "gspo", "process_reward")
 ON_MESH = [*QUICK, CASES["reward"], CASES["reward_ranked"]]
 """One of each reduction, which the suite packs and lays on a mesh in micro-batches."""
 COUPLED = {"dpo, sorted": ("dpo", dict(loss="aot")), "embed": ("embed", {})}
-MESHES = {"fsdp 8": dict(fsdp=8), "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2)}
+ON_EVERY_MESH = {"dpo": ("dpo", {}), "grpo": ("grpo", dict(beta=0.1))}
+MESHES = {
+    "fsdp 8": dict(fsdp=8),
+    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
+    "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+    "sequence 2 x fsdp 4": dict(sequence=2, fsdp=4),
+    "sequence 8": dict(sequence=8),
+    "sequence 2 x fsdp 2 x tensor 2": dict(sequence=2, fsdp=2, tensor=2),
+}
 
 
 def answers(method):
@@ -214,6 +222,23 @@ def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted):
     accumulate = COUNT // shards
     batch = packed(answers(case[0]), shards=shards, accumulate=accumulate)
     assert_same(loss_and_gradients(case, batch, mesh=mesh, accumulate=accumulate), wanted)
+
+
+@functools.cache
+def alone(name):
+    case = ON_EVERY_MESH[name]
+    return loss_and_gradients(case, columns(answers(case[0])))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", ON_EVERY_MESH)
+def test_dpo_and_grpo_on_every_mesh_are_one_device(name, mesh):
+    """Packed, as tests/test_invariances.py has SFT."""
+    if not FULL and mesh != "sequence 2 x fsdp 4":
+        pytest.skip("PTJAX_FULL=1 runs it")
+    case, mesh = ON_EVERY_MESH[name], make_mesh(MESHES[mesh])
+    batch = packed(answers(case[0]), shards=sharding.batch_shards(mesh))
+    assert_same(loss_and_gradients(case, batch, mesh=mesh), alone(name))
 
 
 @pytest.mark.parametrize("name", COUPLED)

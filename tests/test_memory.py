@@ -1,4 +1,4 @@
-"""What the compiler plans to hold: the head's logits never exist at once."""
+"""What the compiler plans to hold: logits never exist at once, long rows are cut over devices."""
 
 import functools
 import math
@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ptjax import sharding
 from ptjax.forward import ForwardOptions
 from ptjax.models import spec
-from ptjax.models.decoder import Decoder
+from ptjax.models.decoder import Compute, Decoder
 from ptjax.ops.logprobs import token_stats
 from ptjax.optim import make_optimizer, make_schedule
-from ptjax.step import StepOptions, new_guard, train_step
+from ptjax.step import StepOptions, gradients, new_guard, train_step
 from ptjax.types import TrainState
 from tests import toy
 
@@ -120,3 +121,59 @@ def test_a_steps_temporaries_follow_the_chunk_and_not_the_tokens_times_the_vocab
     (*_, wide), (*_, narrow), (*_, double) = step(VOCAB, 128), step(VOCAB, 32), step(2 * VOCAB, 32)
     assert wide - narrow >= (128 - 32) * VOCAB * 4
     assert double - narrow < TOKENS * VOCAB * 4 / 2
+
+
+LONG = 4096
+"""Tokens of a packed row that is cut along its length."""
+
+
+def cut(parts):
+    """The gradient of one long row over so many devices: shapes in the program, temporaries."""
+    mesh = sharding.make_mesh({"sequence": parts}, jax.devices()[:parts])
+    options = ForwardOptions(Compute(remat="dots_and_attention"), head_chunk=32)
+
+    def run(params, batch):
+        state = toy.state(params)
+        return gradients(
+            toy.MODEL, toy.bound(), state, batch, accumulate=1, options=options, key=None
+        )[:2]
+
+    def shape(name, whole):
+        where = sharding.named(toy.MODEL.table[name].names, whole.shape, mesh)
+        return jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=where)
+
+    whole = spec.shapes(toy.MODEL.table, toy.CONFIG.dims, jnp.dtype("float32"))
+    columns = {"tokens": "int32", "valid": "bool", "mask": "float32"}
+    batch = {name: ((1, 1, LONG), dtype) for name, dtype in columns.items()}
+    batch |= {"weights": ((1, 1), "float32"), "pack": ((1, LONG), "int32")}
+    with jax.set_mesh(mesh):
+        compiled = (
+            jax.jit(run)
+            .lower(
+                {name: shape(name, leaf) for name, leaf in whole.items()},
+                {
+                    name: jax.ShapeDtypeStruct(*one, sharding=sharding.replicated(mesh))
+                    for name, one in batch.items()
+                },
+            )
+            .compile(compiler_options=toy.QUICK)
+        )
+    shapes = {
+        tuple(map(int, size.split(",")))
+        for size in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
+    }
+    return shapes, compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_row_that_is_cut_along_its_length_is_whole_nowhere():
+    """But its keys, its values and the numbers of its tokens; no two tokens have one of their own.
+
+    On a quarter of the row falls a quarter of the temporaries, gathered keys and values apart.
+    """
+    (_, alone), (shapes, temporaries) = cut(1), cut(4)
+    keys = toy.CONFIG.kv_heads * toy.CONFIG.head_dim
+    assert keys < toy.CONFIG.embed
+    wide = {shape for shape in shapes if LONG in shape and math.prod(shape) > LONG * keys}
+    assert not wide
+    assert any(LONG // 4 in shape and math.prod(shape) > LONG // 4 * keys for shape in shapes)
+    assert temporaries < 0.35 * alone
