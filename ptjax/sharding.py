@@ -45,9 +45,10 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "labels": None,
     "slots": None,
 }
-"""Tokens lie on `batch` and `length`; what has no length to cut, as in decoding, on `rows`."""
 TOKENS = ("batch", "length")
+"""The logical axes of rows and their tokens."""
 STEPS = ("rows", None)
+"""Those of rows that are written token by token: there is no length to cut."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:

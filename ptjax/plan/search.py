@@ -157,7 +157,9 @@ def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
 
 
 def _longest(config: Config, at: Changes, devices: int, fits: Callable[[Changes], bool]) -> int:
-    """The longest sequence, one example a device at a time, each layer computed again."""
+    """The longest sequence, each layer computed again: one example at a time, a device or those
+    that cut it along its length.
+    """
     together = int(at.get("mesh.tensor", config.mesh.tensor)) * int(config.mesh.sequence)
     shards = devices // together
     width = WIDTH.get(named(config.method, METHODS).data, 1)

@@ -144,7 +144,10 @@ def test_a_completion_depends_on_its_own_prompt_and_seed():
     assert len({c.tokens for c in shared}) == 4
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2, "tensor": 2}],
+)
 def test_a_mesh_changes_nothing(sizes):
     mesh = sharding.make_mesh(sizes)
     params = {
