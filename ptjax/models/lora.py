@@ -16,6 +16,7 @@ from ptjax.errors import UserError
 from ptjax.models.families import CRITIC, SCALARS
 from ptjax.models.quantised import Quantised
 from ptjax.models.spec import Dims, Param, Table, init
+from ptjax.sharding import active_parts
 from ptjax.types import Leaf, Params, Weights
 
 ALL_LINEAR = r"layers\.(q|k|v|o|gate|up|down)"
@@ -119,12 +120,13 @@ def contract(x: Array, kernel: Array) -> Array:
     """Contracts the axes of x [R, L, inputs...] after its second with the first of a kernel.
 
     Both are matrices while they are multiplied: on CPU the products of their gradients then need no
-    transposed copies.
+    transposed copies. Rows that a mesh cuts along their length are no matrix on any device: they
+    would be gathered.
     """
-    inputs = x.ndim - 2
-    flat = x.reshape(x.shape[0] * x.shape[1], -1)
-    out = flat @ kernel.reshape(flat.shape[1], -1)
-    return out.reshape(*x.shape[:2], *kernel.shape[inputs:])
+    tokens = x.shape[:2] if active_parts("length") > 1 else (x.shape[0] * x.shape[1],)
+    flat = x.reshape(*tokens, -1)
+    out = flat @ kernel.reshape(flat.shape[-1], -1)
+    return out.reshape(*x.shape[:2], *kernel.shape[x.ndim - 2 :])
 
 
 def multiply(x: Array, kernel: Leaf) -> Array:

@@ -157,9 +157,7 @@ def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
 
 
 def _longest(config: Config, at: Changes, devices: int, fits: Callable[[Changes], bool]) -> int:
-    """The longest sequence, each layer computed again: one example at a time, a device or those
-    that cut it along its length.
-    """
+    """The longest sequence, one example a shard of the batch at a time, layers computed again."""
     together = int(at.get("mesh.tensor", config.mesh.tensor)) * int(config.mesh.sequence)
     shards = devices // together
     width = WIDTH.get(named(config.method, METHODS).data, 1)
