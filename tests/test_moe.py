@@ -81,11 +81,12 @@ def alone():
     [
         (dict(fsdp=2, expert=2, tensor=2), 2, "none"),
         pytest.param(dict(fsdp=2, expert=4), 1, "full", marks=only_in_full),
+        pytest.param(dict(fsdp=2, expert=2, sequence=2), 2, "none", marks=only_in_full),
         pytest.param(None, 4, "dots_and_attention", marks=only_in_full),
     ],
 )
 def test_a_mesh_packed_rows_and_micro_batches_change_nothing(sizes, accumulate, remat):
-    shards = 8 // sizes.get("tensor", 1) if sizes else 1
+    shards = sharding.batch_shards(sharding.make_mesh(sizes)) if sizes else 1
     columns = toy.packed(toy.examples(), shards=shards, accumulate=accumulate)
     got = step(columns, accumulate=accumulate, sizes=sizes, remat=remat)
     toy.assert_same(got, alone())

@@ -5,6 +5,7 @@ And what a TPU would be given, by lowering for one that is not there.
 
 import importlib.util
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -194,9 +195,19 @@ def test_a_decoder_of_local_and_global_layers():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed")
-@pytest.mark.parametrize("case", ["packed", "shared"])
-def test_the_compiler_of_a_tpu_takes_it(case, monkeypatch):
-    """Three kernels in the optimised program of four chips, and nothing sent between them."""
+@pytest.mark.parametrize(
+    ("case", "axis", "sends"),
+    [
+        ("packed", "fsdp", {}),
+        ("shared", "fsdp", {}),
+        ("shared", "sequence", {"all-gather": 2, "reduce-scatter": 2}),
+    ],
+)
+def test_the_compiler_of_a_tpu_takes_it(case, axis, sends, monkeypatch):
+    """Three kernels in the optimised program of four chips, and nothing sent between them.
+
+    But keys, values and their gradients, where rows are cut along their length.
+    """
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -204,7 +215,7 @@ def test_the_compiler_of_a_tpu_takes_it(case, monkeypatch):
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, topology("v5e:2x2").devices)
+    mesh = sharding.make_mesh({axis: 2, "tensor": 2}, topology("v5e:2x2").devices)
 
     def given(shape, dtype, *axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(axes, shape, mesh))
@@ -213,7 +224,7 @@ def test_the_compiler_of_a_tpu_takes_it(case, monkeypatch):
         given((2, 512, heads, 64), jnp.bfloat16, "batch", "length", name, "head_dim")
         for heads, name in ((4, "heads"), (2, "kv_heads"))
     )
-    span = jax.tree.map(lambda x: given(x.shape, x.dtype, "batch", "length"), SPANS[case])
+    span = jax.tree.map(lambda x: given(x.shape, x.dtype, "batch", "slots"), SPANS[case])
 
     def loss(q, k, v, span):
         run = attention(q, k, v, span, span, GLOBAL_WINDOW, scale=0.3, aligned=True)
@@ -222,4 +233,5 @@ def test_the_compiler_of_a_tpu_takes_it(case, monkeypatch):
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, span).compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 3
-    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text)
+    kinds = r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    assert Counter(re.findall(kinds, text)) == sends
