@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ptjax.plan.hlo import Op, Program, size
+from ptjax.plan.hlo import Op, Program, calls, size
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
@@ -22,6 +22,7 @@ _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _FIRST = re.compile(r"\w+\[[\d,]*\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Traffic(NamedTuple):
@@ -48,6 +49,8 @@ def traffic(program: Program, slices: Sequence[int]) -> list[Traffic]:
       slices: of each device, in the order of the mesh.
     """
     runs = program.runs()
+    everything = [op for ops in program.computations.values() for op in ops]
+    fused = {name for op in everything if op.code == "fusion" for name in calls(op)}
     seen: dict[object, tuple[str, bool, int, float]] = {}
     for name, ops in program.computations.items():
         for op in ops:
@@ -61,9 +64,12 @@ def traffic(program: Program, slices: Sequence[int]) -> list[Traffic]:
                 crosses = any(len({slices[i] for i in group}) > 1 for group in groups)
                 sent = _sent(op, kind, max(map(len, groups), default=1))
             entry = kind, crosses, runs[name], sent
-            # One that is spread over several fusions stands in each of them, under one channel.
-            channel = _CHANNEL.search(op.text)
-            key = int(channel[1]) if channel else op.name
+            # One that is spread over several fusions stands in each of them, under one channel; but
+            # a channel may be that of all that a shard_map sends.
+            channel, source = _CHANNEL.search(op.text), _SOURCE.search(op.text)
+            key: object = op.name
+            if channel and name in fused:
+                key = channel[1], kind, source[1] if source else ""
             if key not in seen or seen[key][2] < entry[2]:
                 seen[key] = entry
     totals: dict[tuple[str, bool], list[float]] = {}

@@ -147,7 +147,7 @@ def parse(text: str) -> Program:
         if header := _HEADER.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):  # a kernel's metadata have lines
             current = None
         elif current is not None and (found := _LINE.match(line)):
             rest = found[3]

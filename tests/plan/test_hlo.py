@@ -110,9 +110,36 @@ def test_a_collective_over_one_slice_stays_in_it():
 
 
 def test_one_that_is_spread_over_fusions_counts_once():
-    again = TEXT.replace("channel_id=3", "channel_id=1")
+    fusion = TEXT[TEXT.index("%all-reduce-scatter.1 (p") : TEXT.index("%inner (t")]
+    fusion = fusion.replace("%all-reduce-scatter.1", "%all-reduce-scatter.2")
+    fusion = fusion.replace("%all-reduce.9", "%again")
+    call = "  %called = f32[2,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.2\n"
+
+    def times(fusion):
+        text = TEXT.replace("%inner (t", fusion + "%inner (t", 1)
+        text = text.replace("  ROOT %scattered", call + "  ROOT %scattered")
+        return sum(one.times for one in traffic(parse(text), SLICES))
+
     before = sum(one.times for one in traffic(parse(TEXT), SLICES))
-    assert sum(one.times for one in traffic(parse(again), SLICES)) == before - 1
+    assert times(fusion) == before
+    assert times(fusion.replace("channel_id=9", "channel_id=10")) == before + 1
+
+
+def test_what_stands_behind_a_kernel_counts():
+    """Its metadata take several lines, of which one begins as a computation's end does."""
+    kernel = (
+        '  %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", '
+        'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata={}\n'
+    )
+    assert "  %gathered" in TEXT
+    after = TEXT.replace("  %gathered", kernel + "  %gathered")
+    assert traffic(parse(after), SLICES) == traffic(parse(TEXT), SLICES)
+
+
+def test_all_that_a_shard_map_sends_counts_though_it_has_one_channel():
+    one_channel = TEXT.replace("channel_id=3", "channel_id=5")
+    wanted, found = (traffic(parse(text), SLICES) for text in (TEXT, one_channel))
+    assert found == wanted
 
 
 def test_the_largest_values_are_named_and_none_is_inside_a_fusion_or_a_core():
