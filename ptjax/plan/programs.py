@@ -218,11 +218,11 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
 
 
 def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> steps.Rows:
-    """Answers in flight, as shapes: rows over the batch axes, heads as the rules say."""
+    """Answers in flight, as shapes: rows and heads of the cache lie as the rules say."""
     at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = ("layers", "rows", "slots", "kv_heads", "head_dim")
+        axes = ("rows", "kv_heads", "head_dim", "slots")
         where = sharding.named(axes, leaf.shape, mesh) if leaf.ndim == len(axes) else at
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
