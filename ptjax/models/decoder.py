@@ -367,7 +367,9 @@ class Decoder:
 
             flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
             weights = apart[i] if apart else _at(layers, i, at)
-            x, both, _ = self._layer(weights, flag, x, tables, attend, span, compute, None, STEPS)
+            x, both, _ = self._layer(
+                *(weights, flag, x, tables, attend, span, compute, None), at=STEPS
+            )
             made.append(both)
         k, v = zip(*made, strict=True)
         return self._final(params, x)[:, 0], Cache(k, v, at + going)
@@ -424,7 +426,7 @@ class Decoder:
         return constrain(x, *at, None), _stacks(params), flags
 
     def _layer(
-        self, weights, flag, x, tables, attend, span, compute, key, at=TOKENS
+        self, weights, flag, x, tables, attend, span, compute, key, *, at=TOKENS
     ) -> tuple[Array, Any, Routing | None]:
         """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
         config = self.config

@@ -106,7 +106,7 @@ def _sent(op: Op, kind: str, group: int) -> float:
     """
     total, started = size(op.shape), op.code.endswith("-start")
     if kind == "collective-permute":
-        return total / 2 if started else total
+        return total / 2 if started else float(total)
     if group <= 1:
         return 0.0
     whole = float(total)
