@@ -3,6 +3,7 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rota
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import KERNELS, attention
+from ptjax.ops.chunks import projection_axes
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
 from ptjax.ops.span import ATTENDED, Span
@@ -332,7 +334,7 @@ class Decoder:
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
         config = self.config
         # Every device looks up its own tokens: the table is gathered, not the tokens.
-        x = constrain(params["embed"].astype(compute.dtype), "vocab", None)[tokens]
+        x = _whole(params["embed"].astype(compute.dtype), True)[tokens]
         x = constrain(x, "batch", None, None)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
@@ -405,9 +407,25 @@ class Decoder:
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _whole(kernel: Array, vocab_first: bool) -> Array:
-    """An output projection on the mesh, split over the vocabulary alone."""
+    """An output projection on the mesh, split over the vocabulary alone.
+
+    Its gradient lies as the kernel itself does: a constraint's own transpose would have every
+    device keep all of it.
+    """
     return constrain(kernel, *(("vocab", None) if vocab_first else (None, "vocab")))
+
+
+def _whole_fwd(kernel: Array, vocab_first: bool) -> tuple[Array, None]:
+    return _whole(kernel, vocab_first), None
+
+
+def _whole_bwd(vocab_first: bool, _: None, gradient: Array) -> tuple[Array]:
+    return (constrain(gradient, *projection_axes(vocab_first=vocab_first)),)
+
+
+_whole.defvjp(_whole_fwd, _whole_bwd)
 
 
 def _scalar(hidden: Float[Array, "R L D"], kernel: Float[Array, "D 1"]) -> Float[Array, "R L"]:
