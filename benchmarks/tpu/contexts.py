@@ -7,29 +7,42 @@ An optimizer step of one example a device: a text, a pair of texts or a prompt w
 as long as the context (of an answer one half is its prompt). All parameters are trained, float32
 with Adam's moments; activations are bfloat16, each layer is computed again. *Whole* is the same
 step with `model.head_chunk` of all tokens: their logits exist at once. A line through what two
-short contexts need proposes the longest, and compilations around it confirm: the longest that the
-compiler accepts, and the shortest that it refused.
+numbers of tokens need proposes the longest context, and a few compilations around it confirm: the
+longest that the compiler accepts, and the shortest that it refused.
 """
 
 import argparse
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ptjax.plan.environment import no_tpu
 
 GIB = 2**30
-STEP = 256
+STEP = 128
 """Tokens between two contexts that are tried."""
 CLOSE = 1.06
 """Refused over accepted at which a search ends."""
-TRIALS = 5
+TRIALS = 4
 PLACES = (("qwen3-0.6b", "v5e:1x1"), ("llama3.1-8b", "v5e:4x4"), ("llama3.1-8b", "v5p:2x2x1"))
 METHODS = ("sft", "dpo", "grpo")
 POSITIONS = {"qwen3-0.6b": 40_960, "llama3.1-8b": 131_072}
 """What the models were made for."""
 WIDTH = {"sft": 1, "dpo": 2, "grpo": 8}
 """Sequences of an example."""
+
+
+class Line(NamedTuple):
+    """Bytes of a device by the tokens on it: what two compilations suggest.
+
+    Attributes:
+      base: without any.
+      each: of one.
+    """
+
+    base: float
+    each: float
 
 
 class Longest(NamedTuple):
@@ -69,65 +82,81 @@ def settings(model: str, method: str, devices: int, context: int, *, whole: bool
     return given | {"data.tokens_per_batch": devices * row, "data.row_length": row}
 
 
-def longest(need: Callable[[int], int], room: int, first: tuple[int, int], most: int) -> Longest:
-    """The longest context whose need is within the room.
+def line(need: Callable[[int], int], tokens: tuple[int, int]) -> Line:
+    """Lays a line through what two numbers of tokens need; compiles both."""
+    short, long = tokens
+    least, most = need(short), need(long)
+    each = (most - least) / (long - short)
+    return Line(least - each * short, each)
+
+
+def longest(need: Callable[[int], int], room: int, proposed: float, most: int) -> Longest:
+    """The longest context whose need is within the room, by a few compilations around a proposal.
 
     Args:
       need: bytes of a device, of a context's tokens; compiles.
       room: bytes of a device.
-      first: two short contexts that a line is laid through.
-      most: no longer one is tried.
+      proposed: tokens.
+      most: no longer context is tried.
     """
-    known = {context: need(context) for context in first}
-    (short, least), (long, more) = sorted(known.items())
-    slope = (more - least) / (long - short)
-    proposed = short + (room - least) / slope
+    fine, refused, needed = 0, None, 0
     for _ in range(TRIALS):
         context = min(max(round(proposed / STEP), 1) * STEP, most)
-        if context in known:
-            break
-        known[context] = need(context)
-        fine = max((at for at, needed in known.items() if needed <= room), default=0)
-        refused = min((at for at, needed in known.items() if needed > room), default=None)
-        if fine == most or (refused is not None and refused <= max(CLOSE * fine, fine + STEP)):
-            break
-        if refused is None:
-            proposed = fine * 1.12
-        elif fine in first or not fine:
-            proposed = refused / 1.12
+        bytes_of = need(context)
+        if bytes_of <= room:
+            fine, needed = context, bytes_of
         else:
+            refused = context
+        if fine == most or (refused and refused <= max(CLOSE * fine, fine + STEP)):
+            break
+        if refused and fine:
             proposed = (fine + refused) / 2
-    fine = max((at for at, needed in known.items() if needed <= room), default=0)
-    refused = min((at for at, needed in known.items() if needed > room), default=None)
-    return Longest(fine, refused, known.get(fine, 0))
+        else:
+            proposed = max(fine * CLOSE, fine + STEP) if fine else context / CLOSE - STEP / 2
+    return Longest(fine, refused, needed)
 
 
-def cell(model: str, name: str, method: str) -> str:
-    """Searches both ways; a row of the table."""
+def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Searches both ways; a row of the table for each cell. A line serves all methods of a place.
+
+    Args:
+      asked: model, topology, method.
+    """
     from ptjax import config as configs
     from ptjax.plan.search import need_of
     from ptjax.plan.topology import topology
 
-    where = topology(name)
-    compiled, room = need_of(where), where.chip.memory
-    assert room is not None
-    found = {}
-    for whole in (False, True):
+    lines: dict[tuple[str, str, bool], Line] = {}
+    for model, name, method in asked:
+        where = topology(name)
+        compiled, room = need_of(where), where.chip.memory
+        assert room is not None
+        found = {}
+        for whole in (False, True):
 
-        def need(context: int, whole: bool = whole) -> int:
-            changes = settings(model, method, len(where.devices), context, whole=whole)
-            path = f"configs/{method}.py"
-            needed = compiled(configs.load(path, changes))
-            print(f"  {context:7,} tokens {needed / GIB:8.2f} GiB", flush=True)
-            return needed
+            def need(
+                context: int,
+                method: str = method,
+                at: tuple[str, str, bool] = (model, name, whole),
+                compiled: Callable[[Any], int] = compiled,
+                devices: int = len(where.devices),
+            ) -> int:
+                changes = settings(at[0], method, devices, context, whole=at[2])
+                needed = compiled(configs.load(f"configs/{method}.py", changes))
+                logits = "whole" if at[2] else "in chunks"
+                said = f"{method} of {context:,} tokens, logits {logits}: {needed / GIB:.2f} GiB"
+                print(f"{at[0]} on {at[1]}, {said}", flush=True)
+                return needed
 
-        kind = "whole" if whole else "chunked"
-        print(f"{model} {name} {method}, logits {kind}", flush=True)
-        short = 1024 // WIDTH[method] * (1 if whole else 2)
-        found[kind] = longest(need, room, (short, 2 * short), POSITIONS[model])
-    ours, theirs = found["chunked"], found["whole"]
-    said = f"{_said(ours)} | {_said(theirs)} | {_times(ours, theirs)}"
-    return f"| {model}, {name} | {method} | {said} |"
+            key = (model, name, whole)
+            if key not in lines:
+                short = (1024, 2048) if whole else (2048, 4096)
+                lines[key] = line(functools.partial(need, method="sft"), short)
+            proposed = (room - lines[key].base) / lines[key].each / WIDTH[method]
+            found[whole] = longest(need, room, proposed, POSITIONS[model])
+        ours, theirs = found[False], found[True]
+        said = f"{_said(ours)} | {_said(theirs)} | {_times(ours, theirs)}"
+        yield f"| {model}, {name} | {method} | {said} |"
 
 
 def _said(found: Longest) -> str:
@@ -141,17 +170,17 @@ def _times(ours: Longest, theirs: Longest) -> str:
 
 
 def main() -> None:
-    """Prints the table's rows as they are found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints what was compiled, then the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cell", action="append", help="model,topology,method")
-    asked = parser.parse_args().cell
-    cells = [tuple(one.split(",")) for one in asked or ()]
-    cells = cells or [(*place, method) for place, method in itertools.product(PLACES, METHODS)]
+    given = [tuple(one.split(",")) for one in parser.parse_args().cell or ()]
+    asked = given or [(*place, method) for place, method in itertools.product(PLACES, METHODS)]
     no_tpu()
-    rows = [cell(*one) for one in cells]
-    print(
-        "\n| model, chips | method | in chunks | whole | times, at least |\n|---|---|---|---|---|"
-    )
+    rows = []
+    for row in cells(asked):
+        print(f"{row}\n", flush=True)
+        rows.append(row)
+    print("| model, chips | method | in chunks | whole | times, at least |\n|---|---|---|---|---|")
     print("\n".join(rows))
 
 

@@ -101,6 +101,7 @@ FACTS = {
             "--config.data.max_length=2048",
             "--config.data.tokens_per_batch=262144",
             "--config.accumulate=1",
+            "--config.data.validation=None",
         ),
         "it fits",
         fits,
@@ -148,19 +149,23 @@ def planned(words: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         return found, (Path(folder) / "plan.md").read_text()
 
 
+def report(fact: Fact, plan: dict[str, Any], page: str) -> str:
+    """The command, the page's first sections, and whether the bound holds."""
+    words = " \\\n      ".join(fact.words)
+    number, holds = fact.holds(plan)
+    head = page.partition("## Sent between devices")[0].strip()
+    held = "holds" if holds else "MISSED"
+    return (
+        f"{fact.what}\n\n    python -m ptjax.plan \\\n      {words}\n\n{head}\n\n"
+        f"{fact.bound}: {number}: {held}\n"
+    )
+
+
 def main() -> None:
     """Prints the facts that the arguments name, all without any."""
     no_tpu()
     for name in sys.argv[1:] or FACTS:
-        fact = FACTS[name]
-        words = " \\\n      ".join(fact.words)
-        print(f"{fact.what}\n\n    python -m ptjax.plan \\\n      {words}", flush=True)
-        plan, page = planned(fact.words)
-        head, _, rest = page.partition("## Sent between devices")
-        assert rest
-        number, holds = fact.holds(plan)
-        print(f"\n{head.strip()}\n\n{fact.bound}: {number}: {'holds' if holds else 'MISSED'}\n")
-        print(flush=True)
+        print(report(FACTS[name], *planned(FACTS[name].words)), flush=True)
 
 
 if __name__ == "__main__":

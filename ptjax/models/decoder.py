@@ -334,7 +334,7 @@ class Decoder:
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
         config = self.config
         # Every device looks up its own tokens: the table is gathered, not the tokens.
-        x = _whole(params["embed"].astype(compute.dtype), True)[tokens]
+        x = constrain(params["embed"].astype(compute.dtype), "vocab", None)[tokens]
         x = constrain(x, "batch", None, None)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
