@@ -6,43 +6,29 @@
 An optimizer step of one example a device: a text, a pair of texts or a prompt with 8 answers, all
 as long as the context (of an answer one half is its prompt). All parameters are trained, float32
 with Adam's moments; activations are bfloat16, each layer is computed again. *Whole* is the same
-step with `model.head_chunk` of all tokens: their logits exist at once. A line through what two
-numbers of tokens need proposes the longest context, and a few compilations around it confirm: the
-longest that the compiler accepts, and the shortest that it refused.
+step with `model.head_chunk` of all tokens: their logits exist at once. The search is that of
+`python -m ptjax.plan --search`: lines through what was compiled propose, compilations confirm. In a
+cell stand the longest context that the compiler accepts and the shortest that it refused; *times*
+is ours over the shortest that it refused of the other.
 """
 
 import argparse
-import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ptjax.plan.environment import no_tpu
 
 GIB = 2**30
-STEP = 128
-"""Tokens between two contexts that are tried."""
-CLOSE = 1.06
-"""Refused over accepted at which a search ends."""
-TRIALS = 4
+FIRST = 8192
+"""Of the tokens of a device half are tried first; the next method begins with half of what fits."""
 PLACES = (("qwen3-0.6b", "v5e:1x1"), ("llama3.1-8b", "v5e:4x4"), ("llama3.1-8b", "v5p:2x2x1"))
 METHODS = ("sft", "dpo", "grpo")
 POSITIONS = {"qwen3-0.6b": 40_960, "llama3.1-8b": 131_072}
 """What the models were made for."""
 WIDTH = {"sft": 1, "dpo": 2, "grpo": 8}
 """Sequences of an example."""
-
-
-class Line(NamedTuple):
-    """Bytes of a device by the tokens on it: what two compilations suggest.
-
-    Attributes:
-      base: without any.
-      each: of one.
-    """
-
-    base: float
-    each: float
 
 
 class Longest(NamedTuple):
@@ -56,7 +42,7 @@ class Longest(NamedTuple):
 
     accepted: int
     refused: int | None
-    need: int
+    need: float
 
 
 def settings(model: str, method: str, devices: int, context: int, *, whole: bool) -> dict[str, Any]:
@@ -82,42 +68,33 @@ def settings(model: str, method: str, devices: int, context: int, *, whole: bool
     return given | {"data.tokens_per_batch": devices * row, "data.row_length": row}
 
 
-def line(need: Callable[[int], int], tokens: tuple[int, int]) -> Line:
-    """Lays a line through what two numbers of tokens need; compiles both."""
-    short, long = tokens
-    least, most = need(short), need(long)
-    each = (most - least) / (long - short)
-    return Line(least - each * short, each)
-
-
-def longest(need: Callable[[int], int], room: int, proposed: float, most: int) -> Longest:
-    """The longest context whose need is within the room, by a few compilations around a proposal.
+def search(need: Callable[[int], float], room: int, *, step: int, first: int, most: int) -> Longest:
+    """The longest context whose need is within the room.
 
     Args:
       need: bytes of a device, of a context's tokens; compiles.
       room: bytes of a device.
-      proposed: tokens.
-      most: no longer context is tried.
+      step: tokens between two contexts that are tried.
+      first: the context that is tried first.
+      most: no longer one is tried.
     """
-    fine, refused, needed = 0, None, 0
-    for _ in range(TRIALS):
-        context = min(max(round(proposed / STEP), 1) * STEP, most)
-        bytes_of = need(context)
-        if bytes_of <= room:
-            fine, needed = context, bytes_of
-        else:
-            refused = context
-        if fine == most or (refused and refused <= max(CLOSE * fine, fine + STEP)):
-            break
-        if refused and fine:
-            proposed = (fine + refused) / 2
-        else:
-            proposed = max(fine * CLOSE, fine + STEP) if fine else context / CLOSE - STEP / 2
-    return Longest(fine, refused, needed)
+    from ptjax.plan.search import longest
+
+    known: dict[int, float] = {}
+
+    def remembered(context: int) -> float:
+        if context > most:
+            return math.inf
+        known[context] = need(context)
+        return known[context]
+
+    accepted = longest(remembered, room, step=step, first=first)
+    refused = [context for context, needed in known.items() if needed > room]
+    return Longest(accepted, min(refused, default=None), known.get(accepted, 0))
 
 
 def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """Searches both ways; a row of the table for each cell. A line serves all methods of a place.
+    """Searches both ways; a row of the table for each cell.
 
     Args:
       asked: model, topology, method.
@@ -126,34 +103,27 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
     from ptjax.plan.search import need_of
     from ptjax.plan.topology import topology
 
-    lines: dict[tuple[str, str, bool], Line] = {}
+    tokens = {False: FIRST, True: FIRST}
     for model, name, method in asked:
         where = topology(name)
-        compiled, room = need_of(where), where.chip.memory
+        room = where.chip.memory
         assert room is not None
         found = {}
         for whole in (False, True):
 
-            def need(
-                context: int,
-                method: str = method,
-                at: tuple[str, str, bool] = (model, name, whole),
-                compiled: Callable[[Any], int] = compiled,
-                devices: int = len(where.devices),
-            ) -> int:
-                changes = settings(at[0], method, devices, context, whole=at[2])
-                needed = compiled(configs.load(f"configs/{method}.py", changes))
-                logits = "whole" if at[2] else "in chunks"
-                said = f"{method} of {context:,} tokens, logits {logits}: {needed / GIB:.2f} GiB"
-                print(f"{at[0]} on {at[1]}, {said}", flush=True)
+            def need(context: int, where: Any = where, at: Any = (model, method, whole)) -> float:
+                model, method, whole = at
+                changes = settings(model, method, len(where.devices), context, whole=whole)
+                needed = need_of(where)(configs.load(f"configs/{method}.py", changes))
+                kind = "whole" if whole else "in chunks"
+                said = f"{method} of {context:,} tokens, logits {kind}: {needed / GIB:.2f} GiB"
+                print(f"{model} on {where.name}, {said}", flush=True)
                 return needed
 
-            key = (model, name, whole)
-            if key not in lines:
-                short = (1024, 2048) if whole else (2048, 4096)
-                lines[key] = line(functools.partial(need, method="sft"), short)
-            proposed = (room - lines[key].base) / lines[key].each / WIDTH[method]
-            found[whole] = longest(need, room, proposed, POSITIONS[model])
+            step = max((256 if whole else 1024) // WIDTH[method], 64)
+            first = tokens[whole] // WIDTH[method] // 2
+            found[whole] = search(need, room, step=step, first=first, most=POSITIONS[model])
+            tokens[whole] = found[whole].accepted * WIDTH[method]
         ours, theirs = found[False], found[True]
         said = f"{_said(ours)} | {_said(theirs)} | {_times(ours, theirs)}"
         yield f"| {model}, {name} | {method} | {said} |"

@@ -21,7 +21,7 @@ from ptjax.plan.shapes import job
 from ptjax.plan.topology import topology
 
 DEVICES, LAYERS, MORE = 4, 2, 2
-D, MLP, H, K, E, V = 128, 256, 4, 4, 128, 16384
+D, MLP, H, K, E, V = 128, 256, 4, 4, 128, 20480
 LENGTH, ROWS, CHUNK = 128, 32, 128
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
