@@ -160,7 +160,7 @@ def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
     return options[low] if low < len(options) else None
 
 
-def longest(need: Callable[[int], float], room: float, *, step: int, first: int) -> int:
+def longest(need: Callable[[int], int | float], room: int, *, step: int, first: int) -> int:
     """The largest number of tokens whose need is within the room, to a step.
 
     A need grows with the tokens, nearly along a line, and is dear to find out. So what is tried is
@@ -176,7 +176,7 @@ def longest(need: Callable[[int], float], room: float, *, step: int, first: int)
     Returns:
       A multiple of the step, 0 where not one fits.
     """
-    known: dict[int, float] = {}
+    known: dict[int, int | float] = {}
     low, high, stride, halved = 0, math.inf, 1, True
     at = max(first // step, 1)
     while high - low > 1:
@@ -194,7 +194,7 @@ def longest(need: Callable[[int], float], room: float, *, step: int, first: int)
     return low * step
 
 
-def _meets(known: Mapping[int, float], room: float) -> float | None:
+def _meets(known: Mapping[int, int | float], room: int) -> float | None:
     """Where the line through the two needs nearest to the room meets it."""
     finite = [pair for pair in known.items() if pair[1] < math.inf]
     nearest = sorted(finite, key=lambda pair: abs(pair[1] - room))[:2]
@@ -212,7 +212,7 @@ def _longest(
     shards = devices // int(at.get("mesh.tensor", config.mesh.tensor))
     width = WIDTH.get(named(config.method, METHODS).data, 1)
 
-    def of(length: int) -> float:
+    def of(length: int) -> int | float:
         row = length * width
         size: Changes = {"data.tokens_per_batch": shards * row, "data.row_length": row}
         if config.data.batch_size is not None:

@@ -119,3 +119,13 @@ def test_heads_and_hidden_units_sum_a_layers_activations(place):
     sent = sent_by_a_layer(place, tensor=DEVICES)
     assert sent.keys() == {"all-reduce"}
     assert sent["all-reduce"] / share == pytest.approx(2 + 5)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(place):
+    """What tokens look up is summed, and what a chunk gives its hidden states: no kernel moves."""
+    share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
+    whole = {one.kind: one.sent for one in step(place, tensor=DEVICES).traffic}
+    assert whole.keys() == {"all-reduce"}
+    rest = whole["all-reduce"] - LAYERS * sent_by_a_layer(place, tensor=DEVICES)["all-reduce"]
+    assert rest < 3 * share < share * V / (ROWS * LENGTH)
