@@ -64,7 +64,7 @@ def compiled(source: str, name: str, slices: int, kernel: str) -> list[Any]:
 
     where = topology(name, slices=slices)
     chosen = {"model.source": source, "model.attention": kernel, "mesh.data": slices}
-    config = configs.load("configs/grpo.py", {**SETTINGS, **chosen})
+    config: Any = configs.load("configs/grpo.py", {**SETTINGS, **chosen})
     mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
     made = job(config, mesh)
     of = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]

@@ -212,9 +212,9 @@ class Decoder:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
         kernel, vocab_first, softcap = self.projection(params)
         # On a mesh it is gathered once, not once a chunk.
-        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
+        whole: Any = _whole(kernel.astype(hidden.dtype), vocab_first)
         return token_stats(
-            hidden, kernel, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
+            hidden, whole, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
         )
 
     def divergence(
@@ -229,10 +229,10 @@ class Decoder:
         """How far the head is from a teacher's: `ops.divergence.token_divergence`."""
         kernel, vocab_first, softcap = self.projection(params)
         # On a mesh both are gathered once, not once a chunk.
-        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
-        taught = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
+        whole: Any = _whole(kernel.astype(hidden.dtype), vocab_first)
+        taught: Any = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
         return token_divergence(
-            *(hidden, kernel, teacher_hidden, replace(teacher, kernel=taught), scored),
+            *(hidden, whole, teacher_hidden, replace(teacher, kernel=taught), scored),
             vocab_first=vocab_first,
             softcap=softcap,
             **asked,

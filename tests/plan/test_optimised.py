@@ -116,11 +116,11 @@ def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place)
 
 @pytest.mark.parametrize("place", PLACES)
 def test_heads_and_hidden_units_sum_a_layers_activations(place):
-    """Twice forward; backward what q, k, v, gate and up give their input, summed or one by one."""
+    """Twice forward; backward what q, k, v, gate and up give, by a TPU added before it is summed."""
     share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
     sent = sent_by_a_layer(place, tensor=DEVICES)
     assert sent.keys() == {"all-reduce"}
-    assert sent["all-reduce"] / share == pytest.approx(2 + 5)
+    assert sent["all-reduce"] / share == pytest.approx(2 + (5 if place == "cpu" else 2), rel=0.01)
 
 
 @pytest.mark.parametrize("place", PLACES)
