@@ -52,10 +52,19 @@ def pack_groups(
     widths = {length}
     if alike.any():
         several = length * min(n, WIDEST)
-        whole = several if answer is None else _whole_group(length, n, answer)
+        whole = several if answer is None else whole_group(length, n, answer)
         widths |= {min(several, whole), whole}
     made = [_pack(valid.sum(2), alike, length, width, blocks) for width in sorted(widths)[::-1]]
     return min(made, key=np.size)
+
+
+def whole_group(length: int, n: int, answer: int) -> int:
+    """Tokens of a row for the largest group: a prompt with its answer, and the other answers.
+
+    The last token of the prompt stands before each of them again.
+    """
+    tokens = length + (n - 1) * (answer + 1)
+    return min(tokens + -tokens % _ROUND, length * n)
 
 
 def _pack(
@@ -89,15 +98,6 @@ def _pack(
                 stands = sequence * length + np.arange(begin, end)
                 pack[shard, row, micro, start : filled[row]] = stands
     return pack.reshape(-1, width)
-
-
-def _whole_group(length: int, n: int, answer: int) -> int:
-    """Tokens of a row for the largest group: a prompt with its answer, and the other answers.
-
-    The last token of the prompt stands before each of them again.
-    """
-    tokens = length + (n - 1) * (answer + 1)
-    return min(tokens + -tokens % _ROUND, length * n)
 
 
 def _alike(

@@ -10,3 +10,4 @@ def no_tpu() -> None:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any: else it complains
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # it cannot be read back

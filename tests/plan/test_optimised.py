@@ -50,7 +50,7 @@ PLACES = ["cpu", TPU]
 
 
 @functools.cache
-def step(place, layers=LAYERS, *, fsdp=1, tensor=1):
+def step(place, layers, *, fsdp=1, tensor=1):
     """A compiled optimizer step on four devices."""
     no_tpu()
     with tempfile.TemporaryDirectory() as source:
@@ -92,7 +92,7 @@ def test_no_array_of_the_vocabulary_is_longer_than_a_chunk(place, mesh):
     words = V // mesh.get("tensor", 1)
     tokens = ROWS * LENGTH // mesh.get("fsdp", 1)
     allowed = 4 * max(CHUNK, D) * words
-    largest = step(place, **mesh).buffers
+    largest = step(place, LAYERS, **mesh).buffers
     assert all(one.size <= allowed for one in largest if str(words) in one.shape)
     assert 4 * tokens * words > max(8 * allowed - 1, largest[0].size)
 
@@ -100,8 +100,10 @@ def test_no_array_of_the_vocabulary_is_longer_than_a_chunk(place, mesh):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("place", PLACES)
 def test_the_state_is_donated_whole(place, mesh):
-    found = step(place, **mesh)
-    assert found.memory.donated == found.wanted
+    """A TPU pads norms and counters."""
+    found = step(place, LAYERS, **mesh)
+    padding = 0 if place == "cpu" else found.wanted // 1000
+    assert found.wanted <= found.memory.donated <= found.wanted + padding
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -116,7 +118,7 @@ def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place)
 
 @pytest.mark.parametrize("place", PLACES)
 def test_heads_and_hidden_units_sum_a_layers_activations(place):
-    """Twice forward; backward what q, k, v, gate and up give, by a TPU added before it is summed."""
+    """Twice forward; backward what q, k, v, gate and up give, which the TPU compiler adds first."""
     share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
     sent = sent_by_a_layer(place, tensor=DEVICES)
     assert sent.keys() == {"all-reduce"}
@@ -127,7 +129,7 @@ def test_heads_and_hidden_units_sum_a_layers_activations(place):
 def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(place):
     """What tokens look up is summed, and what a chunk gives its hidden states: no kernel moves."""
     share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
-    whole = {one.kind: one.sent for one in step(place, tensor=DEVICES).traffic}
+    whole = {one.kind: one.sent for one in step(place, LAYERS, tensor=DEVICES).traffic}
     assert whole.keys() == {"all-reduce"}
     rest = whole["all-reduce"] - LAYERS * sent_by_a_layer(place, tensor=DEVICES)["all-reduce"]
     assert rest < 3 * share < share * V / (ROWS * LENGTH)
