@@ -108,7 +108,7 @@ FACTS = {
         fits,
     ),
     "grpo_0.6b": Fact(
-        "0.6B, GRPO of all parameters, 8 answers a prompt, 512 + 512 tokens",
+        "0.6B, GRPO of all parameters, moments in 8 bits, 8 answers a prompt, 512 + 512 tokens",
         (
             "--config=configs/grpo.py",
             "--topology=v5e:1x1",
@@ -119,6 +119,7 @@ FACTS = {
             "--config.data.batch_size=16",
             f"--config.accumulate={ACCUMULATE}",
             "--config.rollout.rows=16",
+            "--config.optim.state_bits=8",
         ),
         "it fits with at least 4 groups a micro-batch",
         groups_together,
