@@ -108,12 +108,16 @@ def test_the_state_is_donated_whole(place, mesh):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place):
-    """To a per cent: norms are not counted. A sum that is not scattered sends twice as much."""
+    """To a per cent: norms are not counted. A sum that is not scattered sends twice as much.
+
+    A TPU's products take bfloat16: kernels are sent so, their gradient so or in float32.
+    """
     share = 4 * KERNELS * (DEVICES - 1) / DEVICES
+    narrow = 1 if place == "cpu" else 0.5
     sent = sent_by_a_layer(place, fsdp=DEVICES)
-    assert sent["all-gather"] == pytest.approx(2 * share, rel=0.01)
+    assert sent["all-gather"] == pytest.approx(2 * narrow * share, rel=0.01)
     summed = sent.get("reduce-scatter", 0) + sent["all-reduce"] / 2
-    assert summed == pytest.approx(share, rel=0.01)
+    assert 0.99 * narrow * share <= summed <= 1.01 * share
 
 
 @pytest.mark.parametrize("place", PLACES)
