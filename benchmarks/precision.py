@@ -8,16 +8,12 @@ needed: docs/plan.md). `adapters`: LoRA on Llama 3.1 8B, its base kept in severa
 Qwen3 0.6B, its parameters, moments and activations.
 """
 
-import os
 import sys
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+from ptjax.plan.environment import no_tpu
 
+no_tpu()
 GIB = 2**30
 COMMON = {
     "data.sources[0].path": "any.jsonl",

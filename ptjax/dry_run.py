@@ -38,7 +38,9 @@ def report(config: Config, workdir: str | None = None) -> str:
         sharding = NamedSharding(run.mesh, PartitionSpec(batch_axes(run.mesh)))
         blocks = batch_shards(run.mesh) * config.accumulate
         parts = 1 if run.rollout is None else run.rollout.minibatches
-        staged = all_rows(run.rollout, shapes | run.staged(shapes), blocks, parts)
+        once = run.pipeline.examples.prompts_once
+        made = shapes | run.staged(shapes)
+        staged = all_rows(run.rollout, made, blocks, parts, prompts_once=once)
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
             for name, shape in staged.items()

@@ -1,5 +1,6 @@
 """Everything that a run's loop uses: the model, the data, the state, the jitted passes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ptjax.algorithms.base import Bound, known_call
 from ptjax.buckets import bucket
 from ptjax.config import Config
 from ptjax.data import HostBatch
+from ptjax.data.pack_groups import whole_group
 from ptjax.models.bundle import Bundle
 from ptjax.models.decoder import Decoder
 from ptjax.models.spec import Param
@@ -201,18 +203,28 @@ def staged(
 
 
 def all_rows(
-    rollout: Sizes | None, shapes: Mapping[str, tuple[int, ...]], blocks: int, parts: int = 1
+    rollout: Sizes | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    blocks: int,
+    parts: int = 1,
+    *,
+    prompts_once: bool,
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of a batch whose answers are as long as they can be: a row an answer.
+    """Shapes of a batch whose answers are as long as they can be, in as few rows as `pack_groups`.
 
     Args:
       rollout: how much is sampled; without one, and before answers are, shapes stay as they are.
       shapes: of all columns.
       blocks: shards times micro-batches.
       parts: into which the batch is cut: the minibatches of a step.
+      prompts_once: a group may be a row in which its prompt stands once; else a row is an answer.
     """
     if rollout is None or "sampler_logps" not in shapes:
         return dict(shapes)
     cut = {name: (shape[0] // parts, *shape[1:]) for name, shape in shapes.items()}
     prompts, n, length = cut["tokens"]
-    return cut | {"pack": (bucket(prompts * n // blocks) * blocks, length)}
+    pack = bucket(prompts * n // blocks) * blocks, length
+    if prompts_once and n > 1:
+        whole = whole_group(length, n, rollout.max_tokens)
+        pack = min(pack, (bucket(prompts // blocks) * blocks, whole), key=math.prod)
+    return cut | {"pack": pack}

@@ -112,8 +112,12 @@ class Updates:
             kept = self._kept = fetch(state.carry[BUFFER])
         rows = self._rows(step, len(kept["weights"]))
         columns = {name: column[rows] for name, column in kept.items()}
-        once = run.rollout.prompts_once
-        columns["pack"] = pack_groups(columns, self._blocks, prompts_once=once)
+        columns["pack"] = pack_groups(
+            columns,
+            self._blocks,
+            prompts_once=run.rollout.prompts_once,
+            answer=run.rollout.max_tokens,
+        )
         host = HostBatch(columns, [0 if any(w) else -1 for w in columns["weights"].tolist()])
         if (step + 1) % run.updates == 0:
             self._kept = None

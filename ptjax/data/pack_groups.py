@@ -12,6 +12,8 @@ from ptjax.data.plan import Blocks
 
 WIDEST = 4
 """Of the longest sequence: tokens of a row in which several answers stand behind one prompt."""
+_ROUND = 128
+"""Rows that are made for a group are a multiple of so many tokens long."""
 
 
 class _Piece(NamedTuple):
@@ -23,13 +25,18 @@ class _Piece(NamedTuple):
 
 
 def pack_groups(
-    columns: Mapping[str, np.ndarray], blocks: Blocks, *, prompts_once: bool
+    columns: Mapping[str, np.ndarray],
+    blocks: Blocks,
+    *,
+    prompts_once: bool,
+    answer: int | None = None,
 ) -> Int[np.ndarray, "R L"]:
     """The `pack` column of a batch: each block's sequences in as few rows as best fit gives.
 
     All blocks get as many rows as the fullest needs, rounded up so that few shapes occur. Where
     prompts stand once, a group is cut into runs that fit into a row, each behind the prompt; rows
-    are then T tokens or `WIDEST` times as many, whichever takes fewer.
+    are then T tokens, `WIDEST` times as many or as many as the largest group has, whichever takes
+    fewest in all.
 
     Args:
       columns: `tokens`, `valid` and `mask`, laid out as `ptjax.types` says; a sequence without
@@ -37,13 +44,27 @@ def pack_groups(
       blocks: shards and micro-batches of the batch.
       prompts_once: whether what a group's sequences begin with alike is left out of all but the
         first of a run.
+      answer: tokens of an answer at most; None: rows of a group's size are no choice.
     """
     tokens, valid, mask = (columns[name] for name in ("tokens", "valid", "mask"))
     count, n, length = valid.shape
     alike = _alike(tokens, valid, mask) if prompts_once else np.zeros(count, np.int64)
-    widths = {length, length * min(n, WIDEST)} if alike.any() else {length}
+    widths = {length}
+    if alike.any():
+        several = length * min(n, WIDEST)
+        whole = several if answer is None else whole_group(length, n, answer)
+        widths |= {min(several, whole), whole}
     made = [_pack(valid.sum(2), alike, length, width, blocks) for width in sorted(widths)[::-1]]
     return min(made, key=np.size)
+
+
+def whole_group(length: int, n: int, answer: int) -> int:
+    """Tokens of a row for the largest group: a prompt with its answer, and the other answers.
+
+    The last token of the prompt stands before each of them again.
+    """
+    tokens = length + (n - 1) * (answer + 1)
+    return min(tokens + -tokens % _ROUND, length * n)
 
 
 def _pack(

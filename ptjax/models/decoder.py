@@ -3,6 +3,7 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ptjax.models.layers import PROJECTED, dropout, mlp, project, rms_norm, rota
 from ptjax.models.lora import Lora
 from ptjax.models.spec import Param
 from ptjax.ops.attention import KERNELS, attention
+from ptjax.ops.chunks import projection_axes
 from ptjax.ops.decode import cached
 from ptjax.ops.divergence import Teacher, token_divergence
 from ptjax.ops.logprobs import token_stats
@@ -205,9 +207,9 @@ class Decoder:
         """What the head says of each target: `ops.logprobs.token_stats`, with its settings."""
         kernel, vocab_first, softcap = self.projection(params)
         # On a mesh it is gathered once, not once a chunk.
-        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
+        whole: Any = _whole(kernel.astype(hidden.dtype), vocab_first)
         return token_stats(
-            hidden, kernel, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
+            hidden, whole, targets, scored, vocab_first=vocab_first, softcap=softcap, **asked
         )
 
     def divergence(
@@ -222,10 +224,10 @@ class Decoder:
         """How far the head is from a teacher's: `ops.divergence.token_divergence`."""
         kernel, vocab_first, softcap = self.projection(params)
         # On a mesh both are gathered once, not once a chunk.
-        kernel = _whole(kernel.astype(hidden.dtype), vocab_first)
-        taught = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
+        whole: Any = _whole(kernel.astype(hidden.dtype), vocab_first)
+        taught: Any = _whole(teacher.kernel.astype(teacher_hidden.dtype), teacher.vocab_first)
         return token_divergence(
-            *(hidden, kernel, teacher_hidden, replace(teacher, kernel=taught), scored),
+            *(hidden, whole, teacher_hidden, replace(teacher, kernel=taught), scored),
             vocab_first=vocab_first,
             softcap=softcap,
             **asked,
@@ -468,9 +470,25 @@ class Decoder:
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _whole(kernel: Array, vocab_first: bool) -> Array:
-    """An output projection on the mesh, split over the vocabulary alone."""
+    """An output projection on the mesh, split over the vocabulary alone.
+
+    Its gradient lies as the kernel itself does: a constraint's own transpose would have every
+    device keep all of it.
+    """
     return constrain(kernel, *(("vocab", None) if vocab_first else (None, "vocab")))
+
+
+def _whole_fwd(kernel: Array, vocab_first: bool) -> tuple[Array, None]:
+    return _whole(kernel, vocab_first), None
+
+
+def _whole_bwd(vocab_first: bool, _: None, gradient: Array) -> tuple[Array]:
+    return (constrain(gradient, *projection_axes(vocab_first=vocab_first)),)
+
+
+_whole.defvjp(_whole_fwd, _whole_bwd)
 
 
 def _scalar(hidden: Float[Array, "R L D"], kernel: Float[Array, "D 1"]) -> Float[Array, "R L"]:

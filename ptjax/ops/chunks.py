@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ptjax.sharding import constrain
+
 Stats = dict[str, Float[Array, "S M"]]
 Reduce = Callable[[Array, Float[Array, "S C V"]], Stats]
 """`(number of the chunk, its raw logits) -> fields`, [S, C] each."""
@@ -49,6 +51,11 @@ def project(hidden: Array, kernel: Array, *, vocab_first: bool) -> Float[Array, 
     contract = (((2,), (1 if vocab_first else 0,)), ((), ()))
     kernel = kernel.astype(hidden.dtype)
     return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
+
+
+def projection_axes(*, vocab_first: bool) -> tuple[str, str]:
+    """The logical axes of an output projection."""
+    return ("vocab", "embed") if vocab_first else ("embed", "vocab")
 
 
 def chunk_of(x: Array, i: Array, chunk: int) -> Array:
@@ -98,7 +105,8 @@ def gradients_of_chunks(
 ) -> tuple[Stats, Array, Array | None]:
     """The fields and their gradients by hidden states and kernel, chunk by chunk.
 
-    The kernel's gradient is summed in float32 a shard, and over shards only once, at the end.
+    The kernel's gradient is summed in float32 a shard, and over shards only once, at the end, when
+    each device keeps the part that it has of the kernel.
 
     Args:
       reduce: what a chunk's logits come to.
@@ -131,7 +139,8 @@ def gradients_of_chunks(
     start = (zeros(tuple(cotangents), hidden), jnp.zeros_like(hidden), sums)
     stats, d_hidden, d_kernel = jax.lax.fori_loop(0, trips, body, start)
     if d_kernel is not None:
-        d_kernel = jnp.sum(d_kernel, axis=0).astype(kernel.dtype)
+        d_kernel = constrain(jnp.sum(d_kernel, axis=0), *projection_axes(vocab_first=vocab_first))
+        d_kernel = d_kernel.astype(kernel.dtype)
     return stats, d_hidden, d_kernel
 
 

@@ -4,12 +4,12 @@ python -m ptjax.plan --config=configs/sft_v5e_8.py --topology=v5e:2x4
 """
 
 import json
-import os
 from pathlib import Path
 
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
+from ptjax.plan.environment import no_tpu
 from ptjax.writable import check_folder
 
 FLAGS = (
@@ -37,11 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.out:
         check_folder(options.out, "--out")
     if ":" in options.topology:  # the compiler of a TPU, never a TPU
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any: else it complains
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+        no_tpu()
     from ptjax.plan.page import page, search_page
     from ptjax.plan.report import plan
     from ptjax.plan.search import changed, need_of, search

@@ -104,12 +104,12 @@ def _sent(op: Op, kind: str, group: int) -> float:
     With g devices and M bytes of the whole: all-gather, reduce-scatter and all-to-all M (g-1)/g,
     all-reduce twice that, a permutation what it passes on.
     """
-    total, started = size(op.shape), op.code.endswith("-start")
+    total, started = float(size(op.shape)), op.code.endswith("-start")
     if kind == "collective-permute":
         return total / 2 if started else float(total)
     if group <= 1:
         return 0.0
-    whole = float(total)
+    whole = total
     if kind == "all-gather" and started:  # the result's shape holds the operand's too
         whole = total * group / (group + 1)
     elif kind == "reduce-scatter" and op.code.startswith("reduce-scatter"):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
+"""Of a computation; a line of what is told of a Pallas kernel may begin alike."""
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(
@@ -147,7 +149,7 @@ def parse(text: str) -> Program:
         if header := _HEADER.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}") and not line.startswith("}}"):  # a kernel's metadata have lines
+        elif _END.match(line):
             current = None
         elif current is not None and (found := _LINE.match(line)):
             rest = found[3]

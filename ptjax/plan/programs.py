@@ -111,7 +111,8 @@ def _evaluate(job: Job, counter: FlopCounter) -> Iterator[Planned]:
         data = columns(job.config, job.bound.algorithm.data, shards=shards).shapes
         embed = job.reference[0].config.embed if job.reference else None
         added = staged(job.bound.stages, replace(job.rollout, n=1), embed, data)
-        shapes = all_rows(job.rollout, data | added, shards * job.config.accumulate)
+        blocks = shards * job.config.accumulate
+        shapes = all_rows(job.rollout, data | added, blocks, prompts_once=False)
     yield Planned(
         "evaluation",
         "a held-out batch",

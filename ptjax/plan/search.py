@@ -4,6 +4,7 @@ Every trial is a compilation of the optimizer step, so there are few: a step nee
 micro-batches, and less with each `remat` policy than with the one before.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -86,10 +87,13 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
     """
     trials: list[Trial] = []
 
-    def fits(changes: Changes) -> bool:
+    def needs(changes: Changes) -> int:
         needed = need(changed(config, changes))
         trials.append(Trial(changes, needed, needed <= room))
-        return needed <= room
+        return needed
+
+    def fits(changes: Changes) -> bool:
+        return needs(changes) <= room
 
     chosen, why = None, []
     for mesh in _meshes(config, devices):
@@ -107,8 +111,8 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
         if chosen:
             break
     at = {**(chosen or _meshes(config, devices)[0]), "model.remat": "full"}
-    longest = _longest(config, at, devices, fits)
-    return Found(chosen, why, longest, trials)
+    length = _longest(config, at, devices, room, needs)
+    return Found(chosen, why, length, trials)
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -156,33 +160,70 @@ def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
     return options[low] if low < len(options) else None
 
 
-def _longest(config: Config, at: Changes, devices: int, fits: Callable[[Changes], bool]) -> int:
+def longest(need: Callable[[int], int | float], room: int, *, step: int, first: int) -> int:
+    """The largest number of tokens whose need is within the room, to a step.
+
+    A need grows with the tokens, nearly along a line, and is dear to find out. So what is tried is
+    where the line through the two needs nearest to the room meets it, by turns with the middle. For
+    a compiler may save what does not fit: below the first that fails each step is twice as long.
+
+    Args:
+      need: of so many tokens; infinite where there can be none.
+      room: what it must not exceed.
+      step: between two numbers that are tried.
+      first: the first of them.
+
+    Returns:
+      A multiple of the step, 0 where not one fits.
+    """
+    known: dict[int, int | float] = {}
+    low, high, stride, halved = 0, math.inf, 1, True
+    at = max(first // step, 1)
+    while high - low > 1:
+        known[at] = need(at * step)
+        stride = 2 * stride if at == low + stride and known[at] <= room else 1
+        low, high = (at, high) if known[at] <= room else (low, at)
+        meets = _meets(known, room)
+        if high == math.inf:
+            meets = max(2 * low if meets is None else meets, low + stride)
+        elif meets is None or not halved:
+            meets, halved = (low + high) / 2, True
+        else:
+            halved = False
+        at = int(min(max(meets, low + 1), high - 1))
+    return low * step
+
+
+def _meets(known: Mapping[int, int | float], room: int) -> float | None:
+    """Where the line through the two needs nearest to the room meets it."""
+    finite = [pair for pair in known.items() if pair[1] < math.inf]
+    nearest = sorted(finite, key=lambda pair: abs(pair[1] - room))[:2]
+    if len(nearest) < 2:
+        return None
+    (one, needs), (other, others) = nearest
+    slope = (others - needs) / (other - one)
+    return one + (room - needs) / slope if slope > 0 else None
+
+
+def _longest(
+    config: Config, at: Changes, devices: int, room: int, needs: Callable[[Changes], int]
+) -> int:
     """The longest sequence, one example a shard of the batch at a time, layers computed again."""
     together = int(at.get("mesh.tensor", config.mesh.tensor)) * int(config.mesh.sequence)
     shards = devices // together
     width = WIDTH.get(named(config.method, METHODS).data, 1)
 
-    def of(length: int) -> Changes:
+    def of(length: int) -> int | float:
         row = length * width
         size: Changes = {"data.tokens_per_batch": shards * row, "data.row_length": row}
         if config.data.batch_size is not None:
             size = {"data.batch_size": shards * int(config.rollout.minibatches)}
-        return {**at, **size, "accumulate": 1, "data.max_length": length}
-
-    def holds(steps: int) -> bool:
         try:
-            return fits(of(steps * _STEP))
+            return needs({**at, **size, "accumulate": 1, "data.max_length": length})
         except UserError:  # longer than the model's positions
-            return False
+            return math.inf
 
-    high = 1
-    while holds(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1 and high > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low * _STEP
+    return longest(of, room, step=_STEP, first=_STEP)
 
 
 def _reasons(chosen: Changes, trials: list[Trial]) -> list[str]:

@@ -107,11 +107,11 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
         reference, own = _reference(config, model, state, mesh)
     embed = reference[0].config.embed if reference else None
     added = staged(bound.stages, rollout, embed, data.shapes)
-    both, parts = data.shapes | added, 1
+    both, parts, once = data.shapes | added, 1, data.prompts_once
     if rollout is not None and rollout.updates > 1:
         parts = rollout.minibatches
         state = replace(state, carry={**state.carry, BUFFER: batch(added, mesh)})
-    options = forward_options(config, bound, rollout, prompts_once=data.prompts_once)
+    options = forward_options(config, bound, rollout, prompts_once=once)
     return Job(
         config=config,
         mesh=mesh,
@@ -124,8 +124,8 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
         reference=reference,
         own=own,
         rollout=rollout,
-        whole=all_rows(rollout, both, blocks),
-        step=all_rows(rollout, both, blocks, parts),
+        whole=all_rows(rollout, both, blocks, prompts_once=once),
+        step=all_rows(rollout, both, blocks, parts, prompts_once=once),
         passes=make_passes(config, bound, model, tx, schedule, state, options),
         reference_pass=one_pass(config, reference[0], options) if reference else None,
     )

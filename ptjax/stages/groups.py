@@ -191,7 +191,8 @@ def _columns(ctx: Context, groups: Sequence[Group], places: int) -> Columns:
             made["sampler_logps"][row, i, begin : begin + len(answer.logps)] = answer.logps
             made["truncated"][row, i] = answer.finished == "length"
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
-    return made | {"pack": pack_groups(made, blocks, prompts_once=rollout.prompts_once)}
+    once, answer = rollout.prompts_once, rollout.max_tokens
+    return made | {"pack": pack_groups(made, blocks, prompts_once=once, answer=answer)}
 
 
 def _table(ctx: Context, sampled: Sequence[Group], groups: Sequence[Group]) -> None:

@@ -48,7 +48,10 @@ def _keep_best(
     }
     blocks = Blocks(batch_shards(ctx.mesh), rollout.accumulate)
     made["pack"] = pack_groups(
-        {"tokens": given["tokens"], **made}, blocks, prompts_once=rollout.prompts_once
+        {"tokens": given["tokens"], **made},
+        blocks,
+        prompts_once=rollout.prompts_once,
+        answer=rollout.max_tokens,
     )
     return in_place(ctx, batch, made), carry
 

@@ -163,3 +163,17 @@ def test_a_group_too_long_for_a_row_begins_again_with_its_prompt():
     )
     # 64 = 16 + 4 x 11 + 4: five answers, then four
     assert (pack >= 0).sum(1).tolist() == [16 + 4 * 11, 16 + 3 * 11]
+
+
+def test_a_row_may_be_as_long_as_the_largest_group():
+    """Eight answers of 64 tokens to a prompt of 64 go into no row of four times 128."""
+    valid = np.ones((2, 8, 128), bool)
+    mask = np.ones(valid.shape, np.float32) * (np.arange(128) >= 64)
+    made = {"tokens": np.zeros(valid.shape, np.int32), "valid": valid, "mask": mask}
+    repeated, cut, whole = (
+        pack_groups(made, Blocks(1, 2), prompts_once=once, answer=answer)
+        for once, answer in ((False, 64), (True, None), (True, 64))
+    )
+    assert repeated.size == cut.size == 2 * 8 * 128
+    assert whole.shape == (2, 640)
+    assert ((whole >= 0).sum(1) == 128 + 7 * 65).all()

@@ -52,6 +52,10 @@ replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}, use_global_device_ids=
   %ended = bf16[4,8]{1,0} all-gather-done(%started)
   %at = s32[]{:T(128)} get-tuple-element(%u), index=0
   %one = s32[]{:T(128)} constant(1)
+  %kernel = bf16[4,8]{1,0} custom-call(%v), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"block": "512"
+}}, metadata={op_name="jit(step)/kernel"}
   %next = s32[]{:T(128)} add(%at, %one)
   %after_next = s32[]{:T(128)} add(%next, %one)
   ROOT %r.2 = (s32[], bf16[4,8]{1,0}) tuple(%after_next, %ended)

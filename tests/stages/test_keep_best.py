@@ -35,6 +35,7 @@ def run(*, training=True, truncated=None, **settings):
     rollout = object.__new__(Rollout)
     object.__setattr__(rollout, "accumulate", 1)
     object.__setattr__(rollout, "prompts_once", False)
+    object.__setattr__(rollout, "max_tokens", 8)
     mesh = make_mesh({"fsdp": 1}, jax.devices()[:1])
     host = HostBatch(dict(columns), [0, 1, 2, -1])
     ctx = Context(0, training, {}, nothing, nothing, nothing, mesh, host=host, rollout=rollout)

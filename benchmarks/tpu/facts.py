@@ -1,0 +1,174 @@
+"""Four runs that ptjax promises to fit on TPUs, each by a plan that anybody can make.
+
+    python -m benchmarks.tpu.facts
+    python -m benchmarks.tpu.facts full_8b
+
+A fact is the arguments of `python -m ptjax.plan` and a bound on what it finds. Prints the command,
+the page's first lines, what each program takes, and whether the bound holds.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptjax.plan import __main__ as command
+from ptjax.plan.environment import no_tpu
+
+GIB = 2**30
+LLAMA = ("--config.model.source=llama3.1-8b", "--config.model.dtype=bfloat16")
+ADAPTERS = ("--config.model.param_dtype=bfloat16", "--config.model.remat=full")
+ANSWERS = ("--config.data.max_length=512", "--config.rollout.max_tokens=512")
+
+
+class Fact(NamedTuple):
+    """A run and what it must come to.
+
+    Attributes:
+      what: in words.
+      words: arguments of the command.
+      bound: in words.
+      holds: of a plan: the number that the bound is about, and whether it holds.
+    """
+
+    what: str
+    words: tuple[str, ...]
+    bound: str
+    holds: Callable[[dict[str, Any]], tuple[str, bool]]
+
+
+def within(gib: float) -> Callable[[dict[str, Any]], tuple[str, bool]]:
+    """A bound on the program that needs most."""
+
+    def holds(plan: dict[str, Any]) -> tuple[str, bool]:
+        total = plan["fits"]["total"] / GIB
+        return f"{total:.2f} GiB", total <= gib
+
+    return holds
+
+
+def fits(plan: dict[str, Any]) -> tuple[str, bool]:
+    """Every program fits, by what the compiler lets programs use."""
+    return f"{plan['fits']['left'] / GIB:.2f} GiB left", plan["fits"]["fits"]
+
+
+def groups_together(plan: dict[str, Any]) -> tuple[str, bool]:
+    """All fit, with at least four groups of eight in a micro-batch of `ACCUMULATE`."""
+    groups, answers, _ = plan["batch"]["tokens"]
+    together = groups // ACCUMULATE
+    left, all_fit = fits(plan)
+    return f"{together} groups of {answers}, {left}", all_fit and answers == 8 and together >= 4
+
+
+def one_copy(plan: dict[str, Any]) -> tuple[str, bool]:
+    """All fit, and no program is given more than the model, its adapters and their state."""
+    lies = plan["resident"]
+    model = lies["frozen parameters"]
+    held = max(one["memory"]["arguments"] - one["cache"] for one in plan["programs"])
+    said = f"parameters {model / GIB:.2f} GiB, most that a program is given {held / GIB:.2f} GiB"
+    left, all_fit = fits(plan)
+    return f"{said}, {left}", all_fit and "reference" not in lies and held < 1.2 * model
+
+
+ACCUMULATE = 4
+FACTS = {
+    "full_8b": Fact(
+        "8B, all parameters, float32 with Adam's moments, rows of 4,096 tokens",
+        (
+            "--config=configs/sft.py",
+            "--topology=v5e:4x4",
+            *LLAMA,
+            "--config.model.remat=full",
+            "--config.mesh.tensor=2",
+            "--config.data.max_length=4096",
+            "--config.data.tokens_per_batch=32768",
+            "--config.data.validation=None",
+        ),
+        "at most 14 GiB of a chip",
+        within(14),
+    ),
+    "dpo_70b": Fact(
+        "70B, DPO of adapters, pairs of 2 x 2,048 tokens",
+        (
+            "--config=configs/dpo.py:lora",
+            "--topology=v5p:4x4x4",
+            "--config.model.source=llama3.1-70b",
+            "--config.model.dtype=bfloat16",
+            *ADAPTERS,
+            "--config.data.max_length=2048",
+            "--config.data.tokens_per_batch=262144",
+            "--config.accumulate=1",
+            "--config.data.validation=None",
+        ),
+        "it fits",
+        fits,
+    ),
+    "grpo_0.6b": Fact(
+        "0.6B, GRPO of all parameters, moments in 8 bits, 8 answers a prompt, 512 + 512 tokens",
+        (
+            "--config=configs/grpo.py",
+            "--topology=v5e:1x1",
+            "--config.model.source=qwen3-0.6b",
+            "--config.model.dtype=bfloat16",
+            "--config.model.remat=full",
+            *ANSWERS,
+            "--config.data.batch_size=16",
+            f"--config.accumulate={ACCUMULATE}",
+            "--config.rollout.rows=16",
+            "--config.optim.state_bits=8",
+        ),
+        "it fits with at least 4 groups a micro-batch",
+        groups_together,
+    ),
+    "grpo_8b": Fact(
+        "8B, GRPO of adapters against a reference, 8 answers a prompt, 512 + 512 tokens",
+        (
+            "--config=configs/grpo.py:lora",
+            "--topology=v5e:2x4",
+            *LLAMA,
+            *ADAPTERS,
+            *ANSWERS,
+            "--config.hparams.beta=0.04",
+            "--config.data.batch_size=16",
+            "--config.accumulate=2",
+        ),
+        "it fits with no second copy of the model",
+        one_copy,
+    ),
+}
+
+
+def planned(words: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """What the command writes: plan.json and the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.main([*words, f"--out={folder}"])
+        found = json.loads((Path(folder) / "plan.json").read_text())
+        return found, (Path(folder) / "plan.md").read_text()
+
+
+def report(fact: Fact, plan: dict[str, Any], page: str) -> str:
+    """The command, the page's first sections, and whether the bound holds."""
+    words = " \\\n      ".join(fact.words)
+    number, holds = fact.holds(plan)
+    head = page.partition("## Sent between devices")[0].strip()
+    held = "holds" if holds else "MISSED"
+    return (
+        f"{fact.what}\n\n    python -m ptjax.plan \\\n      {words}\n\n{head}\n\n"
+        f"{fact.bound}: {number}: {held}\n"
+    )
+
+
+def main() -> None:
+    """Prints the facts that the arguments name, all without any."""
+    no_tpu()
+    for name in sys.argv[1:] or FACTS:
+        print(report(FACTS[name], *planned(FACTS[name].words)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

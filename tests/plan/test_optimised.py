@@ -1,0 +1,139 @@
+"""What is promised of every optimised step: a chunk's logits alone, nothing twice, what it sends.
+
+By the compiler of CPUs, and by that of TPUs where libtpu is installed. What a layer sends is the
+difference of two programs that differ by layers alone, so that head and embeddings drop out.
+"""
+
+import functools
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ptjax import sharding
+from ptjax.config import load
+from ptjax.plan.compiled import compile_one
+from ptjax.plan.environment import no_tpu
+from ptjax.plan.programs import resident, train
+from ptjax.plan.shapes import job
+from ptjax.plan.topology import topology
+
+DEVICES, LAYERS, MORE = 4, 2, 2
+D, MLP, H, K, E, V = 128, 256, 4, 4, 128, 20480
+LENGTH, ROWS, CHUNK = 128, 32, 128
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": V,
+    "hidden_size": D,
+    "intermediate_size": MLP,
+    "num_attention_heads": H,
+    "num_key_value_heads": K,
+    "head_dim": E,
+    "max_position_embeddings": LENGTH,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+}
+KERNELS = D * E * (2 * H + 2 * K) + 3 * D * MLP
+"""Parameters of a layer's products."""
+MESHES = [{"fsdp": DEVICES}, {"tensor": DEVICES}]
+TPU = pytest.param(
+    "v5e:2x2",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed"
+    ),
+)
+PLACES = ["cpu", TPU]
+
+
+@functools.cache
+def step(place, layers, *, fsdp=1, tensor=1):
+    """A compiled optimizer step on four devices."""
+    no_tpu()
+    with tempfile.TemporaryDirectory() as source:
+        (Path(source) / "config.json").write_text(
+            json.dumps({**SHAPE, "num_hidden_layers": layers})
+        )
+        config = load(
+            "configs/sft.py",
+            {
+                "model.source": source,
+                "model.remat": "none",
+                "model.head_chunk": CHUNK,
+                "mesh.fsdp": fsdp,
+                "mesh.tensor": tensor,
+                "data.max_length": LENGTH,
+                "data.tokens_per_batch": LENGTH * ROWS,
+                "data.validation": None,
+            },
+        )
+        where = topology(place)
+        mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices[:DEVICES])
+        made = job(config, mesh)
+        return compile_one(train(made), mesh, resident(made), [0] * DEVICES)
+
+
+def sent_by_a_layer(place, **mesh):
+    """Bytes that a device sends for one layer of a step, by kind of collective."""
+    few, many = (
+        {one.kind: one.sent for one in step(place, layers, **mesh).traffic}
+        for layers in (LAYERS, LAYERS + MORE)
+    )
+    return {kind: (sent - few.get(kind, 0)) / MORE for kind, sent in many.items()}
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("place", PLACES)
+def test_no_array_of_the_vocabulary_is_longer_than_a_chunk(place, mesh):
+    """Of the largest values; the logits of all tokens would be the first of them."""
+    words = V // mesh.get("tensor", 1)
+    tokens = ROWS * LENGTH // mesh.get("fsdp", 1)
+    allowed = 4 * max(CHUNK, D) * words
+    largest = step(place, LAYERS, **mesh).buffers
+    assert all(one.size <= allowed for one in largest if str(words) in one.shape)
+    assert 4 * tokens * words > max(8 * allowed - 1, largest[0].size)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("place", PLACES)
+def test_the_state_is_donated_whole(place, mesh):
+    """A TPU pads norms and counters."""
+    found = step(place, LAYERS, **mesh)
+    padding = 0 if place == "cpu" else found.wanted // 1000
+    assert found.wanted <= found.memory.donated <= found.wanted + padding
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place):
+    """To a per cent: norms are not counted. A sum that is not scattered sends twice as much.
+
+    A TPU's products take bfloat16: kernels are sent so, their gradient so or in float32.
+    """
+    share = 4 * KERNELS * (DEVICES - 1) / DEVICES
+    narrow = 1 if place == "cpu" else 0.5
+    sent = sent_by_a_layer(place, fsdp=DEVICES)
+    assert sent["all-gather"] == pytest.approx(2 * narrow * share, rel=0.01)
+    summed = sent.get("reduce-scatter", 0) + sent["all-reduce"] / 2
+    assert 0.99 * narrow * share <= summed <= 1.01 * share
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_heads_and_hidden_units_sum_a_layers_activations(place):
+    """Twice forward; backward what q, k, v, gate and up give, which the TPU compiler adds first."""
+    share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
+    sent = sent_by_a_layer(place, tensor=DEVICES)
+    assert sent.keys() == {"all-reduce"}
+    assert sent["all-reduce"] / share == pytest.approx(2 + (5 if place == "cpu" else 2), rel=0.01)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(place):
+    """What tokens look up is summed, and what a chunk gives its hidden states: no kernel moves."""
+    share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
+    whole = {one.kind: one.sent for one in step(place, LAYERS, tensor=DEVICES).traffic}
+    assert whole.keys() == {"all-reduce"}
+    rest = whole["all-reduce"] - LAYERS * sent_by_a_layer(place, tensor=DEVICES)["all-reduce"]
+    assert rest < 3 * share < share * V / (ROWS * LENGTH)
