@@ -96,11 +96,9 @@ def rollout_cache(run: Run) -> Cache:
     """What a rollout takes beside the training state, at most: as the sampler allocates it."""
     rollout, model = run.rollout, run.bundle.model
     assert rollout is not None
-    parts = (run.pipeline.examples, run.pipeline.held_out)
-    prompt = max(int(part.prompts.max()) for part in parts if part is not None)
     answers = rollout.n * max(shapes["tokens"][0] for shapes in run.pipeline.shapes)
     rows = writer.rows_at_once(min(rollout.rows, answers), run.mesh)
-    slots = writer.slots(min(prompt + rollout.max_tokens, model.config.max_positions))
+    slots = writer.slots(rollout.longest)
 
     def keys_and_values() -> tuple[tuple[jax.Array, ...], ...]:
         cache = model.new_cache(rows, slots, rollout.compute.dtype)

@@ -117,7 +117,7 @@ def make_rollout(
         return None
     given = config.rollout.to_dict()
     room = bundle.model.config.max_positions
-    longest = 0
+    longest = asked = 0
     for part in (pipeline.examples, pipeline.held_out):
         if part is None:
             continue
@@ -129,7 +129,7 @@ def make_rollout(
                 "positions; lower config.data.max_length and set config.data.truncate"
             )
         most = min(prompts + given["max_tokens"], room)
-        longest = max(longest, most, int(part.longest.max()))
+        asked, longest = max(asked, most), max(longest, most, int(part.longest.max()))
     given["stop_strings"] = tuple(given["stop_strings"])
     template = None
     if given["environment"] is not None:
@@ -141,6 +141,7 @@ def make_rollout(
         accumulate=config.accumulate,
         prompts_once=pipeline.examples.prompts_once,
         compares=bound.compares,
+        longest=asked,
         examples=pipeline.examples,
         held_out=pipeline.held_out,
         tokenizer=bundle.tokenizer,

@@ -34,6 +34,7 @@ def sample(
     compute: Compute = DEFAULT,
     on_tokens: Callable[[int, str], None] | None = None,
     rows: int = 64,
+    longest: int = 0,
 ) -> list[Completion]:
     """Continues each prompt; a completion depends on its own prompt and seed alone.
 
@@ -60,6 +61,8 @@ def sample(
       compute: dtype of activations and cache.
       on_tokens: called with a completion's index and its new text, as it comes.
       rows: completions decoded together; those of the longest prompts come first.
+      longest: tokens of a prompt with its completion in later calls, which then find the rows as
+        long as they need them and the program compiled; 0: rows are as long as this call needs.
 
     Returns:
       `n` completions of the first prompt, then those of the second, and so on.
@@ -96,7 +99,7 @@ def sample(
             transcripts=transcripts,
             seeds=seeds,
             on_tokens=on_tokens,
-        ).write(rows)
+        ).write(rows, longest)
     return [transcript.completion() for transcript in transcripts]
 
 

@@ -62,15 +62,17 @@ class Writer:
     _read: dict[int, int] = field(default_factory=dict)
     """Prompts whose keys and values are at hand -> which of them."""
 
-    def write(self, rows: int) -> None:
-        """Writes all completions, `rows` at a time, those of the longest prompts first."""
+    def write(self, rows: int, longest: int) -> None:
+        """Writes all completions, `rows` at a time, those of the longest prompts first.
+
+        Rows hold `longest` tokens, or more where these completions need it.
+        """
         order = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
         self._waiting.extend(i * self.n + copy for i in order for copy in range(self.n))
         size, together = rows_and_prompts(rows, self.n, len(order), self.mesh)
         batches = [order[i : i + together] for i in range(0, len(order), together)]
-        longest = max(
-            len(self.prompts[i // self.n]) + self.transcripts[i].limit for i in self._waiting
-        )
+        needed = (len(self.prompts[i // self.n]) + self.transcripts[i].limit for i in self._waiting)
+        longest = max(longest, *needed)
         state = steps.begin(self.model, size, slots(longest), self.compute.dtype)
         owner, ended = np.full(size, -1), np.ones(size, bool)
         stride = STREAMED if self.on_tokens else steps.STRETCH

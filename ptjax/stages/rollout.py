@@ -83,6 +83,7 @@ class Rollout(Sizes):
       accumulate: micro-batches of a batch.
       prompts_once: whether a group's answers share their prompt in packed rows.
       compares: whether the method tells a prompt's answers apart.
+      longest: tokens of the longest prompt with the longest answer to it.
       examples: those that are trained on.
       held_out: those that are held out.
       tokenizer: turns answers into text.
@@ -103,6 +104,7 @@ class Rollout(Sizes):
     accumulate: int
     prompts_once: bool
     compares: bool
+    longest: int
     examples: Examples
     held_out: Examples | None
     tokenizer: Any
@@ -198,6 +200,7 @@ class Rollout(Sizes):
             stop_ids=self.stop_ids,
             stop_strings=self.stop_strings,
             rows=self.rows,
+            longest=self.longest,
             tokenizer=self.tokenizer,
             seed=seeds,
             compute=self.compute,

@@ -13,6 +13,7 @@ from ptjax.buckets import bucket
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
 from ptjax.generate import sample, steps
+from ptjax.generate.writer import slots
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Compute, Decoder
 from ptjax.models.load import read_config
@@ -318,6 +319,16 @@ def test_ragged_calls_compile_no_more_than_their_buckets():
     made = [steps.prefill._cache_size(), steps.decode._cache_size()]
     assert len(asked) == 2
     assert all(new - old <= len(asked) for new, old in zip(made, sizes, strict=True))
+
+
+def test_rows_for_the_longest_of_later_calls_are_compiled_once():
+    before = steps.decode._cache_size()
+    for prompt in ([5], [*range(1, 40)]):
+        (one,) = toy_sample(toy.params(), [prompt], max_tokens=5, longest=60)
+        (alone,) = toy_sample(toy.params(), [prompt], max_tokens=5)
+        assert one.tokens == alone.tokens
+    assert slots(60) == slots(44) > slots(6)
+    assert steps.decode._cache_size() == before + 2  # the short prompt's own rows, and these
 
 
 def test_bfloat16_follows_float32():
