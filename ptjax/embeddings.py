@@ -37,6 +37,8 @@ def embed(
     Raises:
       UserError: a text that is empty or longer than the model's positions, no such pooling.
     """
+    if isinstance(texts, str):
+        raise UserError("embed: one text is given; a list of texts is expected")
     if pooling is None:
         pooling = bundle.pooling if isinstance(bundle, RunBundle) else "last"
     if pooling not in POOLINGS:

@@ -47,5 +47,7 @@ def test_what_cannot_be_embedded_is_one_line(bundle):
         ptjax.embed(bundle, ["tea", ""])
     with pytest.raises(UserError, match="text 0 has .* tokens, more than the model's 128 pos"):
         ptjax.embed(bundle, ["tea " * 200])
+    with pytest.raises(UserError, match="one text is given; a list of texts is expected"):
+        ptjax.embed(bundle, "tea")
     with pytest.raises(UserError, match="pooling 'men'; did you mean 'mean'"):
         ptjax.embed(bundle, TEXTS, pooling="men")

@@ -64,12 +64,13 @@ def test_as_trl(name, examples, monkeypatch):
             print(
                 f"{name} step {step + 1}: loss {float(logged['loss']):.6f} "
                 f"{float(logged['loss']) - wanted['losses'][step]:+.1e}, kl "
-                f"{float(logged['kl']):.4f} {float(logged['kl']) - wanted['kl'][step]:+.1e}, "
+                f"{float(logged['baseline']):.4f} "
+                f"{float(logged['baseline']) - wanted['kl'][step]:+.1e}, "
                 f"gradient norm {float(logged['grad_norm']) / wanted['grad_norms'][step] - 1:+.1e}"
             )
             np.testing.assert_allclose(logged["loss"], wanted["losses"][step], atol=1e-3)
             np.testing.assert_allclose(logged["grad_norm"], wanted["grad_norms"][step], rtol=2e-3)
-            np.testing.assert_allclose(logged["kl"], wanted["kl"][step], atol=1e-2)
+            np.testing.assert_allclose(logged["baseline"], wanted["kl"][step], atol=1e-2)
             for ours, theirs in (("desirable", "chosen"), ("undesirable", "rejected")):
                 np.testing.assert_allclose(
                     logged[f"rewards/{ours}"], wanted[f"{theirs}_rewards"][step], atol=2e-3

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ptjax.algorithms.base import Algorithm
+from ptjax.algorithms.by_length import correlations
 from ptjax.algorithms.pairs import SATURATED, drift
 from ptjax.errors import UserError
 from ptjax.losses import unpaired
@@ -44,7 +45,8 @@ def kto(
         desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight,
     )
-    return Mean.of(values, weights), _metrics(outputs, batch, beta, beta * batch["baseline"])
+    metrics = _metrics(outputs, batch, beta, beta * batch["baseline"])
+    return Mean.of(values, weights), metrics | {"kl": drift(outputs, batch)}
 
 
 def bco(
@@ -137,22 +139,7 @@ def _metrics(outputs: Outputs, batch: Batch, beta: float, baseline: Array) -> di
         "logps/undesirable": of_label(logps, ~good),
         "accuracy": share(right),
         "saturated": share(jax.nn.sigmoid(-gap) < SATURATED),
-        "length/reward": _correlation(tokens, rewards, weights),
-        "length/desirable": _correlation(tokens, good.astype(jnp.float32), weights),
-    }
-
-
-def _correlation(x: Array, y: Array, weights: Array) -> Derived:
-    """Pearson's, over answers."""
-    means = [Mean.of(values, weights) for values in (x, y, x * y, x * x, y * y)]
-    return Derived.from_means(_pearson, *means)
-
-
-def _pearson(x: Array, y: Array, xy: Array, xx: Array, yy: Array) -> Array:
-    """The correlation of x and y from five means; 0 where one of them hardly varies."""
-    spread = jnp.stack([xx - x * x, yy - y * y])
-    varies = jnp.all(spread > 1e-5 * jnp.stack([xx, yy]))  # float32 rounds to 1e-7
-    return jnp.where(varies, (xy - x * y) / jnp.sqrt(jnp.where(varies, jnp.prod(spread), 1)), 0)
+    } | correlations(tokens, rewards, good.astype(jnp.float32), weights, name="desirable")
 
 
 def _needs(*, beta: float, desirable_weight: float, undesirable_weight: float) -> tuple[str, ...]:
@@ -165,13 +152,20 @@ def _needs(*, beta: float, desirable_weight: float, undesirable_weight: float) -
     return ("logps",)
 
 
+def _advise_of_one_label(scores: np.ndarray) -> str | None:
+    good = scores[:, 0] > 0.5
+    if good.any() and not good.all():
+        return None
+    return f"all {len(good)} answers have one label: nothing to compare with"
+
+
 def _advise(
     scores: np.ndarray, *, desirable_weight: float, undesirable_weight: float
 ) -> str | None:
     """Whether the weights make up for the balance of labels (2402.01306, section 4.2)."""
+    if advice := _advise_of_one_label(scores):
+        return advice
     good, bad = int((scores[:, 0] > 0.5).sum()), int((scores[:, 0] <= 0.5).sum())
-    if not good or not bad:
-        return f"all {good + bad} answers have one label: nothing to compare with"
     ratio = desirable_weight * good / max(undesirable_weight * bad, 1e-9)
     if 1 - 1e-6 <= ratio <= 4 / 3 + 1e-6:
         return None
@@ -183,7 +177,9 @@ def _advise(
 
 
 KTO = Algorithm(kto, (kto_baseline, ref_logps), needs=_needs, data="mismatched", advise=_advise)
-BCO = Algorithm(bco, (ref_logps, bco_baseline), needs=_needs, data="unpaired")
+BCO = Algorithm(
+    bco, (ref_logps, bco_baseline), needs=_needs, data="unpaired", advise=_advise_of_one_label
+)
 APO_ZERO_UNPAIRED = Algorithm(
     apo_zero_unpaired, (ref_logps,), needs=_needs, data="unpaired", advise=_advise
 )

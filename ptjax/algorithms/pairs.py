@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ptjax.algorithms.by_length import by_length
 from ptjax.losses.kl import k3
 from ptjax.losses.nll import nll
 from ptjax.losses.pair import Pair, per_token
@@ -26,12 +27,13 @@ def a_token(pair: Pair) -> Pair:
     )
 
 
-def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:
+def pair_metrics(pair: Pair, beta: float, *, margin: float = 0.0) -> dict[str, Mean]:
     """Implied rewards of both sides, and the warning signs; each explained in docs/methods/dpo.md.
 
     Args:
       pair: log-ratios, or where there is no reference log-probs, [B].
       beta: what a log-ratio is multiplied by to be a reward.
+      margin: how far apart the loss wants rewards at least.
     """
     chosen, rejected = beta * pair.a, beta * pair.b
 
@@ -45,34 +47,8 @@ def pair_metrics(pair: Pair, beta: float) -> dict[str, Mean]:
         "accuracy": mean(chosen > rejected),
         "logps/chosen": mean(pair.chosen_logps),
         "logps/rejected": mean(pair.rejected_logps),
-        "saturated": mean(jax.nn.sigmoid(rejected - chosen) < SATURATED),
+        "saturated": mean(jax.nn.sigmoid(rejected - chosen + margin) < SATURATED),
     } | by_length(chosen, rejected, pair.chosen_length, pair.rejected_length, pair.weights)
-
-
-def by_length(
-    chosen: Float[Array, " B"],
-    rejected: Float[Array, " B"],
-    chosen_length: Float[Array, " B"],
-    rejected_length: Float[Array, " B"],
-    weights: Float[Array, " B"],
-) -> dict[str, Mean]:
-    """Rewards of the longer and of the shorter answer, of pairs of unequal length.
-
-    Args:
-      chosen: rewards.
-      rejected: rewards.
-      chosen_length: tokens.
-      rejected_length: tokens.
-      weights: of pairs.
-    """
-    longer = jnp.sign(chosen_length - rejected_length)
-    unequal = weights * (longer != 0)
-    return {
-        "longer/preferred": _share(jnp.sign(chosen - rejected) == longer, unequal),
-        "longer/chosen": _share(longer > 0, unequal),
-        "longer/reward": Mean.of(jnp.where(longer > 0, chosen, rejected), unequal),
-        "shorter/reward": Mean.of(jnp.where(longer > 0, rejected, chosen), unequal),
-    }
 
 
 def drift_metrics(outputs: Outputs, batch: Batch, pair: Pair) -> dict[str, Mean]:

@@ -57,7 +57,7 @@ def simpo(
         pair, beta=beta, gamma_beta_ratio=gamma_beta_ratio, label_smoothing=label_smoothing
     )
     terms = _terms(values, pair, outputs, batch, cpo_alpha)
-    return terms, pair_metrics(a_token(pair), beta)
+    return terms, pair_metrics(a_token(pair), beta, margin=beta * gamma_beta_ratio)
 
 
 def alphapo(
@@ -90,7 +90,8 @@ def alphapo(
         label_smoothing=label_smoothing,
     )
     terms = _terms(values, pair, outputs, batch, cpo_alpha)
-    return terms, pair_metrics(a_token(pair), beta)
+    seen = _judged(pair, losses.bent(pair, alpha))
+    return terms, pair_metrics(seen, beta, margin=beta * gamma_beta_ratio)
 
 
 def orpo(
@@ -115,7 +116,12 @@ def orpo(
     values = losses.orpo(pair, beta=beta)
     read = {**batch, "mask": behind_first(batch["valid"])} if nll_prompt else batch
     terms = _terms(values, pair, outputs, read, cpo_alpha)
-    return terms, pair_metrics(a_token(pair), beta)
+    return terms, pair_metrics(_judged(pair, losses.log_odds(pair)), 1.0)
+
+
+def _judged(pair: Pair, sides: tuple[Array, Array]) -> Pair:
+    """The pair with what its loss compares in the place of log-ratios."""
+    return pair._replace(a=sides[0], b=sides[1])
 
 
 def _orpo_forward(*, nll_prompt: bool = False) -> dict[str, bool]:

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ptjax.algorithms.base import Algorithm
-from ptjax.algorithms.pairs import by_length
+from ptjax.algorithms.by_length import by_length, correlations
 from ptjax.errors import UserError
 from ptjax.forward import last_scores
 from ptjax.losses import reward as losses
@@ -30,7 +30,7 @@ def reward(
     chosen, rejected = rewards[:, 0], rewards[:, 1]
     margin = batch["margin"]
     if score_margin:
-        margin += score_margin * (batch["scores"][:, 0] - batch["scores"][:, 1])
+        margin = margin + score_margin * (batch["scores"][:, 0] - batch["scores"][:, 1])
     values = losses.bradley_terry(chosen, rejected, margin, center=center)
     metrics = {
         "rewards/chosen": Mean.of(chosen, weights),
@@ -38,7 +38,7 @@ def reward(
         "rewards/margin": Mean.of(chosen - rejected, weights),
         "accuracy": _share(chosen > rejected, weights),
     }
-    lengths = jnp.sum(batch["valid"], -1, dtype=jnp.float32)
+    lengths = _tokens(batch)
     metrics |= by_length(chosen, rejected, lengths[:, 0], lengths[:, 1], weights)
     return Mean.of(values, weights), metrics
 
@@ -61,6 +61,9 @@ def reward_ranked(outputs: Outputs, batch: Batch, *, center: float = 0.0) -> Mad
         "accuracy": _share(right, pairs * some[:, None, None]),
         "best_found": _share(best == chosen, some),
     }
+    lengths = _tokens(batch)
+    both = (side for x in (rewards, lengths) for side in (x[:, :, None], x[:, None]))
+    metrics |= by_length(*jnp.broadcast_arrays(*both), pairs * some[:, None, None])
     return Mean.of(losses.ranked(rewards, pairs, center=center), some), metrics
 
 
@@ -77,6 +80,7 @@ def reward_regression(outputs: Outputs, batch: Batch) -> Made:
         "error": Mean.of(jnp.abs(rewards - ratings), weights),
         "rewards/mean": Mean.of(rewards, weights),
     }
+    metrics |= correlations(_tokens(batch)[:, 0], rewards, ratings, weights, name="rating")
     return Mean.of(losses.squared_error(rewards, ratings), weights), metrics
 
 
@@ -94,6 +98,7 @@ def outcome_reward(outputs: Outputs, batch: Batch) -> Made:
         "rewards/right": Mean.of(logits, weights * (verdicts > 0.5)),
         "rewards/wrong": Mean.of(logits, weights * (verdicts <= 0.5)),
     }
+    metrics |= correlations(_tokens(batch)[:, 0], logits, verdicts, weights, name="right")
     return Mean.of(losses.cross_entropy(logits, verdicts), weights), metrics
 
 
@@ -120,6 +125,11 @@ def process_reward(outputs: Outputs, batch: Batch) -> Made:
 def _rewards(outputs: Outputs, batch: Batch) -> Float[Array, "B N"]:
     """The score of each sequence: that at its last token."""
     return last_scores(outputs.scores, batch["valid"])
+
+
+def _tokens(batch: Batch) -> Float[Array, "B N"]:
+    """Of each sequence: the prompt is alike, so what differs is the answer's."""
+    return jnp.sum(batch["valid"], -1, dtype=jnp.float32)
 
 
 def _share(holds: Array, weights: Array) -> Mean:

@@ -62,12 +62,12 @@ def judged(row: Row, kind: Kind, *, form: str | None, columns: Mapping[str, str]
         return [_ranking(row)]
     if "preference" in form or form == "alpaca_outputs":
         sides = two_answers(row, form)
-        given = _given_scores(row)
+        given, margin = _given_scores(row), _margin(row)
         if kind.name in LABELLED:
             return [Judged([side], [1.0 - n]) for n, side in enumerate(sides)]
         if kind.name == "ranked":
             return [Judged(sides, given or [-1.0, -2.0])]
-        return [Judged(sides, given or [0.0, 0.0], _margin(row))]
+        return [Judged(sides, given or [0.0, 0.0], margin)]
     column = "label" if kind.name in LABELLED else "score"
     score = _number(row[column], column)
     if kind.name in LABELLED and score not in (0, 1):
@@ -147,7 +147,8 @@ def _given_scores(row: Row) -> list[float] | None:
     chosen, rejected = (_number(row[name], name) for name in names)
     if chosen < rejected:
         raise BadForm(
-            "the scores say that 'rejected' is the better answer", f"{chosen:g} and {rejected:g}"
+            "the scores say that 'rejected' is the better answer",
+            f"{chosen:g} and {rejected:g}; a column that `columns` renames away is not read",
         )
     return [chosen, rejected]
 

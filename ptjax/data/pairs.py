@@ -32,10 +32,8 @@ def two_answers(row: Row, form: str) -> list[Example]:
         return [Example(prompt=asked, completion=[_assistant(answer)]) for answer in answers]
     if form == "sharegpt_preference":
         asked = read_conversation(row, "sharegpt").messages or []
-        return [
-            Example(prompt=asked, completion=_turns(row[side], side), tools=tools)
-            for side in ("chosen", "rejected")
-        ]
+        told = _behind(asked, [_turns(row[side], side) for side in ("chosen", "rejected")])
+        return [Example(prompt=asked, completion=side, tools=tools) for side in told]
     return _chosen_and_rejected(row, tools)
 
 
@@ -50,7 +48,9 @@ def _chosen_and_rejected(row: Row, tools: Tools) -> list[Example]:
     asked: list[Message]
     if _is_text(prompt):
         asked = [{"role": "user", "content": prompt}]
-        if sides[0][0]["role"] != "assistant":  # whole conversations, the prompt told once more
+        if any(
+            side[0]["role"] != "assistant" for side in sides
+        ):  # whole conversations, the prompt told once more
             asked, sides = _common_messages(sides)
             if all(message["content"] != prompt for message in asked):
                 raise BadForm("'prompt' is not among the messages that the two sides share")

@@ -64,7 +64,7 @@ def alphapo(
       alpha: α, not 0.
       label_smoothing: e, in [0, 0.5).
     """
-    chosen, rejected = (-capped_expm1(-alpha * x) / alpha for x in _means(pair))
+    chosen, rejected = bent(pair, alpha)
     return smoothed(beta * (chosen - rejected - gamma_beta_ratio), label_smoothing)
 
 
@@ -78,9 +78,30 @@ def orpo(pair: Pair, *, beta: float = 0.1) -> Float[Array, "*B"]:
       pair: reads chosen_logps, rejected_logps, lengths.
       beta: β, the weight beside the likelihood.
     """
-    chosen, rejected = (jnp.minimum(x, -1e-7) for x in _means(pair))
-    log_odds = (chosen - rejected) - (log1mexp(-chosen) - log1mexp(-rejected))
-    return -beta * log_sigmoid(log_odds)
+    chosen, rejected = log_odds(pair)
+    return -beta * log_sigmoid(chosen - rejected)
+
+
+def bent(pair: Pair, alpha: float) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """(1 - p^-α)/α of both sides, p the mean probability of a token (2501.03884).
+
+    Args:
+      pair: reads chosen_logps, rejected_logps, lengths.
+      alpha: α, not 0.
+    """
+    chosen, rejected = (-capped_expm1(-alpha * x) / alpha for x in _means(pair))
+    return chosen, rejected
+
+
+def log_odds(pair: Pair) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """log p / (1 - p) of both sides, p the mean probability of a token (2403.07691, equation 4).
+
+    Args:
+      pair: reads chosen_logps, rejected_logps, lengths.
+    """
+    logps = (jnp.minimum(x, -1e-7) for x in _means(pair))
+    chosen, rejected = (x - log1mexp(-x) for x in logps)
+    return chosen, rejected
 
 
 def _means(pair: Pair) -> tuple[Array, Array]:

@@ -25,7 +25,7 @@ def _kto_baseline(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]
     if reference is None:
         reference = ctx.reference(other, ("logps",)).logps
     kl = _mean_ratio(policy, reference, batch["weights"])
-    ctx.logged["kl"] = kl
+    ctx.logged["baseline"] = kl
     return batch | {"baseline": jnp.broadcast_to(kl, batch["weights"].shape[:1])}, carry
 
 

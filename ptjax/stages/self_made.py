@@ -96,6 +96,8 @@ def _rank_pair(
         made["margin"][row] = made["scores"][row, 0] - made["scores"][row, 1]
         pairs.append(made["scores"][row])
     ctx.logged.update(told(answers), **_figures(rewards, pairs))
+    ctx.counted["rollout/reward"] = int(np.isfinite(rewards).sum())
+    ctx.counted |= dict.fromkeys(("rollout/chosen", "rollout/rejected"), len(pairs))
     ctx.logged["rollout/seconds"] = time.perf_counter() - began
     return in_place(ctx, batch, made), carry
 

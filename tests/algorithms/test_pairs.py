@@ -116,3 +116,38 @@ def test_orpo_takes_the_prompts_likelihood_where_it_is_asked():
     assert likelihoods[True] == pytest.approx((4 * 1 + 2 * 3) / 6)
     answers = METHODS["orpo"].bind({}, "hparams").terms(Outputs(logps=logps * MASK), batch)[0]
     assert preference == float(answers["preference"][1].value())
+
+
+def reference_free(method, **hparams):
+    """Of two pairs whose answers have a mean log-prob a token of -0.5 and -1, of -2 and -1.5."""
+    mean = jnp.array([[-0.5, -1.0], [-2.0, -1.5]])
+    said = Outputs(logps=mean[..., None] * MASK)
+    _, metrics = jax.jit(METHODS[method].bind(hparams, "hparams").terms)(said, BATCH)
+    return np.asarray(mean), {name: float(value.value()) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "hparams", "reward", "gamma", "saturated"),
+    [
+        ("simpo", {"beta": 12.0}, lambda x: 12 * x, 6.0, 0),
+        ("simpo", {"beta": 12.0, "gamma_beta_ratio": 0.0}, lambda x: 12 * x, 0.0, 0.5),
+        (
+            "alphapo",
+            {"beta": 6.0, "alpha": -2.0, "gamma_beta_ratio": 0.0},
+            lambda x: 6 * (1 - np.exp(2 * x)) / -2,
+            0.0,
+            0,
+        ),
+        ("orpo", {"beta": 0.1}, lambda x: x - np.log1p(-np.exp(x)), 0.0, 0),
+    ],
+)
+def test_without_a_reference_rewards_are_what_the_loss_compares(
+    method, hparams, reward, gamma, saturated
+):
+    mean, found = reference_free(method, **hparams)
+    seen = reward(mean)
+    margins = seen[:, 0] - seen[:, 1]
+    assert found["rewards/chosen"] == pytest.approx(seen[:, 0].mean(), rel=1e-5)
+    assert found["rewards/margin"] == pytest.approx(margins.mean(), rel=1e-5)
+    assert found["saturated"] == np.mean(1 / (1 + np.exp(margins - gamma)) < 0.01) == saturated
+    assert found["accuracy"] == 0.5

@@ -244,6 +244,25 @@ def test_columns_are_renamed_also_by_path():
         ),
         (
             "pairs",
+            {"prompt": "q", "chosen": [said("a")], "rejected": [user("q"), said("b")]},
+            "no message in common",
+        ),
+        (
+            "pairs",
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": [user("r"), said("a")],
+                "rejected": [user("r"), said("b")],
+            },
+            "'chosen' begins with a user message",
+        ),
+        (
+            "ranked",
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": -2},
+            "'margin' says that 'rejected' is the better answer",
+        ),
+        (
+            "pairs",
             {"prompt": [user("q")], "chosen": [user("q")], "rejected": [user("q")]},
             "'chosen' has no answer after the messages of 'prompt'",
         ),

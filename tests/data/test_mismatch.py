@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,13 @@ def test_of_pairs_both_labels_are_as_often_among_the_mismatched(tokenizer, write
     texts = [tokenizer.decode(tokens) for tokens in read(made)]
     assert sorted("aye" in text for text in texts) == [False] * 9 + [True] * 9
     assert len({text.split("?")[1] for text in texts}) == 18
+
+
+def test_other_mismatched_completions_are_other_examples(tokenizer, write):
+    """A cache of the reference's log-probs is found by it."""
+    examples = build({"sources": write(rows("abc"))}, tokenizer, kind="mismatched").examples
+    turned = dataclasses.replace(examples, mismatched=np.roll(examples.mismatched, 1))
+    assert turned.identity() != examples.identity()
 
 
 def rows(prompts):

@@ -51,7 +51,7 @@ def kto(policy, reference, **columns):
     assert set(found) == {"weights", "mask", "baseline"} and carry is None
     baseline = np.asarray(found["baseline"])
     assert baseline.shape == (B,) and (baseline == baseline[0]).all()
-    assert ctx.logged["kl"] == baseline[0]
+    assert ctx.logged["baseline"] == baseline[0]
     return baseline[0]
 
 

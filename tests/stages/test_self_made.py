@@ -153,6 +153,12 @@ def test_without_the_margin_a_prompt_has_no_weight(runs):
     np.testing.assert_array_equal(np.sort(batch["margin"][kept]), margins[4:])
     assert (batch["weights"][kept] == 1).all() and not batch["weights"][~kept].any()
     assert not batch["valid"][~kept].any() and not batch["mask"][~kept].any()
+    host = HostBatch(dict(host.columns), host.examples)
+    with jax.set_mesh(strict.mesh):
+        columns = sharding.put_batch(host.columns, strict.mesh)
+        counted = strict.stage(strict.state, columns, host=host).counted
+    answers = len(host.examples) * strict.rollout.n
+    assert counted == {"rollout/reward": answers, "rollout/chosen": 4, "rollout/rejected": 4}
 
 
 def test_at_random_the_best_stands_against_another(runs):
