@@ -6,11 +6,11 @@
 
 A model is trained from random weights on labelled rows of a task, by supervised fine-tuning. Then
 each method learns from a verifier on prompts without answers; `sft`, for comparison, makes four
-times the passes over the same labelled rows instead. `sort` puts six digits in order, 60 rows of
-which are labelled. `tool` multiplies: most labelled rows guess, some call a calculator. Held-out
-prompts are answered greedily, before and after; intervals are Wilson's, of 95%. A run that is there
-already is not run again. One JSON line a run goes to `OUT/TASK/runs.jsonl`, a table to the
-terminal.
+times the passes over the same labelled rows instead. `sort` puts six digits in order: half of the
+labelled rows do it upwards and half downwards, and only the verifier knows that upwards is meant.
+`tool` multiplies: most labelled rows guess, some call a calculator. Held-out prompts are answered
+greedily, before and after; intervals are Wilson's, of 95%. A run that is there already is not run
+again. One JSON line a run goes to `OUT/TASK/runs.jsonl`, a table to the terminal.
 """
 
 import argparse
@@ -72,8 +72,10 @@ def sort_asked(draw: random.Random) -> Row:
 
 
 def sort_labelled(draw: random.Random) -> Row:
+    """Every other one downwards."""
     row = sort_asked(draw)
-    return {"prompt": row["prompt"], "completion": row["answer"]}
+    turned = draw.random() < 0.5
+    return {"prompt": row["prompt"], "completion": row["answer"][:: -1 if turned else 1]}
 
 
 def product_asked(draw: random.Random) -> Row:
@@ -94,7 +96,7 @@ def product_labelled(draw: random.Random) -> Row:
 
 
 TASKS = {
-    "sort": Task(sort_labelled, sort_asked, rows=60, passes=30, max_tokens=8),
+    "sort": Task(sort_labelled, sort_asked, rows=500, passes=20, max_tokens=8),
     "tool": Task(
         *(product_labelled, product_asked),
         rows=2000,
@@ -115,7 +117,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="sort")
     parser.add_argument("--methods", default=",".join(list(METHODS)[:7]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of a method")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a method")
     parser.add_argument("--passes", type=int, help="of supervised fine-tuning over its rows")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     args = parser.parse_args()
