@@ -59,6 +59,7 @@ def test_a_ranking_counts_each_prompt_once():
     assert terms["loss"][1].value() == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
     assert terms["loss"][1].weight == 1
     assert (metrics["accuracy"].value(), metrics["best_found"].value()) == (1, 1)
+    assert {"longer/preferred", "longer/chosen", "longer/reward"} < metrics.keys()
 
 
 def alone(*rewards):
@@ -75,8 +76,20 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def correlation(lengths, values, weights):
+    """Pearson's."""
+    (one, both), (_, other) = np.cov(lengths, values, aweights=weights)
+    return both / np.sqrt(one * other)
+
+
+def longer(valid):
+    """The same answers, the last of which has one token less."""
+    return valid.at[-1, 0, 0].set(False)
+
+
 def test_verdicts_on_answers():
     outputs, valid = alone(2.0, 0.5, -1.0)
+    valid = longer(valid)
     batch = {
         "valid": valid,
         "weights": jnp.array([[1.0], [3], [1]]),
@@ -85,11 +98,16 @@ def test_verdicts_on_answers():
     loss, metrics = measured("outcome_reward", outputs, batch)
     assert loss == pytest.approx((softplus(-2) + 3 * softplus(0.5) + softplus(-1)) / 5)
     wanted = {"accuracy": 2 / 5, "rewards/right": 2.0, "rewards/wrong": (3 * 0.5 - 1) / 4}
-    assert metrics == pytest.approx(wanted)
+    lengths, weights = np.asarray(valid.sum(-1))[:, 0], [1, 3, 1]
+    wanted["length/reward"] = correlation(lengths, [2, 0.5, -1], weights)
+    wanted["length/right"] = correlation(lengths, [1, 0, 0], weights)
+    assert metrics == pytest.approx(wanted, rel=1e-4)
 
 
 def test_ratings():
     outputs, valid = alone(2.0, -1.0, 50.0)
+    valid = longer(valid[:2])
+    valid = jnp.concatenate([valid, valid[:1]])
     batch = {
         "valid": valid,
         "weights": jnp.array([[1.0], [3], [0]]),
@@ -97,7 +115,11 @@ def test_ratings():
     }
     loss, metrics = measured("reward_regression", outputs, batch)
     assert loss == pytest.approx((0.5**2 + 3 * 2**2) / 4)
-    assert metrics == pytest.approx({"error": (0.5 + 3 * 2) / 4, "rewards/mean": (2 - 3) / 4})
+    wanted = {"error": (0.5 + 3 * 2) / 4, "rewards/mean": (2 - 3) / 4}
+    lengths = np.asarray(valid.sum(-1))[:2, 0]
+    wanted["length/reward"] = correlation(lengths, [2, -1], [1, 3])
+    wanted["length/rating"] = correlation(lengths, [1.5, 1], [1, 3])
+    assert metrics == pytest.approx(wanted, rel=1e-4)
 
 
 def test_verdicts_on_steps():
@@ -147,14 +169,8 @@ def test_single_answers_beside_a_baseline(method, baseline, value, level, accura
     rewards = 0.5 * ratios
     sides = [1.5 * value(level - rewards[:2]), 0.25 * value(rewards[2:] - level)]
     assert loss == pytest.approx(np.average(np.concatenate(sides), weights=weights))
-    if method != "kto":  # whose divergence is another, that its stage logs
-        kl = np.average(np.exp(-token) + token - 1, weights=weights * lengths)
-        assert metrics.pop("kl") == pytest.approx(kl)
-
-    def correlation(values):
-        (one, both), (_, other) = np.cov(lengths, values, aweights=weights)
-        return both / np.sqrt(one * other)
-
+    kl = np.average(np.exp(-token) + token - 1, weights=weights * lengths)
+    assert metrics.pop("kl") == pytest.approx(kl)
     wanted = {
         "rewards/desirable": (0.5 + 2 * 1.2) / 3,
         "rewards/undesirable": 0.6,
@@ -163,8 +179,8 @@ def test_single_answers_beside_a_baseline(method, baseline, value, level, accura
         "logps/undesirable": -0.8,
         "accuracy": accuracy,
         "saturated": 0,
-        "length/reward": correlation(rewards),
-        "length/desirable": correlation([1, 1, 0, 0]),
+        "length/reward": correlation(lengths, rewards, weights),
+        "length/desirable": correlation(lengths, [1, 1, 0, 0], weights),
     }
     assert metrics == pytest.approx(wanted, abs=1e-5)
 

@@ -49,8 +49,10 @@ def test_of_pairs_both_labels_are_as_often_among_the_mismatched(tokenizer, write
 
 def test_other_mismatched_completions_are_other_examples(tokenizer, write):
     """A cache of the reference's log-probs is found by it."""
-    examples = build({"sources": write(rows("abc"))}, tokenizer, kind="mismatched").examples
-    turned = dataclasses.replace(examples, mismatched=np.roll(examples.mismatched, 1))
+    made = build({"sources": write(rows("abc"))}, tokenizer, kind="mismatched", seed=1)
+    examples = made.examples
+    others = examples.mismatched._make(np.roll(x, 1, axis=0) for x in examples.mismatched)
+    turned = dataclasses.replace(examples, mismatched=others)
     assert turned.identity() != examples.identity()
 
 
