@@ -97,7 +97,7 @@ def _rank_pair(
         pairs.append(made["scores"][row])
     ctx.logged.update(told(answers), **_figures(rewards, pairs))
     ctx.counted["rollout/reward"] = int(np.isfinite(rewards).sum())
-    ctx.counted |= dict.fromkeys(("rollout/chosen", "rollout/rejected"), len(pairs))
+    ctx.counted.update(dict.fromkeys(("rollout/chosen", "rollout/rejected"), len(pairs)))
     ctx.logged["rollout/seconds"] = time.perf_counter() - began
     return in_place(ctx, batch, made), carry
 

@@ -84,9 +84,9 @@ def test_the_best_by_reward(run):
     wanted = [max(every[i : i + 2], key=lambda row: score(said(row))) for i in range(0, 8, 2)]
     assert rows == [row | {"score": round(score(said(row)), 6)} for row in wanted]
     assert totals.scores["kept"] == pytest.approx(sum(row["score"] for row in rows), abs=1e-5)
-    bar = sorted(row["score"] for row in rows)[2]
+    bar = sorted(row["score"] for row in rows)[2] - 1e-6  # they are rounded
     some, good = run("good.jsonl", rewards=("tests.judged.lower",), keep=2, least=bar)
-    assert some.rows == len(good) >= 2 and all(row["score"] >= bar - 1e-6 for row in good)
+    assert some.rows == len(good) >= 2 and all(row["score"] >= bar for row in good)
     assert some.skipped["no answer with a score, or none that is good enough"] <= 2
 
 

@@ -15,6 +15,7 @@ from ptjax.rewards.sandbox.limits import Limits
 from tests.rewards.sandbox import host
 from tests.rewards.sandbox.attacks import ATTACKS
 from tests.rewards.sandbox.honest import PROGRAMS
+from tests.shut_in import skip_where_nothing_can_be
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 
