@@ -43,7 +43,7 @@ def correlations(
     weights: Float[Array, " B"],
     *,
     name: str,
-) -> dict[str, Derived]:
+) -> dict[str, Mean]:
     """Of single answers: Pearson's correlation of length with reward, and with the judgement.
 
     Args:

@@ -62,8 +62,11 @@ def reward_ranked(outputs: Outputs, batch: Batch, *, center: float = 0.0) -> Mad
         "best_found": _share(best == chosen, some),
     }
     lengths = _tokens(batch)
-    both = (side for x in (rewards, lengths) for side in (x[:, :, None], x[:, None]))
-    metrics |= by_length(*jnp.broadcast_arrays(*both), pairs * some[:, None, None])
+    better, worse, better_length, worse_length = jnp.broadcast_arrays(
+        rewards[:, :, None], rewards[:, None], lengths[:, :, None], lengths[:, None]
+    )
+    compared = pairs * some[:, None, None]
+    metrics |= by_length(better, worse, better_length, worse_length, compared)
     return Mean.of(losses.ranked(rewards, pairs, center=center), some), metrics
 
 
