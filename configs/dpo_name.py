@@ -3,7 +3,7 @@
 python -m ptjax.train --config=configs/dpo_name.py --workdir=runs/dpo_name
 
 Of 12 questions that are not trained on, none is answered with the name before and all are after;
-about four minutes of processor time. colabs/dpo_name.ipynb goes through it.
+about five minutes of processor time. colabs/dpo_name.ipynb goes through it.
 """
 
 from pathlib import Path
