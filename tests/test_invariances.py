@@ -18,14 +18,6 @@ CASES = {
     "dft": dict(loss="dft"),
 }
 EXAMPLES = toy.examples()
-MESHES = {
-    "fsdp 8": dict(fsdp=8),
-    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
-    "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
-    "sequence 2 x fsdp 4": dict(sequence=2, fsdp=4),
-    "sequence 8": dict(sequence=8),
-    "sequence 2 x fsdp 2 x tensor 2": dict(sequence=2, fsdp=2, tensor=2),
-}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -113,7 +105,7 @@ def test_bfloat16_is_within_its_rounding(case):
     ],
 )
 def test_packed_on_a_mesh_is_one_device(mesh, case):
-    mesh = make_mesh(MESHES[mesh])
+    mesh = make_mesh(toy.MESHES[mesh])
     wanted = loss_and_gradients(toy.batch(EXAMPLES), **CASES[case])
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     row = 12 + -12 % mesh.shape.get("sequence", 1)
@@ -133,13 +125,13 @@ def test_packed_on_a_mesh_is_one_device(mesh, case):
 def test_unpacked_on_a_mesh_is_one_device(mesh, accumulate, case):
     columns = toy.batch(EXAMPLES)
     wanted = loss_and_gradients(columns, **CASES[case])
-    mesh = make_mesh(MESHES[mesh])
+    mesh = make_mesh(toy.MESHES[mesh])
     got = loss_and_gradients(columns, mesh=mesh, accumulate=accumulate, **CASES[case])
     assert_same(got, wanted)
 
 
 def test_packed_micro_batches_on_a_mesh():
-    mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
+    mesh = make_mesh(toy.MESHES["data 2 x fsdp 2 x tensor 2"])
     columns = toy.packed(EXAMPLES, shards=4, accumulate=2)
     wanted = loss_and_gradients(toy.batch(EXAMPLES))
     assert_same(loss_and_gradients(columns, mesh=mesh, accumulate=2), wanted)
@@ -153,4 +145,4 @@ def test_rematerialisation(remat):
 
 def test_rows_that_a_sequence_axis_does_not_divide():
     with pytest.raises(UserError, match="mesh.sequence = 8 does not divide rows of 12 tokens; set"):
-        loss_and_gradients(toy.batch(EXAMPLES), mesh=make_mesh(MESHES["sequence 8"]))
+        loss_and_gradients(toy.batch(EXAMPLES), mesh=make_mesh(toy.MESHES["sequence 8"]))

@@ -45,14 +45,6 @@ ON_MESH = [*QUICK, CASES["reward"], CASES["reward_ranked"]]
 """One of each reduction, which the suite packs and lays on a mesh in micro-batches."""
 COUPLED = {"dpo, sorted": ("dpo", dict(loss="aot")), "embed": ("embed", {})}
 ON_EVERY_MESH = {"dpo": ("dpo", {}), "grpo": ("grpo", dict(beta=0.1))}
-MESHES = {
-    "fsdp 8": dict(fsdp=8),
-    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
-    "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
-    "sequence 2 x fsdp 4": dict(sequence=2, fsdp=4),
-    "sequence 8": dict(sequence=8),
-    "sequence 2 x fsdp 2 x tensor 2": dict(sequence=2, fsdp=2, tensor=2),
-}
 
 
 def answers(method):
@@ -217,7 +209,7 @@ def test_packed_micro_batches_on_a_mesh_are_one_device(case, wanted):
     """Where it fails, PTJAX_FULL=1 tells packing from micro-batches; it has the other cases too."""
     if not FULL and case not in ON_MESH:
         pytest.skip("PTJAX_FULL=1 runs it")
-    mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
+    mesh = make_mesh(toy.MESHES["data 2 x fsdp 2 x tensor 2"])
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     accumulate = COUNT // shards
     batch = packed(answers(case[0]), shards=shards, accumulate=accumulate)
@@ -230,13 +222,13 @@ def alone(name):
     return loss_and_gradients(case, columns(answers(case[0])))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", toy.MESHES)
 @pytest.mark.parametrize("name", ON_EVERY_MESH)
 def test_dpo_and_grpo_on_every_mesh_are_one_device(name, mesh):
     """Packed, as tests/test_invariances.py has SFT."""
     if not FULL and mesh != "sequence 2 x fsdp 4":
         pytest.skip("PTJAX_FULL=1 runs it")
-    case, mesh = ON_EVERY_MESH[name], make_mesh(MESHES[mesh])
+    case, mesh = ON_EVERY_MESH[name], make_mesh(toy.MESHES[mesh])
     batch = packed(answers(case[0]), shards=sharding.batch_shards(mesh))
     assert_same(loss_and_gradients(case, batch, mesh=mesh), alone(name))
 
@@ -252,6 +244,6 @@ def test_a_loss_over_the_whole_batch(name):
     assert_same(loss_and_gradients(case, packed(groups)), wanted)
     shuffled = [groups[i] for i in np.random.RandomState(3).permutation(COUNT)]
     assert_same(loss_and_gradients(case, columns(shuffled)), wanted)
-    mesh = make_mesh(MESHES["fsdp 8"])
+    mesh = make_mesh(toy.MESHES["fsdp 8"])
     assert_same(loss_and_gradients(case, packed(groups, shards=8), mesh=mesh), wanted)
     assert METHODS[case[0]].bind(case[1], "hparams").coupled

@@ -54,6 +54,15 @@ QUICK = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
+MESHES = {
+    "fsdp 8": dict(fsdp=8),
+    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
+    "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+    "sequence 2 x fsdp 4": dict(sequence=2, fsdp=4),
+    "sequence 8": dict(sequence=8),
+    "sequence 2 x fsdp 2 x tensor 2": dict(sequence=2, fsdp=2, tensor=2),
+}
+"""Of eight devices, by name: all axes alone and together."""
 
 
 @functools.cache

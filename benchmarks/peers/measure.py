@@ -87,6 +87,36 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def of_rollouts(kept: list[tuple[float, float, list[int]]]) -> dict[str, Any]:
+    """What is printed of rollouts: (seconds, CPU seconds, tokens of each answer) of each."""
+    return dict(
+        tokens=sum(sum(lengths) for *_, lengths in kept),
+        decode_steps=sum(max(lengths) for *_, lengths in kept),
+        seconds=round(sum(one[0] for one in kept), 3),
+        cpu_seconds=round(sum(one[1] for one in kept), 3),
+        rss_mb=round(peak_mb(), 1),
+    )
+
+
+def of_steps(
+    rollouts: list[tuple[float, float, list[int]]],
+    clock: list[tuple[float, float]],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """What is printed of steps with a rollout each; `clock` is their (seconds, CPU) boundaries."""
+    kept = rollouts[args.warmup : args.steps]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock, clock[1:], strict=False)]
+    steps = steps[args.warmup :]
+    return dict(
+        tokens=sum(sum(lengths) for *_, lengths in kept),
+        rollout_seconds=round(sum(one[0] for one in kept), 3),
+        rollout_cpu_seconds=round(sum(one[1] for one in kept), 3),
+        seconds=round(sum(one[0] for one in steps), 3),
+        cpu_seconds=round(sum(one[1] for one in steps), 3),
+        rss_mb=round(peak_mb(), 1),
+    )
+
+
 def run(
     args: argparse.Namespace,
     make: Callable[[argparse.Namespace], Any],

@@ -106,19 +106,11 @@ def main() -> None:
 
     trainer.add_callback(Clock())
     trainer.train()
-    kept = rollouts[args.warmup : args.steps]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock, clock[1:], strict=False)]
-    steps = steps[args.warmup :]
     result = dict(
         peer="trl",
         version=__version__,
         train=args.mode,
-        tokens=sum(sum(one[2]) for one in kept),
-        rollout_seconds=round(sum(one[0] for one in kept), 3),
-        rollout_cpu_seconds=round(sum(one[1] for one in kept), 3),
-        seconds=round(sum(one[0] for one in steps), 3),
-        cpu_seconds=round(sum(one[1] for one in steps), 3),
-        rss_mb=round(measure.peak_mb(), 1),
+        **measure.of_steps(rollouts, clock, args),
     )
     print(json.dumps(result), file=printed)
 

@@ -33,17 +33,12 @@ def main() -> None:
     rollouts = trl_grpo.timed(trainer)
     for _ in range(args.steps):
         trainer._generate_single_turn(asked, None, {}, args.n)
-    kept = rollouts[args.warmup :]
     result = dict(
         peer="trl",
         version=__version__,
         prompt_tokens=sum(map(len, prompts)),
         answers=len(asked),
-        tokens=sum(sum(lengths) for *_, lengths in kept),
-        decode_steps=sum(max(lengths) for *_, lengths in kept),
-        seconds=round(sum(one[0] for one in kept), 3),
-        cpu_seconds=round(sum(one[1] for one in kept), 3),
-        rss_mb=round(measure.peak_mb(), 1),
+        **measure.of_rollouts(rollouts[args.warmup :]),
     )
     print(json.dumps(result), file=printed)
 

@@ -100,19 +100,11 @@ def main() -> None:
     learner.train([{"prompts": batch} for batch in asked.reshape(args.steps, -1)])
     jax.block_until_ready(jax.live_arrays())
     clock.append(tick())
-    kept = rollouts[args.warmup : args.steps]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock, clock[1:], strict=False)]
-    steps = steps[args.warmup :]
     result = dict(
         peer="tunix",
         version=version("google-tunix"),
         train="full",
-        tokens=sum(sum(one[2]) for one in kept),
-        rollout_seconds=round(sum(one[0] for one in kept), 3),
-        rollout_cpu_seconds=round(sum(one[1] for one in kept), 3),
-        seconds=round(sum(one[0] for one in steps), 3),
-        cpu_seconds=round(sum(one[1] for one in steps), 3),
-        rss_mb=round(measure.peak_mb(), 1),
+        **measure.of_steps(rollouts, clock, args),
     )
     print(json.dumps(result), file=printed)
 

@@ -69,7 +69,7 @@ def model_of(folder: str):
         num_heads=given["num_attention_heads"],
         head_dim=given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"],
         num_kv_heads=given["num_key_value_heads"],
-        rope_theta=int(given["rope_parameters"]["rope_theta"]),
+        rope_theta=int(given.get("rope_parameters", given)["rope_theta"]),
         norm_eps=given["rms_norm_eps"],
         weight_tying=bool(given["tie_word_embeddings"]),
     )
@@ -123,17 +123,12 @@ def main() -> None:
         # What ends an answer is cut off by the sampler, and was written.
         lengths = [min(len(tokens) + 1, args.max_tokens) for tokens in said.tokens]
         found.append((time.perf_counter() - wall, measure.cpu_seconds() - cpu, lengths))
-    kept = found[args.warmup :]
     result = dict(
         peer="tunix",
         version=version("google-tunix"),
         prompt_tokens=sum(map(len, prompts)),
         answers=len(asked),
-        tokens=sum(sum(lengths) for *_, lengths in kept),
-        decode_steps=sum(max(lengths) for *_, lengths in kept),
-        seconds=round(sum(one[0] for one in kept), 3),
-        cpu_seconds=round(sum(one[1] for one in kept), 3),
-        rss_mb=round(measure.peak_mb(), 1),
+        **measure.of_rollouts(found[args.warmup :]),
     )
     print(json.dumps(result), file=printed)
 

@@ -240,14 +240,14 @@ class Decoder:
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
         """An empty cache of `slots` tokens a row."""
         config = self.config
-        k, v = (config.head_dim, slots), (slots, config.head_dim)
+
+        def empty(*places: int) -> tuple[Array, ...]:
+            shape = (rows, config.kv_heads, *places)
+            return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
+
         return Cache(
-            *(
-                tuple(
-                    jnp.zeros((rows, config.kv_heads, *each), dtype) for _ in range(config.layers)
-                )
-                for each in (k, v)
-            ),
+            k=empty(config.head_dim, slots),
+            v=empty(slots, config.head_dim),
             length=jnp.zeros(rows, jnp.int32),
         )
 
