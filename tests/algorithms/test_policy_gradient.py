@@ -230,6 +230,7 @@ OWN_LOSS = {
     "dapo": "dapo",
     "sapo": "sapo",
     "vespo": "vespo",
+    "luspo": "luspo_tight",
     "rloo": "rloo",
     **dict.fromkeys(("reinforce", "remax", "opo"), "reinforce"),
 }

@@ -9,9 +9,9 @@ Where each number comes from:
   log-probabilities and entropies in the place of a model; the part of
   `_generate_and_score_completions` that computes advantages, and the one that computes importance
   weights, cut out of the installed file and run.
-- Formulas below, written from the papers: what veRL has and TRL 1.16 has not (dual clip, CISPO with
-  both sides, GMPO, GSPO-token, k1 and k2 in the loss, plain REINFORCE), the baselines of OPO, ReMax
-  and GPG, REINFORCE++ and its baseline form, GAE, AWR and DRO.
+- Formulas below, written from the papers: what TRL 1.16 has not (dual clip, CISPO with both sides,
+  GMPO, GSPO-token, k1 and k2 in the loss, plain REINFORCE), the baselines of OPO, ReMax and GPG,
+  REINFORCE++ and its baseline form, GAE, AWR and DRO. veRL's own numbers are in `make_verl`.
 
 All is float64. The file (read with `tests.golden.weights.load("policy_gradient")`) holds
 
@@ -64,6 +64,9 @@ TRL_CASES = {
     "sapo": dict(surrogate="sapo"),
     "sapo_steep": dict(surrogate="sapo", taus=(2.0, 3.0)),
     "luspo": dict(denominator="sequence_sum", **SEQUENCE),
+    "luspo_tight": dict(
+        ratio="sequence", denominator="sequence_sum", clip_low=3e-4, clip_high=4e-4
+    ),
     "vespo": dict(surrogate="vespo", denominator="tokens"),
     "vespo_wide": dict(
         surrogate="vespo", denominator="tokens", phi_positive=(1.0, 1.0), phi_negative=(2.0, 1.0)
