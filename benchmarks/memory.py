@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from ptjax import config as configs
 from ptjax import sharding
-from ptjax.models.decoder import REMAT, Decoder
+from ptjax.models.compute import REMAT
+from ptjax.models.decoder import Decoder
 from ptjax.ops.logprobs import token_stats
 from ptjax.plan.compiled import compile_one
 from ptjax.plan.programs import train

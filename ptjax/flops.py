@@ -122,7 +122,7 @@ class FlopCounter:
 
         Args:
           seen: of the batch.
-          remat: a key of `ptjax.models.decoder.REMAT`.
+          remat: a key of `ptjax.models.compute.REMAT`.
         """
         flops = 2 * self._width * seen.pairs
         if not self._linear:

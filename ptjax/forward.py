@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.ops.divergence import Divergence, Teacher
 from ptjax.ops.logprobs import FIELDS
 from ptjax.ops.pooling import POOLINGS, pool

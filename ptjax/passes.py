@@ -12,7 +12,8 @@ from ptjax.algorithms.base import Bound
 from ptjax.config import Config
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward_in_parts
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.optim import Schedule
 from ptjax.stages.base import GROUP
 from ptjax.stages.rollout import Sizes

@@ -14,7 +14,7 @@ from ptjax.environments.base import environment
 from ptjax.errors import UserError, check_values
 from ptjax.hosts import from_each
 from ptjax.models.bundle import Bundle
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from ptjax.rewards.base import Reward, accepted, rewards, within
 from ptjax.stages.base import GROUP
 from ptjax.stages.rollout import Rollout, Sizes

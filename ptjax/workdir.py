@@ -84,7 +84,7 @@ def load(
       chat_template: replaces the source's; Jinja text or a path.
       special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
         rows are the mean of those in use.
-      head: one of `ptjax.models.decoder.HEADS`; by default what the source has, see
+      head: one of `ptjax.models.heads.HEADS`; by default what the source has, see
         `ptjax.models.load.load`. A run's value head or critic is kept where one is asked for.
       seed: of a new head.
       critic: what a new critic begins as, of the source's shape; None for the source itself. A

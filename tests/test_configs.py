@@ -16,7 +16,8 @@ from ptjax.config import defaults, from_json, leaves, load, to_json
 from ptjax.data.config import data_config
 from ptjax.errors import UserError
 from ptjax.models import lora
-from ptjax.models.decoder import REMAT, Decoder
+from ptjax.models.compute import REMAT
+from ptjax.models.decoder import Decoder
 from ptjax.models.lora import Lora
 from ptjax.rewards.base import rewards
 from ptjax.types import COLUMN_DTYPES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptjax.forward import ForwardOptions, forward
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from tests import test_judged_invariances as judged
 from tests import toy
 from tests.test_invariances import CASES, EXAMPLES

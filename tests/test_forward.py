@@ -14,7 +14,8 @@ from ptjax.data.plan import Blocks
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward, last_index, last_scores
 from ptjax.models import lora as lora_module
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.models.lora import Lora
 from ptjax.ops.divergence import Divergence, Teacher, logit_divergence
 from ptjax.ops.logprobs import FIELDS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ptjax.errors import UserError
-from ptjax.models.decoder import REMAT
+from ptjax.models.compute import REMAT
 from ptjax.sharding import make_mesh
 from tests import toy
 from tests.full import only_in_full

@@ -16,7 +16,8 @@ from ptjax import sharding
 from ptjax.algorithms import METHODS as ROWS
 from ptjax.algorithms.online import online
 from ptjax.forward import ForwardOptions
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.sharding import make_mesh
 from ptjax.stages.base import Stage
 from ptjax.step import gradients

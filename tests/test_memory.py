@@ -11,7 +11,8 @@ import pytest
 from ptjax import sharding
 from ptjax.forward import ForwardOptions
 from ptjax.models import spec
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.ops.logprobs import token_stats
 from ptjax.optim import make_optimizer, make_schedule
 from ptjax.step import StepOptions, gradients, new_guard, train_step

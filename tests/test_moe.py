@@ -14,7 +14,8 @@ from ptjax.algorithms.base import Algorithm
 from ptjax.errors import UserError
 from ptjax.export import export
 from ptjax.forward import ForwardOptions
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.models.weights import open_safetensors
 from ptjax.passes import router_aux
 from ptjax.step import gradients

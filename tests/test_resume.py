@@ -25,7 +25,7 @@ from ptjax.errors import UserError
 from ptjax.export import export
 from ptjax.generate.replies import reply
 from ptjax.metrics import read_rows
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from ptjax.models.peft import read_adapter
 from ptjax.optim import OPTIMIZERS
 from ptjax.prepare import abstract, initial_state, optimizer, prepare

@@ -11,7 +11,8 @@ from ptjax import sharding
 from ptjax.algorithms.base import Algorithm
 from ptjax.forward import ForwardOptions, split
 from ptjax.models import lora as lora_module
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.models.lora import Lora
 from ptjax.optim import make_optimizer, make_schedule, state_shardings
 from ptjax.step import StepOptions, eval_step, new_guard, train_step

@@ -12,8 +12,9 @@ from ptjax import sharding
 from ptjax.algorithms import METHODS
 from ptjax.forward import ForwardOptions
 from ptjax.models import spec
+from ptjax.models.compute import Compute
 from ptjax.models.config import GLOBAL_WINDOW, ModelConfig, Rope
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.decoder import Decoder
 from ptjax.step import gradients
 from ptjax.types import TrainState
 

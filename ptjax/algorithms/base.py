@@ -34,7 +34,7 @@ class Algorithm:
       linear: where the loss is c · Σ w · logps, for these hyperparameters, with token weights w
         that the batch alone gives: the function `(Batch) -> w`, else None.
       data: the kind of examples it reads, a key of `ptjax.data.kinds.KINDS`.
-      head: what the model ends in, one of `ptjax.models.decoder.HEADS`, or a function of the
+      head: what the model ends in, one of `ptjax.models.heads.HEADS`, or a function of the
         hyperparameters that says so; its keyword-only arguments are hyperparameters too.
       judge: what is measured on held-out data, an algorithm without stages; None: the loss itself
         and its metrics.

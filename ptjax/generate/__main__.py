@@ -60,7 +60,7 @@ def open_chat(options: Any) -> Any:
         raise UserError(f"--dtype={options.dtype} is neither float32 nor bfloat16")
     _say(f"loading {source} ...", end="\r" if sys.stderr.isatty() else "\n")
     from ptjax.generate.chat import Conversation
-    from ptjax.models.decoder import Compute
+    from ptjax.models.compute import Compute
     from ptjax.programs import keep_programs
     from ptjax.workdir import load, split_source
 

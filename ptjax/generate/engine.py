@@ -12,7 +12,8 @@ from ptjax.errors import UserError
 from ptjax.generate.sampling import Sampling
 from ptjax.generate.transcript import Completion, Transcript
 from ptjax.generate.writer import Writer
-from ptjax.models.decoder import DEFAULT, Compute, Decoder
+from ptjax.models.compute import DEFAULT, Compute
+from ptjax.models.decoder import Decoder
 from ptjax.types import Weights
 
 

@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from ptjax import sharding
 from ptjax.generate.sampling import Sampling, draw
-from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.models.cache import Cache
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.types import Leaf, Weights
 
 STRETCH = 32

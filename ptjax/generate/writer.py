@@ -20,7 +20,9 @@ from ptjax.buckets import bucket
 from ptjax.generate import steps
 from ptjax.generate.sampling import Sampling
 from ptjax.generate.transcript import Transcript
-from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.models.cache import Cache
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.types import Weights
 
 STREAMED = 4

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool
 
 from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
-from ptjax.models.decoder import HEADS, Decoder
+from ptjax.models.decoder import Decoder
 from ptjax.models.families import CRITIC, FAMILIES, SCORE, VALUE, table
+from ptjax.models.heads import HEADS
 from ptjax.models.spec import init
 from ptjax.models.tokenizer import add_special_tokens
 from ptjax.types import Leaf, Params

@@ -40,9 +40,12 @@ from ptjax import sharding
 from ptjax.errors import UserError, check_keys
 from ptjax.models import lora as lora_module
 from ptjax.models.bundle import Bundle
+from ptjax.models.cache import Cache
+from ptjax.models.compute import Compute
 from ptjax.models.config import ModelConfig
-from ptjax.models.decoder import Cache, Compute, Decoder, Head
+from ptjax.models.decoder import Decoder
 from ptjax.models.flax_modules import Apply, from_linen, from_nnx, row
+from ptjax.models.heads import Head
 from ptjax.models.spec import Param
 from ptjax.models.tokenizer import load_tokenizer, template_text
 from ptjax.ops.logprobs import logit_stats

@@ -51,7 +51,7 @@ def load(
       chat_template: replaces the source's; Jinja text or a path.
       special_tokens: new control tokens; the embeddings grow where they have no row to spare, new
         rows are the mean of those in use.
-      head: one of `ptjax.models.decoder.HEADS`; by default what the source has. A language model
+      head: one of `ptjax.models.heads.HEADS`; by default what the source has. A language model
         gets a new scalar or value head, a `*ForSequenceClassification` of one label brings its own
         and is no language model.
       seed: of a new head.

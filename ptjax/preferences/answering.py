@@ -14,7 +14,7 @@ from ptjax.data.template import Template
 from ptjax.errors import UserError
 from ptjax.generate.chat import chat_ids
 from ptjax.generate.engine import sample
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import Bundle
 from ptjax.preferences.journal import Journal

@@ -60,7 +60,7 @@ def scorer(source: str, dtype: str) -> Scorer:
 
     from ptjax.data.chat import Chat
     from ptjax.forward import ForwardOptions, forward
-    from ptjax.models.decoder import Compute
+    from ptjax.models.compute import Compute
     from ptjax.workdir import load
 
     bundle = load(source)

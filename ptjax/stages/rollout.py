@@ -24,7 +24,8 @@ from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
 from ptjax.hosts import from_each, own
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
 from ptjax.rewards.base import Reward
 from ptjax.rewards.failures import Reasons
 from ptjax.rewards.score import Scores, ask, summed

@@ -10,7 +10,7 @@ import pytest
 from ptjax.algorithms import METHODS
 from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from ptjax.prepare import prepare
 from ptjax.types import Outputs
 from tests import tiny, toy

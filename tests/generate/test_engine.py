@@ -14,8 +14,9 @@ from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
 from ptjax.generate import sample, steps
 from ptjax.generate.writer import slots
+from ptjax.models.compute import Compute
 from ptjax.models.convert import from_hf
-from ptjax.models.decoder import Compute, Decoder
+from ptjax.models.decoder import Decoder
 from ptjax.models.load import read_config
 from ptjax.models.weights import TensorSpec
 from ptjax.ops.span import Span

@@ -10,7 +10,9 @@ import pytest
 from ptjax.algorithms.sft import SFT
 from ptjax.forward import ForwardOptions, forward
 from ptjax.losses.nll import dft, nll, smoothed_nll, z_loss
-from ptjax.models.decoder import Compute, Decoder, Head
+from ptjax.models.compute import Compute
+from ptjax.models.decoder import Decoder
+from ptjax.models.heads import Head
 from ptjax.ops.logprobs import token_stats
 from ptjax.types import Mean, Outputs
 from tests import toy

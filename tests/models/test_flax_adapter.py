@@ -18,7 +18,7 @@ from ptjax.errors import UserError
 from ptjax.forward import ForwardOptions, forward
 from ptjax.generate import sample
 from ptjax.models import lora as lora_module
-from ptjax.models.decoder import Compute
+from ptjax.models.compute import Compute
 from ptjax.models.flax_adapter import wrap
 from ptjax.models.load import load
 from ptjax.models.lora import Lora

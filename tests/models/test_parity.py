@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from ptjax.losses.router import expert_shares, load_balancing
+from ptjax.models.cache import Cache
+from ptjax.models.compute import Compute
 from ptjax.models.convert import from_hf, to_hf
-from ptjax.models.decoder import Cache, Compute, Decoder
+from ptjax.models.decoder import Decoder
 from ptjax.models.load import read_config
 from ptjax.models.weights import TensorSpec
 from ptjax.ops.span import Span

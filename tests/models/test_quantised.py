@@ -15,7 +15,7 @@ from ptjax.config.check import CHOICES
 from ptjax.errors import UserError
 from ptjax.models import lora as lora_module
 from ptjax.models.adapt import adapt
-from ptjax.models.decoder import DEFAULT, Compute
+from ptjax.models.compute import DEFAULT, Compute
 from ptjax.models.fingerprint import fingerprint
 from ptjax.models.load import load
 from ptjax.models.quantised import BASES, Quantised, quantised

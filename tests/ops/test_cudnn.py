@@ -9,8 +9,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ptjax import sharding
 from ptjax.errors import UserError
+from ptjax.models.compute import Compute
 from ptjax.models.config import GLOBAL_WINDOW
-from ptjax.models.decoder import Compute
 from ptjax.ops import cudnn
 from ptjax.ops.attention import attention, chosen
 from tests.ops.spans import H, arrays, check, groups_of, naive, packed_span

@@ -15,8 +15,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ptjax import sharding
 from ptjax.models import spec
+from ptjax.models.compute import Compute
 from ptjax.models.config import GLOBAL_WINDOW
-from ptjax.models.decoder import Compute
 from ptjax.ops import splash
 from ptjax.ops.attention import attention, chosen
 from ptjax.ops.span import Span, visible

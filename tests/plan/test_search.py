@@ -3,7 +3,7 @@
 import pytest
 
 from ptjax.config import load
-from ptjax.models.decoder import REMAT
+from ptjax.models.compute import REMAT
 from ptjax.plan.search import POLICIES, search
 
 KEPT = {"none": 40, "dots_and_attention": 12, "dots": 10, "full": 2}

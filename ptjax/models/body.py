@@ -1,0 +1,190 @@
+"""The layers of every family: a pure function over a flat dict, its layers stacked and scanned.
+
+Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ptjax.models import families
+from ptjax.models.compute import DEFAULT, REMAT, Compute
+from ptjax.models.config import ModelConfig
+from ptjax.models.experts import mixture
+from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
+from ptjax.models.lora import Lora
+from ptjax.models.spec import Param
+from ptjax.ops.attention import attention
+from ptjax.ops.span import Span
+from ptjax.sharding import TOKENS, constrain
+from ptjax.types import Routing, Weights
+
+
+@dataclass(frozen=True)
+class Body:
+    """A decoder's static side without what it ends in; parameters are passed to every method.
+
+    Attributes:
+      config: the body's shape and features.
+      lora: the adapters' settings, where it has any.
+      head: one of `heads.HEADS`.
+    """
+
+    config: ModelConfig
+    lora: Lora | None = None
+    head: str = "lm"
+
+    @property
+    def table(self) -> dict[str, Param]:
+        """The model's rows, without adapters."""
+        return families.table(self.config, self.head)
+
+    def is_random(self, compute: Compute) -> bool:
+        """Whether a training pass draws anything but NEFTune's noise."""
+        return bool(compute.dropout or (self.lora and self.lora.dropout))
+
+    def hidden(
+        self,
+        params: Weights,
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = DEFAULT,
+        key: Array | None = None,
+        noise: Float[Array, "R L"] | None = None,
+    ) -> Float[Array, "R L D"]:
+        """Final hidden states, after the last norm.
+
+        Args:
+          params: all leaves, trainable and frozen.
+          tokens: token ids.
+          span: positions and segments; attention stays within a segment.
+          compute: dtype, remat, dropout.
+          key: randomness of dropout and noise; None for evaluation.
+          noise: NEFTune's half-width for each token: embeddings get U(-noise, noise) added.
+        """
+        return self.routed(params, tokens, span, compute=compute, key=key, noise=noise)[0]
+
+    def routed(
+        self,
+        params: Weights,
+        tokens: Int[Array, "R L"],
+        span: Span,
+        *,
+        compute: Compute = DEFAULT,
+        key: Array | None = None,
+        noise: Float[Array, "R L"] | None = None,
+    ) -> tuple[Float[Array, "R L D"], Routing | None]:
+        """What `hidden` gives, and where a mixture of experts sent the tokens; else None."""
+        x, layers, flags = self._prepare(params, tokens, compute, key, noise)
+        tables, attend = self._rotary(span), self._attend(span, compute)
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, Routing | None]:
+            weights, flag = scanned
+            x, _, routing = self._layer(weights, flag, x, tables, attend, span, compute, key)
+            return x, routing
+
+        if compute.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[compute.remat], prevent_cse=False)
+        x, routing = jax.lax.scan(layer, x, (layers, flags))
+        return self._final(params, x), routing
+
+    def _attend(self, span: Span, compute: Compute) -> Any:
+        """Attention of whole sequences to themselves; keys and values come back as they went in."""
+
+        def attend(q, k, v, window):
+            y = attention(
+                *(q, k, v, span, span, window),
+                scale=self.config.attn_scale,
+                softcap=self.config.attn_softcap,
+                aligned=True,
+                kernel=compute.attention,
+            )
+            return y, (k, v)
+
+        return attend
+
+    def _rotary(self, span: Span, at: tuple[str, str | None] = TOKENS) -> tuple[Array, Array]:
+        """cos and sin of each token, where the token lies."""
+        cos, sin = rotary_tables(self.config, span.positions)
+        return constrain(cos, None, *at, None), constrain(sin, None, *at, None)
+
+    def _prepare(self, params, tokens, compute, key, noise, at=TOKENS):
+        """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
+        config = self.config
+        # Every device looks up its own tokens: the table is gathered, not the tokens.
+        table = constrain(params["embed"].astype(compute.dtype), "vocab", None)
+        x = constrain(table[constrain(tokens, *at)], *at, None)
+        if config.embed_scale != 1.0:
+            x = x * jnp.asarray(config.embed_scale, x.dtype)
+        if noise is not None and key is not None:
+            drawn = jax.random.uniform(jax.random.fold_in(key, 1), x.shape, minval=-1.0, maxval=1.0)
+            x = x + (drawn * noise[..., None]).astype(x.dtype)
+        if key is not None:
+            x = dropout(x, compute.dropout, jax.random.fold_in(key, 2))
+        nope = len(config.ropes)
+        flags = {
+            "layer": jnp.arange(config.layers),
+            "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
+            "window": jnp.array(config.window),
+        }
+        return constrain(x, *at, None), stacked(params), flags
+
+    def _layer(
+        self, weights, flag, x, tables, attend, span, compute, key, *, at=TOKENS
+    ) -> tuple[Array, Any, Routing | None]:
+        """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
+        config = self.config
+        keys: tuple[Array | None, ...] = (None,) * 9
+        if key is not None:
+            keys = tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+
+        def norm(x: Array, name: str, axes: int = 1) -> Array:
+            return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)
+
+        def linear(name: str, x: Array, key: Array | None) -> Array:
+            return project(weights, name, x, self.lora, key)
+
+        y = norm(x, "attn_norm") if config.norm != "post" else x
+        q, k, v = (linear(n, y, rng) for n, rng in zip("qkv", keys, strict=False))
+        if config.qk_norm != "none":
+            axes = 1 if config.qk_norm == "head" else 2
+            q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
+        cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
+        y, kept = attend(q, k, v, config.window[0] if alike else flag["window"])
+        y = linear("o", y, keys[3])
+        if config.norm != "pre":
+            y = norm(y, "post_attn_norm")
+        x = constrain(x + dropout(y, compute.dropout, keys[4]), *at, None)
+        y = norm(x, "mlp_norm") if config.norm != "post" else x
+        routing = None
+        if config.experts:
+            y, routing = mixture(weights, y, span.segments != 0, config, self.lora, at)
+        else:
+            y = mlp(weights, y, config, self.lora, keys[5:8])
+        if config.norm != "pre":
+            y = norm(y, "post_mlp_norm")
+        x = constrain(x + dropout(y, compute.dropout, keys[8]), *at, None)
+        return x, kept, routing
+
+    def _final(self, params, x):
+        return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+
+
+def _pick(stack: Array, index: Array) -> Array:
+    """stack[index], with no gather where there is but one."""
+    return stack[0] if stack.shape[0] == 1 else stack[index]
+
+
+def stacked(params: Weights) -> Weights:
+    """The leaves that layers share, all layers' in one."""
+    return {
+        name.removeprefix("layers."): leaf
+        for name, leaf in params.items()
+        if name.startswith("layers.")
+    }

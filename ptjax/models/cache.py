@@ -1,0 +1,155 @@
+"""Reading prompts and writing tokens with keys and values kept.
+
+Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ptjax.models.body import Body, stacked
+from ptjax.models.compute import DEFAULT, Compute
+from ptjax.ops.decode import cached
+from ptjax.ops.span import Span
+from ptjax.sharding import STEPS, platform
+from ptjax.types import Leaf, Weights
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of tokens already read: a row's token at position p lies in its slot p.
+
+    Attributes:
+      k: of each layer [R, K, E, S].
+      v: of each layer [R, K, S, E].
+      length: int32 [R], how many tokens each row holds; its slots from there on mean nothing.
+    """
+
+    k: tuple[Leaf, ...]
+    v: tuple[Leaf, ...]
+    length: Leaf
+
+
+@dataclass(frozen=True)
+class Cached(Body):
+    """A body that goes on where it stopped."""
+
+    def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
+        """An empty cache of `slots` tokens a row."""
+        config = self.config
+
+        def empty(*places: int) -> tuple[Array, ...]:
+            shape = (rows, config.kv_heads, *places)
+            return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
+
+        return Cache(
+            k=empty(config.head_dim, slots),
+            v=empty(slots, config.head_dim),
+            length=jnp.zeros(rows, jnp.int32),
+        )
+
+    def read(
+        self,
+        params: Weights,
+        tokens: Int[Array, "R L"],
+        counts: Int[Array, " R"],
+        *,
+        compute: Compute = DEFAULT,
+    ) -> Cache:
+        """A cache of L slots that holds the keys and values of prompts.
+
+        Args:
+          params: all leaves.
+          tokens: each row's prompt, padded on the right.
+          counts: how many of them are real.
+          compute: dtype of the computation.
+        """
+        there = jnp.arange(tokens.shape[1]) < counts[:, None]
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        span = Span(places, there.astype(jnp.int32))
+        x, layers, flags = self._prepare(params, tokens, compute, None, None)
+        tables, attend = self._rotary(span), self._attend(span, compute)
+
+        def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
+            weights, flag = scanned
+            x, (k, v), _ = self._layer(weights, flag, x, tables, attend, span, compute, None)
+            return x, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+
+        _, (k, v) = jax.lax.scan(layer, x, (layers, flags))
+        return Cache(tuple(k), tuple(v), counts)
+
+    def extend(
+        self,
+        params: Weights,
+        tokens: Int[Array, " R"],
+        going: Bool[Array, " R"],
+        cache: Cache,
+        *,
+        compute: Compute = DEFAULT,
+        apart: Sequence[Weights] | None = None,
+    ) -> tuple[Float[Array, "R D"], Cache]:
+        """Hidden states of one new token a row, and the cache with it added.
+
+        Layers are not scanned: a scan would copy every layer's cache to read it.
+
+        Args:
+          params: all leaves.
+          tokens: the rows' new tokens.
+          going: rows that have one; others stay as they are.
+          cache: with room for one more token in every row that goes on.
+          compute: dtype of the computation.
+          apart: from `apart`, where several tokens follow.
+        """
+        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None, STEPS)
+        at = cache.length
+        span = Span(at[:, None], going[:, None].astype(jnp.int32))
+        tables, rows = self._rotary(span, STEPS), jnp.arange(len(at))
+        alone: dict[str, Any] = {"mode": "drop", "unique_indices": True}
+        made: list[tuple[Array, Array]] = []
+        for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
+
+            def attend(q, k, v, window, old_k=old_k, old_v=old_v):
+                k = old_k.at[rows, :, :, at].set(k[:, 0].astype(old_k.dtype), **alone)
+                v = old_v.at[rows, :, at].set(v[:, 0].astype(old_v.dtype), **alone)
+                y = cached(
+                    *(q[:, 0], k.astype(q.dtype), v.astype(q.dtype), at, window),
+                    scale=self.config.attn_scale,
+                    softcap=self.config.attn_softcap,
+                )
+                return y[:, None], (k, v)
+
+            flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
+            weights = apart[i] if apart else _at(layers, i, at)
+            x, both, _ = self._layer(
+                *(weights, flag, x, tables, attend, span, compute, None), at=STEPS
+            )
+            made.append(both)
+        k, v = zip(*made, strict=True)
+        return self._final(params, x)[:, 0], Cache(k, v, at + going)
+
+    def apart(self, params: Weights) -> Sequence[Weights] | None:
+        """Each layer's leaves out of the stacks, on a CPU: a second copy of them, quicker to read.
+
+        A CPU copies a layer out of its stack whenever it uses it; other devices read it there.
+        """
+        if platform() != "cpu":
+            return None
+        layers = stacked(params)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(self.config.layers)]
+
+
+def _at(stacks: Any, layer: int, after: Array) -> Any:
+    """One layer's part of stacked leaves, taken where `after` is known.
+
+    What a loop takes of constant arrays at a constant place is taken before it, of all layers: a
+    second copy of the model.
+    """
+    index, _ = jax.lax.optimization_barrier((jnp.int32(layer), after))
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacks
+    )
