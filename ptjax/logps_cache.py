@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ptjax import hosts, sharding
+from ptjax import sharding
 from ptjax.data import Pipeline
 from ptjax.data.examples import Examples
 from ptjax.data.ragged import Ragged
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 from ptjax.models.fingerprint import fingerprint
 from ptjax.types import Batch, Outputs, Params
 
@@ -103,7 +104,7 @@ def _compute(
 def _read_by_all(path: Path, size: int) -> np.ndarray | None:
     """The file's numbers where every process has them; else None on all: they compute together."""
     flat = _read(path, size)
-    if not all(hosts.from_each(lambda: flat is not None)):
+    if not all(exchange.from_each(lambda: flat is not None)):
         return None
     _log.info("the reference's log-probs are those of %s", path)
     return flat
@@ -112,9 +113,9 @@ def _read_by_all(path: Path, size: int) -> np.ndarray | None:
 def _keep(path: Path, flat: np.ndarray) -> None:
     """Writes the file on process 0, then on those whose folder still lacks it."""
     first = jax.process_index() == 0
-    hosts.from_each(lambda: _write(path, flat) if first else None)
+    exchange.from_each(lambda: _write(path, flat) if first else None)
     lacking = not first and _read(path, flat.size) is None
-    hosts.from_each(lambda: _write(path, flat) if lacking else None)
+    exchange.from_each(lambda: _write(path, flat) if lacking else None)
 
 
 def _read(path: Path, size: int) -> np.ndarray | None:

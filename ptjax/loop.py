@@ -18,7 +18,7 @@ from ptjax.data import HostBatch
 from ptjax.errors import UserError
 from ptjax.evals import evaluate, in_words, sample_prompts
 from ptjax.flops import FlopCounter, peak_memory
-from ptjax.hosts import check_joined
+from ptjax.hosts.exchange import check_joined
 from ptjax.job import Run
 from ptjax.metrics import Metrics, Throughput, peak_flops
 from ptjax.metrics.completions import as_table

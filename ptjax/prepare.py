@@ -19,9 +19,9 @@ from jaxtyping import Array
 from ptjax import data, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Algorithm, Bound, named
-from ptjax.alike import check_alike, code
 from ptjax.config import Config, check, facts, leaves
 from ptjax.errors import UserError, did_you_mean
+from ptjax.hosts.alike import check_alike, code
 from ptjax.job import BUFFER, Run, staged
 from ptjax.logps_cache import attach
 from ptjax.models.adapt import adapt, changed

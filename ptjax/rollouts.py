@@ -12,7 +12,7 @@ from ptjax.data import Pipeline
 from ptjax.data.template import Template
 from ptjax.environments.base import environment
 from ptjax.errors import UserError, check_values
-from ptjax.hosts import from_each
+from ptjax.hosts.exchange import from_each
 from ptjax.models.bundle import Bundle
 from ptjax.models.compute import Compute
 from ptjax.rewards.base import Reward, accepted, rewards, within

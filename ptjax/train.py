@@ -12,7 +12,7 @@ from ptjax.checkpoint.steps import check_workdir
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
-from ptjax.joining import Places, joined
+from ptjax.hosts.joining import Places, joined
 from ptjax.programs import keep_programs
 
 FLAGS = (

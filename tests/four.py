@@ -9,7 +9,7 @@ import numpy as np
 
 from ptjax import sharding
 from ptjax.forward import ForwardOptions
-from ptjax.joining import Places, joined
+from ptjax.hosts.joining import Places, joined
 from ptjax.models.compute import Compute
 from ptjax.models.convert import from_hf
 from ptjax.models.weights import SafetensorsSource, open_safetensors

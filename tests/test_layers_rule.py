@@ -11,8 +11,7 @@ ROOT = Path(ptjax.__file__).parent
 # Parts of one line do not import each other. The package's own `__init__` gathers what users call.
 ORDER = (
     "errors types programs",
-    "buckets hosts json_errors lifeline lookup sharding writable",
-    "alike joining",
+    "buckets hosts json_errors lookup sharding writable",
     "losses ops",
     "models checkpoint",
     "run_files",
@@ -22,7 +21,6 @@ ORDER = (
     "environments",
     "stages",
     "algorithms",
-    "rounding state_bits",
     "step optim metrics progress config",
     "report",
     "reference rollouts logps_cache passes",

@@ -29,9 +29,9 @@ NETWORK = {
 }
 ASKED_FOR = {
     "rewards/chat_server.py": "a judge behind the address that the config names",
-    "alike.py": "the host's name alone, to say which one differs",
-    "joining.py": "whether the address of a run's process 0, from flags, can be used",
-    "lifeline.py": "the connections between a run's own processes",
+    "hosts/alike.py": "the host's name alone, to say which one differs",
+    "hosts/joining.py": "whether the address of a run's process 0, from flags, can be used",
+    "hosts/lifeline.py": "the connections between a run's own processes",
     "metrics/board.py": "the host's name alone, for TensorBoard's file",
     "rewards/sandbox/inside/probe.py": "proves that a sandbox lets no socket be made",
 }

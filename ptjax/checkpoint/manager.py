@@ -11,12 +11,12 @@ from typing import Any, SupportsFloat
 
 import jax
 
-from ptjax import hosts
 from ptjax.checkpoint import arrays, hoststate, reading, retention, steps
 from ptjax.checkpoint.describe import describe
 from ptjax.checkpoint.storage import storage_of
 from ptjax.checkpoint.writer import Job
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 _log = logging.getLogger(__name__)
 
@@ -107,9 +107,9 @@ class Checkpoints:
             fault=self._fault,
         )
         waited = time.perf_counter() - start
-        begun, ticket = hosts.ticket(), hosts.ticket()
+        begun, ticket = exchange.ticket(), exchange.ticket()
         try:
-            hosts.from_primary(begun, lambda: job.begin(self._at))
+            exchange.from_primary(begun, lambda: job.begin(self._at))
             self._writer = self._writer or arrays.Writer()
             self._writer.start(job.folder / arrays.FOLDER, leaves)
             self._fault("copied")
@@ -171,7 +171,7 @@ class Checkpoints:
                 raise reading.none_verifies(self.root, found[::-1])
             return good[-1] if good else None
 
-        return hosts.from_primary(hosts.ticket(), ask)
+        return exchange.from_primary(exchange.ticket(), ask)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> reading.Restored:
         """Reads the newest step that verifies, or the given one.
@@ -218,10 +218,10 @@ class Checkpoints:
     def _finish(self, job: Job, ticket: int, writer: arrays.Writer) -> None:
         try:
             if jax.process_index() == 0:
-                hosts.from_primary(ticket, lambda: job.finish(writer))
+                exchange.from_primary(ticket, lambda: job.finish(writer))
             else:
                 writer.wait()
-                hosts.from_primary(ticket, lambda: None)
+                exchange.from_primary(ticket, lambda: None)
         except Exception as error:
             self._failed(job, error)
         else:

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from ptjax import hosts
 from ptjax.checkpoint import arrays, hoststate, steps
 from ptjax.checkpoint.manifest import BadStep, Manifest
 from ptjax.checkpoint.steps import Step
 from ptjax.checkpoint.storage import Storage
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def choose(root: epath.Path, step: int | None) -> Stored:
         told = [[s.step, str(s.folder), str(s.reason), s.lasting] for s in bad]
         return {"step": chosen, "bad": told}
 
-    answer = hosts.from_primary(hosts.ticket(), ask)
+    answer = exchange.from_primary(exchange.ticket(), ask)
     folder = steps.folder_of(root, answer["step"])
     bad = tuple(
         Step(number, epath.Path(path), "bad", reason=reason, lasting=lasting)

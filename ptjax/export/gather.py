@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from ptjax import hosts
+from ptjax.hosts import exchange
 from ptjax.models.weights import Lazy
 
 Named = tuple[str, Lazy]
@@ -38,14 +38,14 @@ def write_once(tensors: Sequence[Named], write: Callable[[Sequence[Named]], None
         _lead(tensors, write)
     else:
         by_name = dict(tensors)
-        while (name := hosts.from_primary(hosts.ticket(), lambda: None)) is not None:
+        while (name := exchange.from_primary(exchange.ticket(), lambda: None)) is not None:
             by_name[name].get()
 
 
 def _lead(tensors: Sequence[Named], write: Callable[[Sequence[Named]], None]) -> None:
     def announced(name: str, tensor: Lazy) -> Lazy:
         def get() -> np.ndarray:
-            hosts.from_primary(hosts.ticket(), lambda: name)
+            exchange.from_primary(exchange.ticket(), lambda: name)
             return tensor.get()
 
         return tensor._replace(get=get)
@@ -60,4 +60,4 @@ def _lead(tensors: Sequence[Named], write: Callable[[Sequence[Named]], None]) ->
         if failure:
             raise failure[0]
 
-    hosts.from_primary(hosts.ticket(), outcome)
+    exchange.from_primary(exchange.ticket(), outcome)

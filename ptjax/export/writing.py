@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ptjax import hosts
 from ptjax.errors import UserError, did_you_mean
 from ptjax.export import folder as folders
 from ptjax.export.gather import Named, to_host, write_once
+from ptjax.hosts import exchange
 from ptjax.models import lora as lora_module
 from ptjax.models import peft
 from ptjax.models.bundle import policy
@@ -92,7 +92,7 @@ def export(
     """
     _check(kind, dtype)
     target = Path(folder)
-    hosts.from_primary(hosts.ticket(), lambda: folders.check(target))
+    exchange.from_primary(exchange.ticket(), lambda: folders.check(target))
     bundle = source if isinstance(source, Bundle) else _load(source, step, ema)
     if bundle.hf_config.get("model_type") == "flax":
         raise UserError(

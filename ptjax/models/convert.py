@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from ptjax import hosts, sharding
+from ptjax import sharding
 from ptjax.errors import UserError, did_you_mean
+from ptjax.hosts import exchange
 from ptjax.models.families import SCALARS
 from ptjax.models.quantised import empty, outline, put, writer
 from ptjax.models.spec import (
@@ -90,7 +91,7 @@ def from_hf(
     """
     check(table, dims, source)
     mesh = sharding.one_device() if mesh is None else mesh
-    _check_tied(table, source, hosts.own if mesh.is_multi_process else _all)
+    _check_tied(table, source, exchange.own if mesh.is_multi_process else _all)
     made: dict[str, Any] = {}
     for name, param in table.items():
         own = "float32" if name in SCALARS else dtype

@@ -21,7 +21,7 @@ from ptjax.environments.base import TIME_LIMIT, Environment, Turn, answer, begun
 from ptjax.environments.side_by_side import side_by_side
 from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
-from ptjax.hosts import from_each, own
+from ptjax.hosts.exchange import from_each, own
 from ptjax.rewards.base import Failed
 from ptjax.rewards.score import reason
 

@@ -23,7 +23,7 @@ from ptjax.environments.base import Make
 from ptjax.errors import UserError
 from ptjax.generate.engine import sample
 from ptjax.generate.transcript import Completion
-from ptjax.hosts import from_each, own
+from ptjax.hosts.exchange import from_each, own
 from ptjax.models.compute import Compute
 from ptjax.models.decoder import Decoder
 from ptjax.rewards.base import Reward

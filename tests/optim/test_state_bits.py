@@ -11,7 +11,7 @@ from ptjax.errors import UserError
 from ptjax.models.spec import Param
 from ptjax.ops.blocks import dequantise, quantise
 from ptjax.optim import OPTIMIZERS, make_optimizer, state_shardings
-from ptjax.state_bits import Moment, blocks, in_8_bits
+from ptjax.optim.state_bits import Moment, blocks, in_8_bits
 from ptjax.types import tree_bytes
 
 ROWS = {

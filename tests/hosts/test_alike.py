@@ -9,9 +9,10 @@ import jax
 import pytest
 
 import ptjax
-from ptjax import alike, data, hosts
+from ptjax import data
 from ptjax.config import facts
 from ptjax.errors import UserError
+from ptjax.hosts import alike, exchange
 from ptjax.models.load import load
 from tests import tiny
 from tests.full import only_in_full
@@ -36,7 +37,7 @@ def told(monkeypatch):
             return notes
 
         monkeypatch.setattr(jax, "process_count", lambda: len(every))
-        monkeypatch.setattr(hosts, "from_each", from_each)
+        monkeypatch.setattr(exchange, "from_each", from_each)
         said = None
         for one in every:
             try:
@@ -70,12 +71,12 @@ def test_a_field_that_differs_is_a_fact_of_its_own(tmp_path):
 
 def test_the_code_of_the_package_is_a_fact(monkeypatch, tmp_path):
     package = tmp_path / "ptjax"
-    package.mkdir()
-    (package / "alike.py").write_text("a = 1\n")
-    monkeypatch.setattr(alike, "__file__", str(package / "alike.py"))
+    (package / "hosts").mkdir(parents=True)
+    (package / "loop.py").write_text("a = 1\n")
+    monkeypatch.setattr(alike, "__file__", str(package / "hosts" / "alike.py"))
     one = alike.code()
     assert one["jax"] == jax.__version__
-    (package / "alike.py").write_text("a = 2\n")
+    (package / "loop.py").write_text("a = 2\n")
     two = alike.code()
     assert {name for name in one if one[name] != two[name]} == {"the code of ptjax"}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from ptjax import hosts
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "transformers")
 
@@ -30,13 +30,13 @@ def check_alike(ask: Callable[[], Mapping[str, Any]]) -> None:
     if jax.process_count() == 1:
         return
     own = json.loads(json.dumps(ask()))
-    wanted = hosts.from_each(lambda: own if jax.process_index() == 0 else None)[0]
+    wanted = exchange.from_each(lambda: own if jax.process_index() == 0 else None)[0]
     differing = [
         f"{name} is {_shown(own, name)}, on process 0 it is {_shown(wanted, name)}"
         for name in (*wanted, *(name for name in own if name not in wanted))
         if name not in own or name not in wanted or own[name] != wanted[name]
     ]
-    told = hosts.from_each(lambda: [socket.gethostname(), differing])
+    told = exchange.from_each(lambda: [socket.gethostname(), differing])
     for process, (host, lines) in enumerate(told):
         if lines:
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
@@ -48,7 +48,7 @@ def check_alike(ask: Callable[[], Mapping[str, Any]]) -> None:
 
 def code() -> dict[str, str]:
     """What this process runs: versions, and a digest of every file of the package."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())

@@ -1,7 +1,7 @@
-"""Optimizers and schedules from optax, chosen by name; masks follow the table's axes."""
+"""Optimizers from optax, chosen by name; masks follow the table's axes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,60 +12,15 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.models.spec import Param
-from ptjax.rounding import ROUNDINGS, rounded
+from ptjax.optim.rounding import ROUNDINGS, rounded
+from ptjax.optim.schedules import Schedule
+from ptjax.optim.state_bits import BITS, in_8_bits, is_scale
 from ptjax.sharding import HOST
-from ptjax.state_bits import BITS, in_8_bits, is_scale
 from ptjax.types import Params
 
-Schedule = Callable[[Any], Any]
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
 FACTORED = 128
 """Adafactor keeps the second moments of a matrix with a shorter side whole."""
-
-
-def make_schedule(
-    *,
-    learning_rate: float,
-    steps: int,
-    schedule: str = "cosine",
-    warmup: float | int = 0.0,
-    final: float = 0.0,
-    decay: float = 0.2,
-) -> Schedule:
-    """The learning rate at each accepted optimizer step.
-
-    Args:
-      learning_rate: the peak.
-      steps: optimizer steps of the whole run.
-      schedule: after the warmup: `constant`; `linear` or `cosine` down to `final`; `wsd`
-        (2404.06395): constant, then linear down to `final` over the last `decay` of the run.
-      warmup: linear warmup from 0: a number of steps, or below 1 a fraction of the run.
-      final: the last learning rate as a fraction of the peak.
-      decay: the part of the run in which `wsd` goes down.
-    """
-    if schedule not in SCHEDULES:
-        raise UserError(
-            f"config.optim.schedule: unknown {schedule!r}{did_you_mean(schedule, SCHEDULES)}"
-        )
-    rise = round(warmup * steps) if warmup < 1 else round(warmup)
-    if rise >= steps and rise > 0:
-        raise UserError(
-            f"config.optim.warmup: {rise} warmup steps leave nothing of a run of {steps} steps"
-        )
-    rest, end = max(steps - rise, 1), final * learning_rate
-    if schedule == "constant":
-        body = optax.constant_schedule(learning_rate)
-    elif schedule == "linear":
-        body = optax.linear_schedule(learning_rate, end, rest)
-    elif schedule == "cosine":
-        body = optax.cosine_decay_schedule(learning_rate, rest, alpha=final)
-    else:
-        fall = min(max(round(decay * steps), 1), rest)
-        body = optax.linear_schedule(learning_rate, end, fall, transition_begin=rest - fall)
-    if not rise:
-        return body
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, rise), body], [rise])
 
 
 def make_optimizer(

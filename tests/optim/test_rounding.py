@@ -10,7 +10,7 @@ from ptjax.config.check import CHOICES
 from ptjax.errors import UserError
 from ptjax.models.spec import Param
 from ptjax.optim import make_optimizer, state_shardings
-from ptjax.rounding import ROUNDINGS, nearest, stochastic
+from ptjax.optim.rounding import ROUNDINGS, nearest, stochastic
 
 ROWS = {"layers.q": Param("layers embed -> heads"), "norm": Param("embed")}
 PARAMS = {"layers.q": jnp.ones((2, 32, 64), jnp.bfloat16), "norm": jnp.ones(32, jnp.float32)}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from ptjax.errors import UserError, in_one_line
-from ptjax.lifeline import Lifeline
+from ptjax.hosts.lifeline import Lifeline
 
 _log = logging.getLogger("ptjax")
 

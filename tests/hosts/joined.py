@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ptjax import errors, joining
+from ptjax import errors
+from ptjax.hosts import joining
 
 
 def main() -> None:

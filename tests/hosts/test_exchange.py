@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from ptjax import config, hosts, loop
+from ptjax import config, loop
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 
 def test_processes_that_were_not_joined(monkeypatch, tmp_path):
@@ -15,7 +16,7 @@ def test_processes_that_were_not_joined(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="8 processes .* were not joined: add --distributed"):
         loop.train(settings, str(tmp_path / "run"), quiet=True)
     with pytest.raises(UserError, match="8 processes .* were not joined: add --distributed"):
-        hosts.from_primary(hosts.ticket(), lambda: None)
+        exchange.from_primary(exchange.ticket(), lambda: None)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -25,6 +26,6 @@ def test_each_has_a_part_of_its_own(monkeypatch, processes, count):
     parts = []
     for index in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        parts.append([*range(count)][hosts.own(count)])
+        parts.append([*range(count)][exchange.own(count)])
     assert sum(parts, []) == [*range(count)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -12,7 +12,7 @@ from tests.two import ROOT
 
 SCRIPT = """
 import pathlib, sys, time
-from ptjax import lifeline
+from ptjax.hosts import lifeline
 
 lifeline.GRACE = 1.0
 folder, index, count, then = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4]
