@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="sort")
     parser.add_argument("--methods", default=",".join(list(METHODS)[:7]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a method")
+    parser.add_argument("--steps", type=int, default=60, help="rollouts of a method")
     parser.add_argument("--passes", type=int, help="of supervised fine-tuning over its rows")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     args = parser.parse_args()
@@ -214,9 +214,10 @@ class Study:
         config.rewards = [{"name": "benchmarks.learns.exact"}]
         config.optim.learning_rate = self.args.learning_rate
         config.optim.schedule = "constant"
-        config.eval.every = 20
         for path, value in (self.task.settings | METHODS[name]).items():
             override(config, path, value)
+        updates = config.rollout.epochs * config.rollout.minibatches
+        config.steps, config.eval.every = config.steps * updates, 20 * updates
         if name == "on_policy_distillation":
             self.learned("grpo", 0)
             config.rewards[0]["weight"] = 0.0
