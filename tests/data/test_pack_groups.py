@@ -78,6 +78,19 @@ def test_few_numbers_of_rows_occur_and_none_is_wasteful(seed):
     assert rows * LENGTH < 2 * 1.5 * fullest
 
 
+def test_two_hundred_ragged_rollouts_have_few_shapes():
+    """Each is a compilation of the optimizer step, prompts shared or not."""
+    draw, shapes = np.random.default_rng(0), set()
+    for seed in range(200):
+        valid = ragged(16, 8, seed, longest=int(draw.integers(3, LENGTH + 1)), empty=seed % 2 / 4)
+        given = columns(valid)
+        given["mask"] *= np.arange(LENGTH) >= draw.integers(0, 9)
+        pack = pack_groups(given, Blocks(2, 2), prompts_once=True, answer=LENGTH // 2)
+        shapes.add(pack.shape)
+    assert {width for _, width in shapes} > {LENGTH}
+    assert len(shapes) <= 12
+
+
 def test_nothing_at_all_is_one_empty_row():
     pack = pack_groups(columns(np.zeros((4, 2, LENGTH), bool)), Blocks(2, 2), prompts_once=False)
     assert pack.shape == (4, LENGTH) and (pack == -1).all()
