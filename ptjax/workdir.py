@@ -211,13 +211,13 @@ def load_workdir(
     else:
         body = pretrained.read_config(hf_config, str(root / "model"))
         model = Decoder(body, lora, record.get("head", "lm"))
-    trained = _read(stored, _rows(model), model, mesh, ema=ema)
+    trained = _read(stored, model.rows, model, mesh, ema=ema)
     frozen, moved = _frozen(config, model, trained, mesh)
     _same_base(frozen, stored, config)
     params = {**frozen, **trained}
     return RunBundle(
         model=model,
-        params={name: params[name] for name in _rows(model)},
+        params={name: params[name] for name in model.rows},
         tokenizer=tokenizer,
         hf_config=hf_config,
         generation_config=generation,
@@ -228,11 +228,6 @@ def load_workdir(
         changed=tuple(name for name in model.table if name in trained or name in moved),
         pooling=config["model"].get("pooling", "last"),
     )
-
-
-def _rows(model: Decoder) -> dict[str, Param]:
-    adapters = lora_module.rows(model.table, model.lora) if model.lora else {}
-    return {**model.table, **adapters}
 
 
 def _read(
@@ -268,7 +263,7 @@ def _frozen(
     They are the base model's; where it was changed before the first step (adapters as they were
     made, leaves that came with an adapter's folder), that is done again.
     """
-    missing = [name for name in _rows(model) if name not in trained]
+    missing = [name for name in model.rows if name not in trained]
     if not missing:
         return {}, set()
     settings = config["model"]

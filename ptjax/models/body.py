@@ -16,6 +16,7 @@ from ptjax.models.config import ModelConfig
 from ptjax.models.experts import mixture
 from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
+from ptjax.models.lora import rows as adapters
 from ptjax.models.spec import Param
 from ptjax.ops.attention import attention
 from ptjax.ops.span import Span
@@ -41,6 +42,11 @@ class Body:
     def table(self) -> dict[str, Param]:
         """The model's rows, without adapters."""
         return families.table(self.config, self.head)
+
+    @property
+    def rows(self) -> dict[str, Param]:
+        """The model's rows and its adapters'."""
+        return self.table | (adapters(self.table, self.lora) if self.lora else {})
 
     def is_random(self, compute: Compute) -> bool:
         """Whether a training pass draws anything but NEFTune's noise."""

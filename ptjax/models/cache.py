@@ -3,7 +3,8 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slots of the cache.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ptjax.models.body import Body, stacked
 from ptjax.models.compute import DEFAULT, Compute
 from ptjax.ops.decode import cached
 from ptjax.ops.span import Span
-from ptjax.sharding import STEPS, platform
+from ptjax.sharding import STEPS, constrain, platform
 from ptjax.types import Leaf, Weights
 
 
@@ -110,6 +111,7 @@ class Cached(Body):
         span = Span(at[:, None], going[:, None].astype(jnp.int32))
         tables, rows = self._rotary(span, STEPS), jnp.arange(len(at))
         alone: dict[str, Any] = {"mode": "drop", "unique_indices": True}
+        axes = {name: row.names[1:] for name, row in self.rows.items()}
         made: list[tuple[Array, Array]] = []
         for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
 
@@ -124,7 +126,7 @@ class Cached(Body):
                 return y[:, None], (k, v)
 
             flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
-            weights = apart[i] if apart else _at(layers, i, at)
+            weights = apart[i] if apart else _at(layers, i, at, axes)
             x, both, _ = self._layer(
                 *(weights, flag, x, tables, attend, span, compute, None), at=STEPS
             )
@@ -143,13 +145,18 @@ class Cached(Body):
         return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(self.config.layers)]
 
 
-def _at(stacks: Any, layer: int, after: Array) -> Any:
-    """One layer's part of stacked leaves, taken where `after` is known.
+def _at(stacks: Weights, layer: int, after: Array, axes: Mapping[str, Sequence[str]]) -> Weights:
+    """One layer's part of stacked leaves, taken where `after` is known, each where its stack lies.
 
-    What a loop takes of constant arrays at a constant place is taken before it, of all layers: a
-    second copy of the model.
+    What a loop takes of constant arrays at a constant place is taken before it, of all layers, and
+    so is what it gathers of them before it takes a part: a second copy of the model.
     """
     index, _ = jax.lax.optimization_barrier((jnp.int32(layer), after))
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacks
-    )
+
+    def part(name: str, leaf: Array) -> Array:
+        taken = jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+        return constrain(taken, *axes[f"layers.{name}"])
+
+    return {
+        name: jax.tree.map(functools.partial(part, name), leaf) for name, leaf in stacks.items()
+    }

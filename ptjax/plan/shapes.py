@@ -15,7 +15,6 @@ from ptjax.algorithms.base import Bound, named
 from ptjax.config import Config, check
 from ptjax.errors import UserError, check_keys
 from ptjax.job import BUFFER, all_rows, staged
-from ptjax.models import lora as lora_module
 from ptjax.models import spec
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import SCALARS
@@ -95,7 +94,7 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     follows = any(stage.reference and stage.begin for stage in bound.stages)
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
     model = decoder(architecture(config.model.source), _lora(config), bound.head)
-    rows = model.table | (lora_module.rows(model.table, model.lora) if model.lora else {})
+    rows = model.rows
     params = _leaves(config, model, rows, mesh, config.model.base)
     schedule, tx = prepare.optimizer(config, rows, params, config.steps or _STEPS)
     blocks = sharding.batch_shards(mesh) * config.accumulate
