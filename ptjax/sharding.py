@@ -31,6 +31,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "length": "sequence",
     "rows": (*BATCH, "sequence"),
+    "copies": "data",
     "vocab": "tensor",
     "embed": ("fsdp", "expert", "sequence"),
     "heads": "tensor",
@@ -49,6 +50,11 @@ TOKENS = ("batch", "length")
 """The logical axes of rows and their tokens."""
 STEPS = ("rows", None)
 """Those of rows that are written token by token: there is no length to cut."""
+HIDDEN = (*TOKENS, None)
+"""Of hidden states: each device has its own tokens', and gathers the kernels that they meet."""
+STATIONARY = ("copies", None, "embed")
+"""Of those of rows that are written: cut as kernels are. A token of each row is less than a kernel:
+sums of their products move, and no kernel."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:

@@ -146,7 +146,8 @@ def decode(
             params, rows.last, going, rows.cache, compute=compute, apart=apart
         )
         keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.count)
-        token, logp = draw(model.logits(params, hidden), keys, sampling)
+        logits = sharding.constrain(model.logits(params, hidden), "rows", "vocab")
+        token, logp = draw(logits, keys, sampling)
         count = rows.count + going
         ended = (token[:, None] == stop_ids).any(1) | (count >= rows.limit)
         made = Steps(

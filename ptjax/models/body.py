@@ -20,7 +20,7 @@ from ptjax.models.lora import rows as adapters
 from ptjax.models.spec import Param
 from ptjax.ops.attention import attention
 from ptjax.ops.span import Span
-from ptjax.sharding import TOKENS, constrain
+from ptjax.sharding import HIDDEN, STATIONARY, STEPS, TOKENS, constrain
 from ptjax.types import Routing, Weights
 
 
@@ -118,12 +118,13 @@ class Body:
         cos, sin = rotary_tables(self.config, span.positions)
         return constrain(cos, None, *at, None), constrain(sin, None, *at, None)
 
-    def _prepare(self, params, tokens, compute, key, noise, at=TOKENS):
+    def _prepare(self, params, tokens, compute, key, noise, at=HIDDEN):
         """Embeddings, the stacked leaves, and each layer's flags: what a scan runs over."""
         config = self.config
-        # Every device looks up its own tokens: the table is gathered, not the tokens.
-        table = constrain(params["embed"].astype(compute.dtype), "vocab", None)
-        x = constrain(table[constrain(tokens, *at)], *at, None)
+        # Every device looks up its own tokens: the table is gathered, not the tokens. Or all
+        # tokens, in its part of the table.
+        table = constrain(params["embed"].astype(compute.dtype), "vocab", at[2])
+        x = constrain(table[constrain(tokens, *at[:2])], *at)
         if config.embed_scale != 1.0:
             x = x * jnp.asarray(config.embed_scale, x.dtype)
         if noise is not None and key is not None:
@@ -137,10 +138,10 @@ class Body:
             "rope": jnp.array([nope if kind < 0 else kind for kind in config.rope_kind]),
             "window": jnp.array(config.window),
         }
-        return constrain(x, *at, None), stacked(params), flags
+        return constrain(x, *at), stacked(params), flags
 
     def _layer(
-        self, weights, flag, x, tables, attend, span, compute, key, *, at=TOKENS
+        self, weights, flag, x, tables, attend, span, compute, key, *, at=HIDDEN
     ) -> tuple[Array, Any, Routing | None]:
         """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
         config = self.config
@@ -166,16 +167,18 @@ class Body:
         y = linear("o", y, keys[3])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")
-        x = constrain(x + dropout(y, compute.dropout, keys[4]), *at, None)
+        x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
         y = norm(x, "mlp_norm") if config.norm != "post" else x
         routing = None
         if config.experts:
-            y, routing = mixture(weights, y, span.segments != 0, config, self.lora, at)
+            own = STEPS if at == STATIONARY else TOKENS
+            y = constrain(y, *own, None)
+            y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
         else:
             y = mlp(weights, y, config, self.lora, keys[5:8])
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
-        x = constrain(x + dropout(y, compute.dropout, keys[8]), *at, None)
+        x = constrain(x + dropout(y, compute.dropout, keys[8]), *at)
         return x, kept, routing
 
     def _final(self, params, x):

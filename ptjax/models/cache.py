@@ -17,8 +17,11 @@ from ptjax.models.body import Body, stacked
 from ptjax.models.compute import DEFAULT, Compute
 from ptjax.ops.decode import cached
 from ptjax.ops.span import Span
-from ptjax.sharding import STEPS, constrain, platform
+from ptjax.sharding import STATIONARY, STEPS, constrain, platform
 from ptjax.types import Leaf, Weights
+
+PROJECTIONS = [("copies", None, heads, None) for heads in ("heads", "kv_heads", "kv_heads")]
+"""How queries, keys and values of a token of each row lie before each device takes its own rows."""
 
 
 @flax.struct.dataclass
@@ -96,7 +99,8 @@ class Cached(Body):
     ) -> tuple[Float[Array, "R D"], Cache]:
         """Hidden states of one new token a row, and the cache with it added.
 
-        Layers are not scanned: a scan would copy every layer's cache to read it.
+        Layers are not scanned: a scan would copy every layer's cache to read it. On a mesh kernels
+        stay where they are, and what they make of a token of each row is added up.
 
         Args:
           params: all leaves.
@@ -106,7 +110,7 @@ class Cached(Body):
           compute: dtype of the computation.
           apart: from `apart`, where several tokens follow.
         """
-        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None, STEPS)
+        x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None, STATIONARY)
         at = cache.length
         span = Span(at[:, None], going[:, None].astype(jnp.int32))
         tables, rows = self._rotary(span, STEPS), jnp.arange(len(at))
@@ -116,6 +120,9 @@ class Cached(Body):
         for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
 
             def attend(q, k, v, window, old_k=old_k, old_v=old_v):
+                q, k, v = (
+                    constrain(x, *heads) for x, heads in zip((q, k, v), PROJECTIONS, strict=True)
+                )
                 k = old_k.at[rows, :, :, at].set(k[:, 0].astype(old_k.dtype), **alone)
                 v = old_v.at[rows, :, at].set(v[:, 0].astype(old_v.dtype), **alone)
                 y = cached(
@@ -123,12 +130,12 @@ class Cached(Body):
                     scale=self.config.attn_scale,
                     softcap=self.config.attn_softcap,
                 )
-                return y[:, None], (k, v)
+                return constrain(y[:, None], *PROJECTIONS[0]), (k, v)
 
             flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
             weights = apart[i] if apart else _at(layers, i, at, axes)
             x, both, _ = self._layer(
-                *(weights, flag, x, tables, attend, span, compute, None), at=STEPS
+                *(weights, flag, x, tables, attend, span, compute, None), at=STATIONARY
             )
             made.append(both)
         k, v = zip(*made, strict=True)

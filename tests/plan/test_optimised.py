@@ -16,7 +16,7 @@ from ptjax import sharding
 from ptjax.config import load
 from ptjax.plan.compiled import compile_one
 from ptjax.plan.environment import no_tpu
-from ptjax.plan.programs import resident, train
+from ptjax.plan.programs import programs, resident, train
 from ptjax.plan.shapes import job
 from ptjax.plan.topology import topology
 
@@ -49,31 +49,35 @@ TPU = pytest.param(
 PLACES = ["cpu", TPU]
 
 
-@functools.cache
-def step(place, layers, *, fsdp=1, tensor=1):
-    """A compiled optimizer step on four devices."""
-    no_tpu()
+def planned(place, layers, recipe, mesh, **settings):
+    """A job on four devices, and their mesh."""
+    if place != "cpu":
+        no_tpu()
     with tempfile.TemporaryDirectory() as source:
         (Path(source) / "config.json").write_text(
             json.dumps({**SHAPE, "num_hidden_layers": layers})
         )
-        config = load(
-            "configs/sft.py",
-            {
-                "model.source": source,
-                "model.remat": "none",
-                "model.head_chunk": CHUNK,
-                "mesh.fsdp": fsdp,
-                "mesh.tensor": tensor,
-                "data.max_length": LENGTH,
-                "data.tokens_per_batch": LENGTH * ROWS,
-                "data.validation": None,
-            },
-        )
+        axes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        config = load(f"configs/{recipe}.py", {"model.source": source, **axes, **settings})
         where = topology(place)
-        mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices[:DEVICES])
-        made = job(config, mesh)
-        return compile_one(train(made), mesh, resident(made), [0] * DEVICES)
+        devices = sharding.make_mesh(config.mesh.to_dict(), where.devices[:DEVICES])
+        return job(config, devices), devices
+
+
+@functools.cache
+def step(place, layers, *, fsdp=1, tensor=1):
+    """A compiled optimizer step on four devices."""
+    made, mesh = planned(
+        *(place, layers, "sft", {"fsdp": fsdp, "tensor": tensor}),
+        **{
+            "model.remat": "none",
+            "model.head_chunk": CHUNK,
+            "data.max_length": LENGTH,
+            "data.tokens_per_batch": LENGTH * ROWS,
+            "data.validation": None,
+        },
+    )
+    return compile_one(train(made), mesh, resident(made), [0] * DEVICES)
 
 
 def sent_by_a_layer(place, **mesh):
@@ -137,3 +141,19 @@ def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(
     assert whole.keys() == {"all-reduce"}
     rest = whole["all-reduce"] - LAYERS * sent_by_a_layer(place, tensor=DEVICES)["all-reduce"]
     assert rest < 3 * share < share * V / (ROWS * LENGTH)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_token_of_each_row_is_written_without_moving_a_kernel(place):
+    """Sums of products are sent, as long as rows are fewer than a kernel's: no gathered copy."""
+    made, mesh = planned(
+        *(place, LAYERS, "grpo", {"fsdp": DEVICES}),
+        **{"data.max_length": 32, "data.batch_size": 4, "rollout.n": 2, "rollout.rows": 8},
+        **{"rollout.max_tokens": 32, "accumulate": 1},
+    )
+    (decode,) = [one for one in programs(made) if one.name == "decode"]
+    found = compile_one(decode, mesh, resident(made), [0] * DEVICES)
+    whole = 4 * (LAYERS * KERNELS + 2 * V * D)
+    assert sum(one.sent for one in found.traffic) < whole / 10
+    # On a CPU each layer's own part is copied out of its stack.
+    assert found.memory.temporaries < whole / (2 if place == "cpu" else 4)
