@@ -30,6 +30,7 @@ CASES = {
             "base in bfloat16": NARROW,
             "base in int8": {"model.base": "int8", **NARROW},
             "base in NF4": {"model.base": "nf4", **NARROW},
+            "base in bfloat16, on the host": {"model.offload": True, **NARROW},
         },
     ),
     "full": (

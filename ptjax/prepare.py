@@ -81,6 +81,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         seed=config.seed,
         critic=config.model.critic,
         base=config.model.base,
+        offload=config.model.offload,
     )
     pipeline = data.build(
         config.data,
@@ -285,6 +286,12 @@ def trainable(config: Config, params: Mapping[str, Any]) -> list[str]:
         raise UserError(
             f"config.trainable {pattern!r} matches {quantised[0]}, which config.model.base = "
             f"{params[quantised[0]].kind!r} keeps quantised: it cannot be trained"
+        )
+    away = [name for name in found if config.model.offload and sharding.is_on_host(params[name])]
+    if away:
+        raise UserError(
+            f"config.trainable {pattern!r} matches {away[0]}, which config.model.offload keeps in "
+            "the host's memory: it cannot be trained"
         )
     if not found:
         raise UserError(

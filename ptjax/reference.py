@@ -65,7 +65,12 @@ def make_reference(config: Any, bundle: Bundle, trained: Params, mesh: Mesh) -> 
     """
     source = config.reference.source
     if source is not None:
-        other = load(source, param_dtype=config.model.param_dtype, mesh=mesh)
+        other = load(
+            source,
+            param_dtype=config.model.param_dtype,
+            mesh=mesh,
+            offload=config.model.offload,
+        )
         if other.tokenizer.get_vocab() != bundle.tokenizer.get_vocab():
             raise UserError(
                 f"config.reference.source: {source} has another vocabulary than "

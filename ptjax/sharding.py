@@ -196,6 +196,22 @@ def is_on_host(leaf: Any) -> bool:
     return leaf.sharding.memory_kind == HOST
 
 
+def on_host(at: Any, offload: bool) -> Any:
+    """A sharding, where asked for with the memory of the host that each device hangs on."""
+    return at.with_memory_kind(HOST) if offload else at
+
+
+def brought(tree: Any) -> Any:
+    """What lies in the host's memory, on the devices; all else as it is. In and outside of jit."""
+
+    def near(leaf: Any) -> Any:
+        if jax.typeof(leaf).memory_space is not jax.memory.Space.Host:
+            return leaf
+        return jax.device_put(leaf, jax.memory.Space.Device)
+
+    return jax.tree.map(near, tree)
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Pins an activation to the rules of the mesh in force (`jax.set_mesh`); a no-op without one.
 

@@ -19,6 +19,7 @@ from ptjax.models import load as pretrained
 from ptjax.models import lora as lora_module
 from ptjax.models.adapt import adapt, changed
 from ptjax.models.bundle import Bundle, check_head, with_head, with_tokens
+from ptjax.models.convert import away
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import SCALARS
 from ptjax.models.fingerprint import fingerprint
@@ -69,6 +70,7 @@ def load(
     seed: int = 0,
     critic: str | None = None,
     base: str = "none",
+    offload: bool = False,
 ) -> Bundle:
     """Loads a model from wherever it lies: a pretrained one, or what a run of ours made of it.
 
@@ -90,6 +92,7 @@ def load(
       critic: what a new critic begins as, of the source's shape; None for the source itself. A
         reward model, or a run that trained one, brings its scalar head along.
       base: how kernels of the layers are kept, `int8` or `nf4` for a base that adapters train on.
+      offload: whether those kernels lie in the host's memory; a layer's are brought to be used.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
@@ -99,7 +102,7 @@ def load(
     made = None
     if critic is not None:
         asked: dict[str, Any] = {"mesh": mesh, "special_tokens": special_tokens, "base": base}
-        made = load(critic, param_dtype=param_dtype, **asked)
+        made = load(critic, param_dtype=param_dtype, offload=offload, **asked)
     if workdir is None:
         return pretrained.load(
             source,
@@ -111,6 +114,7 @@ def load(
             seed=seed,
             critic=made,
             base=base,
+            offload=offload,
         )
     check_base(base, where="base")
     if param_dtype not in (None, "float32", "bfloat16"):
@@ -128,6 +132,10 @@ def load(
     if base != "none":
         where = sharding.one_device() if mesh is None else mesh
         kept = quantised(bundle.params, bundle.model.table, base, where)
+        bundle = replace(bundle, params=kept)
+    if offload:
+        rows = bundle.model.table
+        kept = {name: away(leaf, rows[name]) for name, leaf in bundle.params.items()}
         bundle = replace(bundle, params=kept)
     return with_head(bundle, head, seed=seed, mesh=mesh, critic=made)
 

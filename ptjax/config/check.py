@@ -97,6 +97,16 @@ def check(config: Any) -> None:
             f"config.model.base = {config.model.base!r} keeps the layers' kernels quantised, which "
             "adapters alone can train on: set config.lora, or config.model.base=none"
         )
+    if config.model.offload and config.lora is None:
+        raise UserError(
+            "config.model.offload keeps the layers' kernels in the host's memory, where adapters "
+            "alone can train on them: set config.lora, or config.model.offload=False"
+        )
+    if config.model.offload and config.model.remat == "none":
+        raise UserError(
+            "config.model.offload with config.model.remat = 'none': every layer that was brought "
+            "would be kept for the backward pass; set another remat"
+        )
     for path in ("trainable", "lora.targets"):
         value = _get(config, path)
         try:

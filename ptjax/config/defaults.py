@@ -23,6 +23,7 @@ def defaults() -> Any:
                 "source": config_dict.required_placeholder(str),
                 "param_dtype": "float32",
                 "base": "none",
+                "offload": False,
                 "dtype": "float32",
                 "remat": "dots_and_attention",
                 "dropout": 0.0,

@@ -20,7 +20,7 @@ from ptjax.models.lora import rows as adapters
 from ptjax.models.spec import Param
 from ptjax.ops.attention import attention
 from ptjax.ops.span import Span
-from ptjax.sharding import HIDDEN, STATIONARY, STEPS, TOKENS, constrain
+from ptjax.sharding import HIDDEN, STATIONARY, STEPS, TOKENS, brought, constrain
 from ptjax.types import Routing, Weights
 
 
@@ -144,7 +144,7 @@ class Body:
         self, weights, flag, x, tables, attend, span, compute, key, *, at=HIDDEN
     ) -> tuple[Array, Any, Routing | None]:
         """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
-        config = self.config
+        config, weights = self.config, brought(weights)
         keys: tuple[Array | None, ...] = (None,) * 9
         if key is not None:
             keys = tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))

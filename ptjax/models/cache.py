@@ -17,7 +17,7 @@ from ptjax.models.body import Body, stacked
 from ptjax.models.compute import DEFAULT, Compute
 from ptjax.ops.decode import cached
 from ptjax.ops.span import Span
-from ptjax.sharding import STATIONARY, STEPS, constrain, platform
+from ptjax.sharding import STATIONARY, STEPS, brought, constrain, platform
 from ptjax.types import Leaf, Weights
 
 PROJECTIONS = [("copies", None, heads, None) for heads in ("heads", "kv_heads", "kv_heads")]
@@ -148,7 +148,7 @@ class Cached(Body):
         """
         if platform() != "cpu":
             return None
-        layers = stacked(params)
+        layers = brought(stacked(params))
         return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(self.config.layers)]
 
 
@@ -162,7 +162,7 @@ def _at(stacks: Weights, layer: int, after: Array, axes: Mapping[str, Sequence[s
 
     def part(name: str, leaf: Array) -> Array:
         taken = jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-        return constrain(taken, *axes[f"layers.{name}"])
+        return constrain(brought(taken), *axes[f"layers.{name}"])
 
     return {
         name: jax.tree.map(functools.partial(part, name), leaf) for name, leaf in stacks.items()

@@ -26,7 +26,7 @@ from ptjax.models.spec import (
     to_layout,
 )
 from ptjax.models.weights import Index, Lazy, TensorSource
-from ptjax.types import Params
+from ptjax.types import Leaf, Params
 
 # Rows of a tied head that are compared with the embeddings at a time.
 _ROWS = 4096
@@ -74,6 +74,7 @@ def from_hf(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     base: str = "none",
+    offload: bool = False,
 ) -> Params:
     """Reads a checkpoint into stacked leaves, each tensor straight into its place on its devices.
 
@@ -88,6 +89,7 @@ def from_hf(
       mesh: where they go, by the rules of `sharding`; None for the first device.
       base: how kernels of the layers are kept, one of `quantised.BASES`; they are quantised from
         float32, whatever `dtype` is.
+      offload: whether those kernels then lie in the host's memory.
     """
     check(table, dims, source)
     mesh = sharding.one_device() if mesh is None else mesh
@@ -101,7 +103,18 @@ def from_hf(
         else:
             slices = _slices(name, param, dims, source, jnp.dtype("float32"), mesh)
             made[name] = _stacked(empty(outlined), writer(outlined), slices)
+        if offload:
+            made[name] = away(made[name], param)
     return made
+
+
+def away(leaf: Leaf, param: Param) -> Leaf:
+    """A kernel of the layers in the host's memory, any other leaf as it is."""
+    if not param.of_layers:
+        return leaf
+    return jax.tree.map(
+        lambda part: jax.device_put(part, sharding.on_host(part.sharding, True)), leaf
+    )
 
 
 def _all(count: int) -> slice:

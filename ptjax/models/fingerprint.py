@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ptjax.sharding import brought
 from ptjax.types import Weights
 
 
@@ -18,7 +19,7 @@ def fingerprint(leaves: Weights) -> dict[str, str]:
     @jax.jit
     def sums(leaves: Weights) -> dict[str, Any]:
         def one(leaf: Array) -> Array:
-            bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+            bits = jax.lax.bitcast_convert_type(brought(leaf), f"uint{8 * leaf.dtype.itemsize}")
             bits = bits.astype(jnp.uint32).ravel()
             place = jax.lax.iota(jnp.uint32, bits.size)
             return jnp.sum((bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519))

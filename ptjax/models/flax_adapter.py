@@ -78,7 +78,7 @@ class FlaxModel(Decoder):
     """A user's module behind `Decoder`'s methods; made by `wrap`."""
 
     apply: Apply = lambda *_: jnp.zeros(())
-    rows: tuple[tuple[str, Param], ...] = ()
+    declared: tuple[tuple[str, Param], ...] = ()
     chunked: bool = False
     noisy: bool = False
     dropout: bool = False
@@ -92,7 +92,7 @@ class FlaxModel(Decoder):
     @property
     def table(self) -> dict[str, Param]:
         """The module's parameters, without adapters."""
-        return dict(self.rows)
+        return dict(self.declared)
 
     def is_random(self, compute: Compute) -> bool:
         """Whether a training pass draws anything but NEFTune's noise."""
@@ -267,7 +267,7 @@ def wrap(
     model = FlaxModel(
         _config(vocab, embed, max_positions, sizes),
         apply=apply,
-        rows=tuple(rows.items()),
+        declared=tuple(rows.items()),
         chunked=chunked,
         noisy="embed_noise" in called,
         dropout=dropout,

@@ -38,6 +38,7 @@ def load(
     seed: int = 0,
     critic: Bundle | None = None,
     base: str = "none",
+    offload: bool = False,
 ) -> Bundle:
     """Loads a pretrained model; weights stream tensor by tensor into their sharding.
 
@@ -57,6 +58,7 @@ def load(
       seed: of a new head.
       critic: what the critic of `lm_critic` begins as; None for the source itself.
       base: how kernels of the layers are kept, `int8` or `nf4` for a base that adapters train on.
+      offload: whether those kernels lie in the host's memory; a layer's are brought to be used.
 
     Raises:
       UserError: nothing there, an unknown architecture, a damaged or mismatched file, an LM head
@@ -72,6 +74,8 @@ def load(
             raise UserError("model.special_tokens: a flax module's embeddings cannot grow")
         if base != "none":
             raise UserError(f"model.base = {base!r}: a flax module keeps its own kernels")
+        if offload:
+            raise UserError("model.offload: a flax module's kernels stay on their devices")
         bundle = load_flax(
             source[5:], param_dtype=param_dtype, mesh=mesh, chat_template=chat_template
         )
@@ -89,7 +93,13 @@ def load(
     table = model.table
     if head == "score" and table.pop("head", None):
         tensors = Without(tensors, "lm_head.weight", tensors.origin)
-    params = from_hf(table, config.dims, tensors, dtype=param_dtype, mesh=mesh, base=base)
+    params = from_hf(
+        *(table, config.dims, tensors),
+        dtype=param_dtype,
+        mesh=mesh,
+        base=base,
+        offload=offload,
+    )
     dtypes = {name: spec.dtype for name, spec in tensors.specs().items()}
     bundle = Bundle(model, params, tokenizer, raw, generation, dtypes, source, part_of)
     bundle = with_tokens(bundle, special_tokens, mesh)

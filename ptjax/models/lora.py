@@ -16,7 +16,7 @@ from ptjax.errors import UserError
 from ptjax.models.families import CRITIC, SCALARS
 from ptjax.models.quantised import Quantised
 from ptjax.models.spec import Dims, Param, Table, init
-from ptjax.sharding import active_parts
+from ptjax.sharding import active_parts, brought
 from ptjax.types import Leaf, Params, Weights
 
 ALL_LINEAR = r"layers\.(q|k|v|o|gate|up|down)"
@@ -101,7 +101,7 @@ def _magnitudes(weight: Leaf, param: Param) -> Array:
     if not param.stacked:
         return _norms(weight.astype(jnp.float32), param)
     one = _one_layer(param)
-    return jax.lax.map(lambda layer: _norms(layer.astype(jnp.float32), one), weight)
+    return jax.lax.map(lambda layer: _norms(brought(layer).astype(jnp.float32), one), weight)
 
 
 def _one_layer(param: Param) -> Param:
@@ -201,7 +201,7 @@ def _layer_by_layer(own: Weights, param: Param, lora: Lora) -> Array:
     if not param.stacked:
         return _merged(own, "kernel", param, lora)
     one = _one_layer(param)
-    return jax.lax.map(lambda layer: _merged(layer, "kernel", one, lora), own)
+    return jax.lax.map(lambda layer: _merged(brought(layer), "kernel", one, lora), own)
 
 
 def _merged(params: Weights, name: str, param: Param, lora: Lora) -> Array:

@@ -114,7 +114,7 @@ def outline(
       None where it is not kept in fewer bits: `none`, no kernel of a layer, or an axis that has no
       blocks worth it.
     """
-    if kind == "none" or not (row.is_kernel and row.stacked):
+    if kind == "none" or not row.of_layers:
         return None
     axis = row.names.index(row.inputs[-1]) - len(row.names)
     block = math.gcd(shape[axis], BLOCK)

@@ -66,6 +66,11 @@ class Param(NamedTuple):
         return "->" in self.axes
 
     @property
+    def of_layers(self) -> bool:
+        """Whether it is a kernel of the layers: what a base may keep elsewhere, in fewer bits."""
+        return self.is_kernel and self.stacked
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The axes that a kernel contracts."""
         return tuple(name for name in self.axes.split("->")[0].split() if name not in STACKS)

@@ -15,7 +15,7 @@ from ptjax.models.spec import Param
 from ptjax.optim.rounding import ROUNDINGS, rounded
 from ptjax.optim.schedules import Schedule
 from ptjax.optim.state_bits import BITS, in_8_bits, is_scale
-from ptjax.sharding import HOST
+from ptjax.sharding import brought, on_host
 from ptjax.types import Params
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
@@ -110,8 +110,7 @@ def _brought(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        near = jax.device_put(state, jax.memory.Space.Device)
-        updates, after = tx.update(updates, near, params)
+        updates, after = tx.update(updates, brought(state), params)
 
         def put_back(leaf: Any, before: Any) -> Any:
             return jax.device_put(leaf, jax.typeof(before).memory_space)
@@ -213,16 +212,14 @@ def state_shardings(
     """
     shapes = jax.eval_shape(tx.init, dict(params))
 
-    def away(at: jax.sharding.Sharding) -> jax.sharding.Sharding:
-        return at.with_memory_kind(HOST) if offload else at
-
     def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.Sharding:
         named = [params[part.key] for part in path if getattr(part, "key", None) in params]
         if not named:
             return otherwise
         if leaf.shape == named[0].shape:
-            return away(named[0].sharding)
-        return away(_of_blocks(named[0], leaf)) if is_scale(path) else otherwise
+            return on_host(named[0].sharding, offload)
+        at = _of_blocks(named[0], leaf) if is_scale(path) else None
+        return otherwise if at is None else on_host(at, offload)
 
     return jax.tree.map_with_path(place, shapes)
 

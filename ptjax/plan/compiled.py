@@ -117,7 +117,9 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
         found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
     )
     held_together = memory.arguments + memory.temporaries + memory.results - memory.donated
-    memory = memory._replace(peak=max(held_together, found.peak_memory_in_bytes))
+    # The compiler's own peak has what lies in the host's memory in it.
+    own = found.peak_memory_in_bytes - memory.host
+    memory = memory._replace(peak=max(held_together, own))
     program = parse(compiled.as_text())
     return Compiled(
         one,

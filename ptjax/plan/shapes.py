@@ -184,9 +184,14 @@ def _leaves(
         wide = name not in model.table or name in SCALARS
         dtype = jnp.float32 if wide else config.model.param_dtype
         kept = None if wide else outline(row, shape, base, config.model.param_dtype, mesh)
-        if kept is not None:
-            return kept
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(row.names, shape, mesh))
+        if kept is None:
+            at = sharding.named(row.names, shape, mesh)
+            kept = jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+        return jax.tree.map(away, kept) if name in model.table and row.of_layers else kept
+
+    def away(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        at = sharding.on_host(leaf.sharding, config.model.offload)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
 
     return {name: leaf(name, row) for name, row in rows.items()}
 

@@ -1,0 +1,77 @@
+"""Runs with adapters on a base whose kernels lie in the host's memory: the same bits, less room."""
+
+import jax
+import numpy as np
+import pytest
+
+import ptjax
+from ptjax import sharding
+from ptjax.config import lora
+from ptjax.errors import UserError
+from ptjax.export import export
+from ptjax.loop import train
+from ptjax.plan.shapes import job
+from ptjax.prepare import prepare
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("offload"))
+
+
+def config(folder, **changes):
+    made = tiny.tiny_config(folder, steps=2, **{"model.remat": "full", **changes})
+    made.lora = lora(rank=4)
+    made.data.validation = None
+    return made
+
+
+@pytest.mark.parametrize("base", ["none", "nf4"])
+def test_it_trains_writes_and_exports_as_without(folder, tmp_path, base):
+    changes = {"model.base": base, "samples.prompts": ["what is blue"], "samples.max_tokens": 4}
+    for name, offload in (("near", False), ("away", True)):
+        made = config(folder, **changes, **{"model.offload": offload})
+        train(made, str(tmp_path / name), quiet=True)
+        export(str(tmp_path / name), tmp_path / f"{name} out")
+    near, away = (tiny.rows(tmp_path / name) for name in ("near", "away"))
+    assert [row["loss"] for row in near] == [row["loss"] for row in away]
+    said = [tiny.rows(tmp_path / name, "samples.jsonl") for name in ("near", "away")]
+    assert [row["completion"] for row in said[0]] == [row["completion"] for row in said[1]]
+    merged = [ptjax.load(str(tmp_path / f"{name} out")).params for name in ("near", "away")]
+    jax.tree.map(np.testing.assert_array_equal, *merged)
+
+
+def places(params):
+    """Names of leaves of which something lies in the host's memory."""
+    return {
+        name
+        for name, leaf in params.items()
+        if any(sharding.is_on_host(part) for part in jax.tree.leaves(leaf))
+    }
+
+
+def test_kernels_lie_where_the_plan_has_them(folder):
+    made = config(folder, **{"model.offload": True})
+    run = prepare(made)
+    frozen = places(run.state.frozen)
+    assert frozen == {f"layers.{name}" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert not places(run.state.params)
+    planned = job(made, run.mesh)
+    assert places(planned.state.frozen) == frozen and not places(planned.state.params)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("lora", None, "adapters alone can train on them: set config.lora"),
+        ("model.remat", "none", "config.model.remat = 'none': every layer that was brought"),
+        ("trainable", r".*lora.*|layers\.q", "matches layers.q, which config.model.offload"),
+    ],
+)
+def test_what_cannot_be_is_refused(folder, path, value, message):
+    made = config(folder, **{"model.offload": True})
+    with made.unlocked():
+        made.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        prepare(made)
