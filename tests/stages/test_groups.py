@@ -498,6 +498,15 @@ def test_greedy_answers_are_of_the_prompts_in_the_batch(run, host):
     assert np.isfinite(batch["greedy_rewards"]).nonzero()[0].tolist() == rows
 
 
+def test_held_out_answers_are_judged_and_go_no_further(run):
+    """No greedy answer is sampled to compare them with, no advantage made."""
+    own = dataclasses.replace(run, bound=METHODS["remax"].bind({}, "hparams"))
+    (held_out,) = own.pipeline.validation()
+    batch, logged, _ = staged(own, held_out, training=False)
+    assert "rollout/reward" in logged and "reward/greedy" not in logged
+    assert "rewards" in batch and not batch.keys() & {"greedy_rewards", "advantages"}
+
+
 def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, host):
     def fails_alone(prompts, completions):
         return [1.0 if len(completions) > B else Failed("no") for _ in completions]
