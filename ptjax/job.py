@@ -126,13 +126,14 @@ class Run:
         Args:
           state: the policy, and what stages remember.
           batch: columns on the device.
-          training: False before a held-out batch.
+          training: False before a held-out batch, which goes as far as what judges it needs.
           step: optimizer steps taken so far.
           host: the same batch on the host; what stages write in the place of its sequences is
             written here too.
           more: the next prompts, for stages that need more than a batch has.
         """
-        if not self.bound.stages:
+        stages = self.bound.stages if training else self.bound.held_out
+        if not stages:
             return Staged(batch, state.carry)
 
         def model(
@@ -171,7 +172,7 @@ class Run:
         def call(function: Any, *args: Any) -> Any:
             return known_call(function, values, *args)
 
-        batch = run_stages(self.bound.stages, call, context, batch)
+        batch = run_stages(stages, call, context, batch)
         return Staged(batch, context.carry, context.logged, context.table, context.counted)
 
 

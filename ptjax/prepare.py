@@ -60,7 +60,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
-    judges = check_rollout(config, bound)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    judges = check_rollout(config, bound, sharding.batch_shards(mesh))
     if bound.coupled and config.accumulate > 1:
         raise UserError(
             f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
@@ -70,7 +71,6 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         raise UserError(
             f"config.samples.prompts: {config.method} trains a scorer, which has no text"
         )
-    mesh = sharding.make_mesh(config.mesh.to_dict())
     bundle = load(
         config.model.source,
         param_dtype=config.model.param_dtype,
@@ -122,7 +122,9 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     if rollout is not None and rollout.updates > 1:
         embed = None if reference is None else reference.model.config.embed
         shapes = staged(bound.stages, rollout, embed, pipeline.shapes[0])
-        state = replace(state, carry={**state.carry, BUFFER: buffer(shapes, mesh)})
+        state = replace(
+            state, carry={**state.carry, BUFFER: buffer(shapes, mesh, config.model.dtype)}
+        )
     once = pipeline.examples.prompts_once
     options = forward_options(config, bound, rollout, prompts_once=once)
     passes = make_passes(config, bound, bundle.model, tx, schedule, state, options)
@@ -330,12 +332,18 @@ def initial_state(
     )
 
 
-def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Array]:
-    """Room for a rollout's columns, where it is kept for several steps."""
+def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, dtype: str) -> dict[str, Array]:
+    """Room for a rollout's columns, where it is kept for several steps.
+
+    Args:
+      shapes: of the columns.
+      mesh: where they lie.
+      dtype: of hidden states, which a teacher hands on as it computes them.
+    """
     over_rows = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
+    dtypes = {**COLUMN_DTYPES, "teacher_hidden": dtype}
     return {
-        name: jnp.zeros(shape, COLUMN_DTYPES[name], device=over_rows)
-        for name, shape in shapes.items()
+        name: jnp.zeros(shape, dtypes[name], device=over_rows) for name, shape in shapes.items()
     }
 
 

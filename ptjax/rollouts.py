@@ -15,7 +15,7 @@ from ptjax.errors import UserError, check_values
 from ptjax.hosts.exchange import from_each
 from ptjax.models.bundle import Bundle
 from ptjax.models.compute import Compute
-from ptjax.rewards.base import Reward, accepted, rewards, within
+from ptjax.rewards.base import Reward, accepted, ready, rewards
 from ptjax.stages.base import GROUP
 from ptjax.stages.rollout import Rollout, Sizes
 
@@ -24,12 +24,13 @@ _ROUND_LENGTH = 64
 _SIZES = ("n", "max_tokens", "temperature", "rows", "epochs", "minibatches")
 
 
-def check_rollout(config: Any, bound: Bound) -> tuple[Reward, ...]:
+def check_rollout(config: Any, bound: Bound, shards: int = 1) -> tuple[Reward, ...]:
     """Refuses settings of rollouts that nothing would read, or that cannot be; finds the rewards.
 
     Args:
       config: the whole config.
       bound: the method.
+      shards: over which the mesh spreads the rows of a batch.
 
     Raises:
       UserError: names the setting.
@@ -56,6 +57,7 @@ def check_rollout(config: Any, bound: Bound) -> tuple[Reward, ...]:
     grouped = any(stage.sequences == GROUP for stage in stages)
     if grouped:
         _check_groups(config, given, any("advantages" in stage.writes for stage in stages))
+        _check_parts(config, shards)
     else:
         _check_once(method, given)
     monitor = "; with weight 0 one is measured" if grouped else ""
@@ -150,22 +152,18 @@ def make_rollout(
         seed=config.seed,
     )
     if judges:
-        columns = rollout.prompt(0, training=True).facts() | {"completion_tokens": 0}
+        columns = {*rollout.columns_of_rows, "completion_tokens"}
         if rollout.environment is not None:
-            columns |= {"turns": [], "environment_reward": 0.0}
+            columns |= {"turns", "environment_reward"}
         from_each(functools.partial(_check_judges, judges, columns))
     return rollout
 
 
-def _check_judges(judges: Sequence[Reward], columns: dict[str, Any]) -> None:
+def _check_judges(judges: Sequence[Reward], columns: set[str]) -> None:
     """Checks that rewards can judge rows of these columns, on this machine."""
     for one in judges:
-        for inner in within(one):
-            if inner.name == "code":  # a sandbox that does not hold is said now
-                from ptjax.rewards.sandbox.proof import prove
-
-                prove(inner.settings.get("python", ""))
-        accepted(one.function, columns, f"config.rewards: {one.name}")
+        ready(one)
+        accepted(one.function, dict.fromkeys(columns), f"config.rewards: {one.name}")
 
 
 def sizes(config: Any, judges: tuple[Reward, ...], longest: int) -> Sizes:
@@ -183,10 +181,7 @@ def sizes(config: Any, judges: tuple[Reward, ...], longest: int) -> Sizes:
 
 
 def _check_groups(config: Any, given: dict[str, Any], gradient: bool) -> None:
-    """Of groups: their parts come out even; a policy gradient scores what was sampled from.
-
-    Rows of a batch go to shards and micro-batches, and so must those of each minibatch.
-    """
+    """Of groups: their environment is known; a policy gradient scores what was sampled from."""
     if given["environment"] is not None:
         environment(_plain(given["environment"]))
     for name in ("top_k", "top_p"):
@@ -195,11 +190,22 @@ def _check_groups(config: Any, given: dict[str, Any], gradient: bool) -> None:
                 f"config.rollout.{name}: a policy gradient scores the distribution that was "
                 "sampled from, all tokens at the temperature; leave it out"
             )
-    parts, batch = given["minibatches"], config.data.batch_size
-    if batch is not None and batch % (parts * config.accumulate):
+    if gradient and given["temperature"] == 0:
         raise UserError(
-            f"config.rollout.minibatches = {parts}: data.batch_size = {batch} prompts do not "
-            f"divide into {parts} x accumulate {config.accumulate}"
+            "config.rollout.temperature = 0: a policy gradient scores logits divided by it, and "
+            "greedy answers are all the same: nothing to compare; set it above 0"
+        )
+
+
+def _check_parts(config: Any, shards: int) -> None:
+    """Of groups: the prompts of each minibatch divide over shards and micro-batches."""
+    parts, batch = config.rollout.minibatches, config.data.batch_size
+    unit = parts * shards * config.accumulate
+    if batch is not None and batch % unit:
+        raise UserError(
+            f"config.data.batch_size = {batch} prompts is not a multiple of {unit} = {parts} "
+            f"minibatches x {shards} shards x {config.accumulate} micro-batches; next is "
+            f"{-(-batch // unit) * unit}, or lower config.accumulate or rollout.minibatches"
         )
 
 

@@ -208,6 +208,18 @@ def test_batch_divides_over_its_slice(variant, chips):
     assert config.data.tokens_per_batch % (length * parts) == 0
 
 
+SAMPLING = [v for v in VARIANTS if any(s.sequences for s in METHODS[get(v).method].stages)]
+ONE_CHIP = "grpo_colab_tpu.py"
+
+
+@pytest.mark.parametrize("variant", SAMPLING)
+@pytest.mark.parametrize("shards", [1, 8])
+def test_a_rollout_divides_over_one_device_and_over_eight(variant, shards):
+    config = get(variant)
+    parts = shards * config.accumulate * config.rollout.minibatches
+    assert config.data.batch_size % parts == 0 or (variant, shards) == (ONE_CHIP, 8)
+
+
 @pytest.mark.parametrize("name", [n for n in FILES if "get_config()" not in text_of(n)])
 def test_an_argument_it_does_not_know(name):
     with pytest.raises(UserError, match=rf"^[^:]*configs/{name}:wrong: the argument is"):

@@ -22,6 +22,7 @@ CONFIGS = {
     "dapo": {"rewards": ["tests.judged.split"], "hparams.max_rounds": 2},
     "ppo": {"hparams.kl_target": 0.5},
 }
+TAUGHT = {"model.dtype": "bfloat16", "rewards": []}
 
 
 class PowerCut(Exception):
@@ -55,7 +56,7 @@ def config(folder, method="grpo", **changes):
             "checkpoint.async_save": False,
             "eval.every": 0,
             "log.completions": 1,
-            **CONFIGS[method],
+            **CONFIGS.get(method, {}),
             **changes,
         },
     )
@@ -189,6 +190,17 @@ def test_a_run_killed_between_updates_ends_as_one_that_was_not(train, folder, de
     assert ["rollout/reward" in row for row in found if "loss" in row] == [True, *[False] * 3] * 2
     if method == "dapo":
         assert max(row.get("rollout/rounds", 0) for row in found) == 2
+
+
+def test_what_is_kept_of_a_rollout_has_the_dtypes_that_its_stages_write(folder, devices):
+    """Else a checkpoint of it fits no state of a run that is resumed."""
+    devices(1)
+    taught = {**TAUGHT, "reference.source": str(folder / "model")}
+    run = prepare(config(folder, "gkd_on_policy", **taught))
+    update, *_ = parts(run, 1)
+    for name, room in run.state.carry[BUFFER].items():
+        assert update.carry[BUFFER][name].dtype == room.dtype, name
+    assert update.carry[BUFFER]["teacher_hidden"].dtype == "bfloat16"
 
 
 def test_a_rollout_s_figures_are_in_the_next_row_that_is_written(train, folder, devices):

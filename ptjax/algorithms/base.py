@@ -40,6 +40,8 @@ class Algorithm:
         and its metrics.
       forward: of the hyperparameters: fields of `ptjax.forward.ForwardOptions` that they set; its
         keyword-only arguments are hyperparameters too.
+      reads: of a judge, all columns that its loss reads, so that held-out data go through no stage
+        behind those that write them; None: it may read any.
       coupled: whether the loss couples the rows of a batch, for these hyperparameters, so that
         micro-batches would change it.
       advise: `(scores, *, hyperparameters) -> str | None`, of the data's judgements [E, N] before a
@@ -56,6 +58,7 @@ class Algorithm:
     head: Callable[..., str] | str = "lm"
     forward: Callable[..., Mapping[str, Any]] | None = None
     judge: "Algorithm | None" = None
+    reads: tuple[str, ...] | None = None
     coupled: Callable[..., bool] | bool = False
     advise: Callable[..., str | None] | None = None
     tell: Callable[..., str | None] | None = None
@@ -125,6 +128,15 @@ class Bound:
     def judged(self) -> "Bound":
         """What held-out data is measured by."""
         return self if self.judge is None else self.judge
+
+    @property
+    def held_out(self) -> tuple[Stage, ...]:
+        """The stages of held-out data: up to the last that the judge or a measure needs."""
+        reads = self.judged.algorithm.reads
+        if reads is None:
+            return self.stages
+        asked = [bool(stage.measures or {*reads} & {*stage.writes}) for stage in self.stages]
+        return self.stages[: len(asked) - asked[::-1].index(True)] if any(asked) else ()
 
     def advice(self, scores: np.ndarray) -> str | None:
         """What of the data's judgements, [E, N], is worth a warning."""

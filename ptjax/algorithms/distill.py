@@ -5,6 +5,7 @@ from typing import Any
 
 from ptjax.algorithms.base import Algorithm, Terms
 from ptjax.algorithms.policy_gradient import policy_gradient
+from ptjax.algorithms.policy_settings import check_correction
 from ptjax.errors import UserError, check_values, did_you_mean
 from ptjax.losses.ratios import CORRECTIONS
 from ptjax.ops.divergence import Divergence
@@ -80,14 +81,14 @@ def on_policy_distillation(
     )
 
 
-def _needs(*, clip_low: float, clip_high: float, correction: str) -> tuple[str, ...]:
+def _needs(*, correction: str, **values: Any) -> tuple[str, ...]:
     if correction not in CORRECTIONS:
         raise UserError(
             f"hparams.correction = {correction!r}{did_you_mean(correction, CORRECTIONS)}"
         )
-    for name, value in {"clip_low": clip_low, "clip_high": clip_high}.items():
-        if not value >= 0:
-            raise UserError(f"hparams.{name} = {value!r}: it must be not negative")
+    wrong = {name: ("not negative", not values[name] >= 0) for name in ("clip_low", "clip_high")}
+    check_values(values, wrong, "hparams.")
+    check_correction({"correction": correction, **values})
     return ("logps", "entropy")
 
 

@@ -93,7 +93,7 @@ def _missed_reward(outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean
     return Mean.of(-batch["rewards"], batch["weights"]), {}
 
 
-MEAN_REWARD = Algorithm(_missed_reward, needs=())
+MEAN_REWARD = Algorithm(_missed_reward, needs=(), reads=("rewards", "weights"))
 """What held-out prompts are judged by, whatever the loss."""
 
 

@@ -10,6 +10,7 @@ from ptjax.losses.kl import KLS
 from ptjax.losses.policy_gradient import SURROGATES
 from ptjax.losses.ratios import CORRECTIONS, RATIOS
 from ptjax.stages.advantage import SEVERAL
+from ptjax.stages.reference import synced_reference
 from ptjax.stages.token_advantages import BASELINES, IN_GROUPS, KL_IN, SCALES
 
 _CHOICES = {
@@ -55,7 +56,42 @@ def check(values: Mapping[str, Any]) -> None:
         if values[name] not in known:
             raise UserError(f"hparams.{name} = {values[name]!r}{did_you_mean(values[name], known)}")
     _unread(values)
+    check_correction(values)
+    if "sync_every" in values:
+        _check_following(values)
     _ranges(values)
+
+
+def check_correction(values: Mapping[str, Any]) -> None:
+    """Refuses bounds of importance weights where there are none, and bounds that cannot be.
+
+    Args:
+      values: `correction`, `correction_low` and `correction_high` among them.
+
+    Raises:
+      UserError: names the setting.
+    """
+    low, high = values["correction_low"], values["correction_high"]
+    wrong = {"correction_high": ("above correction_low", not high > low)}
+    check_values(values, wrong, "hparams.")
+    usual = keywords(policy_gradient)
+    for name in ("correction_low", "correction_high"):
+        if values["correction"] == "none" and values[name] != usual[name]:
+            raise UserError(f"hparams.{name} is not read where correction = 'none'")
+
+
+def _check_following(values: Mapping[str, Any]) -> None:
+    """Of a reference that follows the policy."""
+    every, alpha = values["sync_every"], values["sync_alpha"]
+    wrong = {
+        "sync_every": ("not negative", every < 0),
+        "sync_alpha": ("in (0, 1]", not 0 < alpha <= 1),
+    }
+    check_values(values, wrong, "hparams.")
+    if every and not values["beta"]:
+        raise UserError("hparams.sync_every is not read where beta = 0: there is no reference")
+    if not every and alpha != keywords(synced_reference.run)["sync_alpha"]:
+        raise UserError("hparams.sync_alpha is not read where sync_every = 0")
 
 
 def _unread(values: Mapping[str, Any]) -> None:
@@ -120,10 +156,6 @@ def _ranges(values: Mapping[str, Any]) -> None:
         "entropy_coef": ("not negative", not values["entropy_coef"] >= 0),
         "kl_target": ("above 0", target is not None and not target > 0),
         "kl_horizon": ("at least 1", values["kl_horizon"] < 1),
-        "correction_high": (
-            "above correction_low",
-            not values["correction_high"] > values["correction_low"],
-        ),
         **{name: ("two positive numbers", not _two_positive(values[name])) for name in pairs},
     }
     check_values(values, wrong, "hparams.")

@@ -45,9 +45,14 @@ def pack_groups(
       prompts_once: whether what a group's sequences begin with alike is left out of all but the
         first of a run.
       answer: tokens of an answer at most; None: rows of a group's size are no choice.
+
+    Raises:
+      ValueError: the batch does not divide into its blocks.
     """
     tokens, valid, mask = (columns[name] for name in ("tokens", "valid", "mask"))
     count, n, length = valid.shape
+    if count % blocks.parts:
+        raise ValueError(f"{count} groups do not divide into {blocks}")
     alike = _alike(tokens, valid, mask) if prompts_once else np.zeros(count, np.int64)
     widths = {length}
     if alike.any():

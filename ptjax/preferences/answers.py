@@ -10,7 +10,7 @@ from ptjax.preferences.journal import check
 from ptjax.preferences.prompts import read_prompts
 from ptjax.preferences.settings import AnswerSettings
 from ptjax.preferences.totals import Totals
-from ptjax.rewards.base import rewards
+from ptjax.rewards.base import ready, rewards
 from ptjax.workdir import load
 
 
@@ -43,6 +43,8 @@ def make_answers(
     """
     check(Path(out))
     judges = rewards(settings.rewards)
+    for judge in judges:
+        ready(judge)
     source = prompts if isinstance(prompts, SourceConfig) else SourceConfig(prompts)
     asked = read_prompts(source)
     answering = Answering(load(model, head="lm"), asked, settings, judges)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptjax.errors import UserError, did_you_mean
 from ptjax.lookup import find
-from ptjax.rewards.base import Reward, rewards
+from ptjax.rewards.base import Reward, ready, rewards
 from ptjax.rewards.choose import AGAINST
 from ptjax.rewards.score import MAX_MISSING
 
@@ -144,7 +144,10 @@ class Judges:
             edit = find(settings.edit, {}, "edit")
             if not callable(edit):
                 raise UserError(f"edit {settings.edit!r} is not a function")
-        return Judges(rewards(settings.rewards), edit)
+        judges = rewards(settings.rewards)
+        for judge in judges:
+            ready(judge)
+        return Judges(judges, edit)
 
 
 def plain(value: Any) -> Any:

@@ -156,6 +156,17 @@ def within(one: Reward) -> Iterator[Reward]:
                 yield from within(inner)
 
 
+def ready(one: Reward) -> None:
+    """Checks that a reward, and all that its settings hold, can judge on this machine.
+
+    Raises:
+      UserError: a package or a sandbox that it needs is not there, or a setting cannot be.
+    """
+    for inner in within(one):
+        if (check := index.CHECKS.get(inner.name)) is not None:
+            check(**inner.settings)
+
+
 def settings_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """A reward function's settings: its keyword-only arguments."""
     parameters = inspect.signature(function).parameters.values()

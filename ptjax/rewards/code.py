@@ -126,6 +126,11 @@ def code(
     return [float("nan") if isinstance(one, SandboxError) else one for one in found]
 
 
+def ready(*, python: str = "", **_: Any) -> None:
+    """Refuses before a run what it could not be judged with."""
+    prove(python)
+
+
 def program_of(completion: str) -> str:
     """The last fenced code block; all of a text without one. A block may lack its end."""
     block: list[str] | None = None

@@ -16,7 +16,7 @@ Value = float | None | Exception
 def rubric(
     prompts: Sequence[str],
     completions: Sequence[str],
-    rubric: Sequence[Sequence[Any] | None] | None = None,
+    rubric: Sequence[Any] | None = None,
     *,
     rewards: Sequence[Reward] = (),
     reward: Reward | None = None,
@@ -27,7 +27,8 @@ def rubric(
     Args:
       prompts: texts.
       completions: texts.
-      rubric: the row's own criteria, texts or `{"criterion": text, "weight": 1.0}`.
+      rubric: the row's own criteria, texts or `{"criterion": text, "weight": 1.0}`; as text, JSON
+        of that, or one criterion.
       rewards: criteria of all rows, each with its weight; one below 0 is a penalty.
       reward: is asked about each of the row's own, with its text as the column `criterion`; a
         `judge`, say.
@@ -35,7 +36,8 @@ def rubric(
 
     Returns:
       From 0 to 1 for values from 0 to 1 and no penalties; None where all criteria abstain; a
-      failure where one fails, since what is left of a rubric does not compare with the whole.
+      failure where one fails, since what is left of a rubric does not compare with the whole, and
+      where the row's own make no sense.
 
     Raises:
       UserError: neither kind of criteria is given.
@@ -47,7 +49,12 @@ def rubric(
         for i, value in enumerate(values):
             parts[i].append((one.weight, _named(one, value)))
     if reward is not None:
-        owned = [(i, *one) for i, own in enumerate(rubric or ()) for one in _criteria(own)]
+        owned = []
+        for i, own in enumerate(rubric or ()):
+            try:
+                owned += [(i, *one) for one in _criteria(own)]
+            except Failed as failed:
+                parts[i].append((1.0, str(failed)))
         rows = [i for i, *_ in owned]
         some = {name: _at(column, rows) for name, column in columns.items()}
         some["criterion"] = [text for _, text, _ in owned]
@@ -112,7 +119,7 @@ def by_row(
             accepted(one.function, some, name)
             values = ask([one], _at(prompts, rows), _at(completions, rows), some)[0]
         except UserError as error:
-            if settings == "{}" and not str(error).startswith(f"{name}: no column"):
+            if settings == "{}" and ": no column" not in str(error):
                 raise
             values = [str(error)] * len(rows)  # a mistake of the row, not of the config
         for i, value in zip(rows, values, strict=True):
@@ -149,15 +156,29 @@ def _chosen(
     return name, json.dumps(settings, sort_keys=True)
 
 
-def _criteria(own: Sequence[Any] | None) -> list[tuple[str, float]]:
-    found = []
-    for one in own or ():
-        if isinstance(one, Mapping):
-            weight = one.get("weight")
-            found.append((str(one.get("criterion", "")), 1.0 if weight is None else float(weight)))
-        else:
-            found.append((str(one), 1.0))
-    return found
+def _criteria(own: Any) -> list[tuple[str, float]]:
+    """A row's criteria with their weights."""
+    if isinstance(own, str) and own.lstrip().startswith(("[", "{")):
+        try:
+            own = json.loads(own)
+        except ValueError as error:
+            raise Failed(f"rubric is no JSON: {error}") from None
+    if not own:
+        return []
+    if not isinstance(own, str | Mapping | Sequence):
+        raise Failed(f"rubric {own!r} is neither text nor a list")
+    return [_criterion(one) for one in ([own] if isinstance(own, str | Mapping) else own)]
+
+
+def _criterion(one: Any) -> tuple[str, float]:
+    given = one if isinstance(one, Mapping) else {"criterion": one}
+    text, weight = given.get("criterion"), given.get("weight")
+    if not isinstance(text, str) or not text.strip():
+        raise Failed(f"criterion {text!r} is no text")
+    try:
+        return text, 1.0 if weight is None else float(weight)
+    except (TypeError, ValueError):
+        raise Failed(f"weight {weight!r} of criterion {text!r} is no number") from None
 
 
 def _named(reward: Reward, value: float | str | None) -> float | str | None:

@@ -47,7 +47,7 @@ def reasoning_gym(
     Raises:
       UserError: reasoning-gym is not installed.
     """
-    needs("reasoning-gym", "reasoning_gym", "reward reasoning_gym")
+    ready()
     found: list[float | None | Exception] = []
     calls: list[tuple[int, list[Any]]] = []
     for i, text in enumerate(completions):
@@ -65,6 +65,11 @@ def reasoning_gym(
         else:
             found[i] = value
     return found
+
+
+def ready(**_: Any) -> None:
+    """Refuses before a run what it could not be judged with."""
+    needs("reasoning-gym", "reasoning_gym", "reward reasoning_gym")
 
 
 def inside(text: str, tag: str) -> str | None:

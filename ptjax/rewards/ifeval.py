@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptjax.errors import did_you_mean
-from ptjax.rewards.base import Failed
+from ptjax.rewards.base import Failed, needs
 from ptjax.rewards.instructions import INSTRUCTIONS, follows
 
 
@@ -46,6 +46,11 @@ def ifeval(
         value = float(all(kept)) if every else sum(kept) / max(len(kept), 1)
         found.append(value if kept else None)
     return found
+
+
+def ready(**_: Any) -> None:
+    """Refuses before a run what it could not be judged with: any row may ask for a language."""
+    needs("py3langid", "py3langid", "reward ifeval")
 
 
 def _followed(text: str, name: str, arguments: Mapping[str, Any] | None, strict: bool) -> bool:

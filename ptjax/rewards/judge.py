@@ -13,7 +13,11 @@ from ptjax.rewards.base import Failed
 from ptjax.rewards.chat_server import ChatServer
 from ptjax.rewards.questions import HEAD, about, at, check_template, question, replies
 
-_SCORE = re.compile(r"score\W{0,6}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_SCALE = r"(?:\W{0,4}[(\[][^()\[\]\n]*[)\]](?=\W{0,3}[:=]))?"
+"""A remark in brackets between the word and the colon: "Score (1-10): 7"."""
+_GAP = r"(?:[^\w−–-]|[−–-](?!\d)){0,6}"
+"""What else may stand before the number; a dash at the number itself is its sign."""
+_SCORE = re.compile(rf"score{_SCALE}{_GAP}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _PARTS = (
     *HEAD,
     ("reference", "<right_answer>\n{reference}\n</right_answer>"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptjax.errors import UserError, did_you_mean
-from ptjax.rewards.base import needs
+from ptjax.rewards.base import Failed, needs
 
 _OTHERS = {
     "ARABIC": "ar fa ur ps ug",
@@ -54,7 +54,7 @@ def language(
     *,
     code: str = "en",
     by: str = "script",
-) -> list[float | None]:
+) -> list[float | None | Exception]:
     """Whether a completion is in the right language (2501.12948, section 2.3.2: "consistency").
 
     Args:
@@ -66,23 +66,41 @@ def language(
         and not French from English; "detector", 1 where py3langid names that language, else 0.
 
     Returns:
-      From 0 to 1; None for a completion without letters.
+      From 0 to 1; None for a completion without letters; a failure for a row of an unknown code.
 
     Raises:
       UserError: an unknown code or way; py3langid is not installed.
     """
-    if by not in BY:
-        raise UserError(f"reward language: by = {by!r}{did_you_mean(by, BY)}")
-    found: list[float | None] = []
+    known = _known(code, by)
+    found: list[float | None | Exception] = []
     for i, text in enumerate(completions):
         wanted = (language[i] if language else None) or code
-        if not any(map(str.isalpha, text)):
+        if wanted not in known:
+            found.append(Failed(f"unknown language {wanted!r}{did_you_mean(str(wanted), known)}"))
+        elif not any(map(str.isalpha, text)):
             found.append(None)
         elif by == "script":
             found.append(share(text, wanted))
         else:
             found.append(float(detect(text, "reward language") == wanted))
     return found
+
+
+def ready(*, code: str = "en", by: str = "script", **_: Any) -> None:
+    """Refuses before a run what it could not be judged with."""
+    _known(code, by)
+
+
+def _known(code: str, by: str) -> list[str]:
+    """The codes that a way of telling knows; refuses a setting that cannot be."""
+    if by not in BY:
+        raise UserError(f"reward language: by = {by!r}{did_you_mean(by, BY)}")
+    if by == "detector":
+        needs("py3langid", "py3langid", "reward language")
+    known = [*SCRIPTS] if by == "script" else _detected()
+    if code not in known:
+        raise UserError(f"reward language: unknown code {code!r}{did_you_mean(code, known)}")
+    return known
 
 
 def share(text: str, code: str) -> float:
@@ -114,6 +132,12 @@ def detect(text: str, where: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "").split(" ", 1)[0]
+
+
+@functools.cache
+def _detected() -> list[str]:
+    """The codes that the detector may name: it ranks them all."""
+    return [code for code, _ in _detector().rank("")]
 
 
 @functools.cache

@@ -65,11 +65,17 @@ def math(
         if said and None in verdicts and True not in verdicts:
             asked.append((i, golds, said[1]))
     if verify and asked:
-        needs("math-verify", "math_verify", "reward math")
+        ready()
         judge = pool("ptjax.rewards.maths_worker.verdict", seconds, workers)
         for (i, *_), value in zip(asked, judge.map([one[1:] for one in asked]), strict=True):
             found[i] = value
     return found
+
+
+def ready(*, verify: bool = True, **_: Any) -> None:
+    """Refuses before a run what it could not be judged with."""
+    if verify:
+        needs("math-verify", "math_verify", "reward math")
 
 
 def _gold(given: Any) -> str:

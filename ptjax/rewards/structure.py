@@ -77,7 +77,7 @@ def json_schema(
     Raises:
       UserError: `schema` is no schema; jsonschema is not installed.
     """
-    needs("jsonschema", "jsonschema", "reward json_schema")
+    ready()
     import jsonschema as library
 
     default = None
@@ -95,6 +95,11 @@ def json_schema(
         except Exception as error:  # of the row's schema: text that is no JSON, an open reference
             found.append(Failed(f"the row's schema: {type(error).__name__}: {error}"))
     return found
+
+
+def ready(**_: Any) -> None:
+    """Refuses before a run what it could not be judged with."""
+    needs("jsonschema", "jsonschema", "reward json_schema")
 
 
 def _validator(given: Any) -> Any:

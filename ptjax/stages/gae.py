@@ -45,7 +45,8 @@ def _gae(
     (2503.01491). Advantages are whitened over the batch's tokens; then 0 on tokens below the
     quantile of entropy. Where something asks for it, `old_entropy` is of the same pass. With
     `mask_truncated` answers that ran out of room are left out beforehand, of statistics too: where
-    they would have ended nobody knows. `policy_coef` is 0 for the first `value_pretrain` steps.
+    they would have ended nobody knows. `policy_coef` is 0 for all updates of a rollout that begins
+    within the first `value_pretrain` optimizer steps.
     """
     asked = asks_entropy(top_entropy=top_entropy, entropy_target=entropy_target)
     said = ctx.policy(batch, ("logps", "values", *(("entropy",) if asked else ())))

@@ -13,6 +13,7 @@ from ptjax.data import HostBatch
 from ptjax.data.pack_groups import pack_groups
 from ptjax.data.plan import Blocks
 from ptjax.data.prompts import Prompt
+from ptjax.errors import UserError
 from ptjax.generate.transcript import Completion
 from ptjax.rewards.score import Scores
 from ptjax.sharding import batch_shards, put_batch
@@ -22,6 +23,9 @@ from ptjax.stages.sampler import sampled_by
 from ptjax.types import Batch
 
 _log = logging.getLogger("ptjax")
+
+_ROUNDS = 4
+"""Batches of prompts that dynamic sampling asks about at most, where nothing else is set."""
 
 
 class Group(NamedTuple):
@@ -52,7 +56,7 @@ def _rollout(
     carry: None,
     *,
     dynamic_sampling: bool = False,
-    max_rounds: int = 4,
+    max_rounds: int = _ROUNDS,
 ) -> tuple[Batch, None]:
     """Samples answers to each prompt and asks the rewards about them.
 
@@ -274,6 +278,15 @@ def _warn(step: int, groups: Sequence[Group], there: np.ndarray, *, compares: bo
     )
 
 
+def _tells_apart(*, dynamic_sampling: bool, max_rounds: int) -> bool:
+    """Whether groups of equal rewards are left out."""
+    if max_rounds < 1:
+        raise UserError(f"hparams.max_rounds = {max_rounds}: it must be at least 1")
+    if not dynamic_sampling and max_rounds != _ROUNDS:
+        raise UserError("hparams.max_rounds is not read where dynamic_sampling = False")
+    return dynamic_sampling
+
+
 rollout = Stage(
     "rollout",
     _rollout,
@@ -289,12 +302,22 @@ rollout = Stage(
     },
     sequences=GROUP,
     judged=True,
-    compares=lambda *, dynamic_sampling: dynamic_sampling,
+    compares=_tells_apart,
     measures=("rollout/reward", "rollout/missing", "rollout/tokens", "rollout/truncated"),
 )
 
+
+def _answers_alone(ctx: Context, batch: Batch, carry: None) -> tuple[Batch, None]:
+    """Samples answers to each prompt; all stay, since no reward tells them apart."""
+    return _rollout(ctx, batch, carry)
+
+
 answers = dataclasses.replace(
-    rollout, judged=False, compares=None, measures=("rollout/tokens", "rollout/truncated")
+    rollout,
+    run=_answers_alone,
+    judged=False,
+    compares=None,
+    measures=("rollout/tokens", "rollout/truncated"),
 )
 """Where a teacher judges them, not rewards."""
 

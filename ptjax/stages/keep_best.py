@@ -33,8 +33,14 @@ def _keep_best(
     assert host is not None and rollout is not None
     given = host.columns
     rewards, there = given["rewards"], given["weights"] > 0
-    eligible = there & (given["truncated"] == 0) if mask_truncated else there
-    kept = best(rewards, eligible, keep=keep, least=least, drop_no_signal=drop_no_signal)
+    kept = best(
+        rewards,
+        there,
+        keep=keep,
+        least=least,
+        drop_no_signal=drop_no_signal,
+        eligible=given["truncated"] == 0 if mask_truncated else None,
+    )
     ctx.logged["keep/answers"] = kept.sum() / max(there.sum(), 1)
     ctx.logged["keep/prompts"] = kept.any(1).sum() / max(there.any(1).sum(), 1)
     if kept.any():
@@ -63,25 +69,28 @@ def best(
     keep: int,
     least: float | None = None,
     drop_no_signal: bool = False,
+    eligible: Bool[np.ndarray, "B N"] | None = None,
 ) -> Bool[np.ndarray, "B N"]:
     """Which answers are among the best of their group.
 
     Args:
       rewards: of the answers.
-      there: False for fillers, answers whose reward is missing, and those that are not to be
-        imitated: never kept, whatever it says.
+      there: False for fillers and answers whose reward is missing: never kept, whatever it says.
       keep: answers of a group that stay, at most. Of equal ones those drawn first stay.
       least: reward that an answer needs; None: any.
       drop_no_signal: whether a group whose rewards are all equal stays out.
+      eligible: those of them that may be imitated; None: all. The others are signal all the same.
     """
-    ranked = np.where(there, rewards, -np.inf)
-    place = np.argsort(np.argsort(-ranked, axis=1, kind="stable"), axis=1)
-    kept = there & (place < keep)
+    some = there if eligible is None else there & eligible
+    ranked = np.where(some, -rewards, np.inf)
+    place = np.argsort(np.argsort(ranked, axis=1, kind="stable"), axis=1)
+    kept = some & (place < keep)
     if least is not None:
         kept &= rewards >= least
     if drop_no_signal:
         lowest = np.where(there, rewards, np.inf).min(1, keepdims=True)
-        kept &= ranked.max(1, keepdims=True) > lowest
+        highest = np.where(there, rewards, -np.inf).max(1, keepdims=True)
+        kept &= highest > lowest
     return kept
 
 

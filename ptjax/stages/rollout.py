@@ -3,6 +3,7 @@
 B prompts, N answers, T tokens of an answer with its prompt.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ from ptjax.types import Weights
 _log = logging.getLogger("ptjax")
 
 Columns = dict[str, np.ndarray]
+
+_LOOKED_AT = 100
+"""Rows of a source that are read to see which columns it has."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,15 @@ class Rollout(Sizes):
             for i, name in enumerate(names)
         ]
 
+    @functools.cached_property
+    def columns_of_rows(self) -> frozenset[str]:
+        """What rewards are given of each row, None where it lacks one: columns of all sources."""
+        found: set[str] = set()
+        for training, examples in ((True, self.examples), (False, self.held_out)):
+            for number in [] if examples is None else _spread(examples.source):
+                found |= self.prompt(number, training=training).facts().keys()
+        return frozenset(found)
+
     @property
     def judged(self) -> bool:
         """Whether any reward has a say, and not all are monitors."""
@@ -273,7 +286,7 @@ class Rollout(Sizes):
         if max_missing is None:
             max_missing = self.max_missing if training else 1.0
         prompts = [self.prompt(number, training=training) for number in numbers]
-        names = sorted({name for prompt in prompts for name in prompt.facts()})
+        names = sorted(self.columns_of_rows.union(*(prompt.facts() for prompt in prompts)))
         mine = own(len(prompts))
 
         def judged() -> list[list[float | str | None]]:
@@ -336,6 +349,15 @@ class Rollout(Sizes):
             "scores": np.zeros(shape[:2], np.float32),
             "margin": np.zeros(rows, np.float32),
         }
+
+
+def _spread(source: Int[np.ndarray, " E"]) -> list[int]:
+    """Some examples of every source, from its first to its last; all of a small one."""
+    found = []
+    for one in np.unique(source):
+        of = np.flatnonzero(source == one)
+        found += of[np.unique(np.linspace(0, len(of) - 1, _LOOKED_AT).astype(int))].tolist()
+    return found
 
 
 def put_answer(columns: Columns, row: int, n: int, prompt: Int[np.ndarray, " P"], said: Completion):

@@ -96,5 +96,10 @@ def test_on_policy_distillation_is_a_policy_gradient():
     algorithm = on_policy_distillation_after(ROLLOUT)
     bound = algorithm.bind({}, "config.hparams")
     assert bound.needs == ("logps", "entropy") and bound.stages[-1].name == "teacher_advantage"
-    with pytest.raises(UserError, match="correction = 'tokens'"):
-        algorithm.bind({"correction": "tokens"}, "config.hparams")
+    for given, message in (
+        ({"correction": "tokens"}, "correction = 'tokens'"),
+        ({"correction_low": 0.5}, "correction_low is not read where correction = 'none'"),
+        ({"clip_low": -1.0}, "clip_low = -1.0: it must be not negative"),
+    ):
+        with pytest.raises(UserError, match=message):
+            algorithm.bind(given, "config.hparams")

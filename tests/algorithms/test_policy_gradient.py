@@ -284,6 +284,17 @@ def test_stages_that_settings_ask_for():
     assert wanted_stages(beta=0.1, kl_target=6.0)[2] == "kl_control"
 
 
+def test_held_out_data_go_as_far_as_the_rewards_that_judge_them():
+    asked = {"beta": 0.1, "kl_target": 6.0, "top_entropy": 0.2}
+    for method, given in (("remax", asked), ("ppo", {}), ("raft", {})):
+        bound = METHODS[method].bind(given, "hparams")
+        assert len(bound.stages) > 1
+        assert [stage.name for stage in bound.held_out] == ["rollout"]
+    for method, given in (("dpo", {}), ("gkd_on_policy", {}), ("online_dpo", {})):
+        bound = METHODS[method].bind(given, "hparams")
+        assert bound.held_out == bound.stages
+
+
 @pytest.mark.parametrize(("updates", "asked"), [((1, 1), False), ((2, 1), True), ((1, 4), True)])
 def test_old_log_probs_only_for_several_updates(updates, asked):
     """No function of the model reads these two: they decide what stages are wanted."""
@@ -320,6 +331,14 @@ EACH = {"several": "normalize_then_sum", "scale": "batch"}
         ("grpo", {"top_entropy": 0.0}, "it must be in \\(0, 1\\]"),
         ("grpo", {"gamma": 1.5}, "it must be in \\[0, 1\\]"),
         ("grpo", {"correction_high": 0.0}, "it must be above correction_low"),
+        ("grpo", {"correction_high": 5.0}, "correction_high is not read where correction = 'none'"),
+        ("ppo", {"correction_low": 0.5}, "correction_low is not read where correction = 'none'"),
+        ("grpo", {"sync_every": 8}, "sync_every is not read where beta = 0"),
+        ("rloo", {"sync_alpha": 0.5}, "sync_alpha is not read where sync_every = 0"),
+        ("rloo", {"sync_every": -1}, "sync_every = -1: it must be not negative"),
+        ("rloo", {"sync_every": 8, "sync_alpha": 1.5}, "sync_alpha = 1.5: it must be in"),
+        ("dapo", {"max_rounds": 0}, "max_rounds = 0: it must be at least 1"),
+        ("raft", {"max_rounds": 2}, "max_rounds is not read where dynamic_sampling = False"),
     ],
 )
 def test_what_has_no_meaning_is_refused(method, given, message):

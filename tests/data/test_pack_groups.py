@@ -55,6 +55,12 @@ def test_packed_is_unpacked(blocks, empty):
     assert all(len({*places}) == 1 for places in where.values())
 
 
+@pytest.mark.parametrize("count", [16, 24])
+def test_groups_that_do_not_divide_are_refused(count):
+    with pytest.raises(ValueError, match=f"{count} groups do not divide"):
+        pack_groups(columns(ragged(count, 2, seed=0)), Blocks(8, 4), prompts_once=False)
+
+
 def test_all_blocks_have_as_many_rows_as_the_fullest_rounded_up():
     valid = np.zeros((8, 4, LENGTH), bool)
     valid[:4, 0, :3] = True  # a shard of few tokens

@@ -64,6 +64,29 @@ def test_a_rows_own_rubric_is_asked_criterion_by_criterion():
         asked({"name": "rubric"})
 
 
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ("Pip", 1),
+        ("Pip, no", 0),
+        ('["Pip", {"criterion": "never", "weight": 3}]', 0.25),
+        ({"criterion": "yes"}, 1),
+        (" ", "criterion ' ' is no text"),
+        ("[Pip]", "rubric is no JSON"),
+        (3, "rubric 3 is neither text nor a list"),
+        ([{"weight": 2}], "criterion None is no text"),
+        (["Pip", {"criterion": "yes", "weight": "much"}], "weight 'much' of criterion 'yes' is no"),
+    ],
+    ids=str,
+)
+def test_a_rubric_may_be_text_and_one_that_makes_no_sense_is_that_rows_alone(own, found):
+    made = reward({"name": "rubric", "rewards": []})
+    given = Reward("rubric", made.function, 1.0, {"reward": Reward("says_yes", says_yes)})
+    said = ask([given], PROMPTS, TEXTS, {"rubric": [own, ["no"]] * 2, "row": [0] * 4})[0]
+    assert said[1::2] == [0, 0]
+    assert said[0].startswith(found) if isinstance(found, str) else said[0] == found
+
+
 BY_ROW = {
     "name": "by_row",
     "rewards": {
@@ -108,6 +131,8 @@ def test_a_row_without_what_its_scorer_reads_is_missing():
     }
     found = asked(given, scorer=["words", "gym", None, None])
     assert found[0] == 2 and found[1].startswith("gym: no column 'task'")
+    found = asked(BY_ROW, scorer=["words", "math", None, None])
+    assert found[0] == 2 and found[1].startswith("math: reward math: no column 'answer'")
 
 
 def test_mistakes_inside_are_found_as_the_config_is_read():

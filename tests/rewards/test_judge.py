@@ -86,6 +86,25 @@ def test_the_last_score_on_the_scale_becomes_a_share(stand):
     assert stand.bodies[-1]["temperature"] == 1
 
 
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score: -3", -3),
+        ("Score: **-2.5**", -2.5),
+        ("**Score:** 2.5/10", 2.5),
+        ("Score (-5 to 5): 4", 4),
+        ("**Score [-5, 5]**: -1", -1),
+        ("Score (4)", 4),
+        ("Score - 2", 2),
+        ("Score: −3", "no score in the judge's reply"),
+    ],
+)
+def test_a_score_has_its_sign_and_is_not_the_scale(stand, reply, score):
+    stand.reply = lambda text: (200, reply)
+    wanted = (score + 5) / 10 if isinstance(score, int | float) else score
+    assert asked(stand, ["x"], scale=[-5.0, 5.0]) == [wanted]
+
+
 def test_what_is_asked(stand):
     talk = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
     columns = {

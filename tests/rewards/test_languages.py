@@ -1,6 +1,7 @@
 import pytest
 
 from ptjax.errors import UserError
+from ptjax.rewards.base import Failed
 from ptjax.rewards.languages import language
 
 TEXTS = [
@@ -31,11 +32,22 @@ def test_the_detector_tells_languages_of_one_script():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"code": "xx"}, "no script of 'xx'"), ({"by": "scrpt"}, "did you mean 'script'")],
+    [
+        ({"code": "xx"}, "unknown code 'xx'"),
+        ({"code": "english", "by": "detector"}, "unknown code 'english'"),
+        ({"by": "scrpt"}, "did you mean 'script'"),
+    ],
 )
 def test_unknown_languages_and_ways(settings, message):
     with pytest.raises(UserError, match=message):
         language([], ["a"], **settings)
+
+
+@pytest.mark.parametrize("by", ["script", "detector"])
+def test_a_row_of_an_unknown_language_is_missing_alone(by):
+    failed, *others = language([], ["Good morning to you!"] * 3, ["xx", "en", None], by=by)
+    assert isinstance(failed, Failed) and str(failed).startswith("unknown language 'xx'")
+    assert others == [1, 1]
 
 
 def test_what_is_not_installed_is_named_with_its_command(monkeypatch):

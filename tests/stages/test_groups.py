@@ -1,6 +1,8 @@
 """What a rollout is of: who answers, what rewards say, where it stands in the batch."""
 
 import dataclasses
+import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -325,6 +327,19 @@ def test_why_rewards_fail_is_logged_and_told_once(run, host, caplog):
     assert caplog.text.count(line) == caplog.text.count("rewards failed") == 1
 
 
+def test_rewards_abstain_of_a_batch_that_lacks_a_column_which_other_rows_have(folder, one_device):
+    """Only the second source has what they read: an optional column, and one that is needed."""
+    row = {"prompt": "ship", "answer": "4", "instruction_id_list": ["punctuation:no_comma"]}
+    (folder / "sums.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    both = [{"path": str(folder / f"{name}.jsonl")} for name in ("prompts", "sums")]
+    judges = [{"name": "math", "verify": False}, "ifeval"]
+    run = prepare(config(folder, rewards=judges, **{"data.sources": both}))
+    (held_out,) = run.pipeline.validation()
+    batch, logged, _ = staged(run, held_out, training=False)
+    assert np.isnan(batch["reward_parts"]).all() and logged["rollout/missing"] == 1
+    assert logged["reward/math/failed"] == logged["reward/ifeval/failed"] == 0
+
+
 def test_a_held_out_batch_of_one_that_fails_does_not_stop_the_run(run, host, caplog):
     own = changed(run, "tests.judged.broken")
     (held_out,) = own.pipeline.validation()
@@ -483,6 +498,15 @@ def test_greedy_answers_are_of_the_prompts_in_the_batch(run, host):
     assert np.isfinite(batch["greedy_rewards"]).nonzero()[0].tolist() == rows
 
 
+def test_held_out_answers_are_judged_and_go_no_further(run):
+    """No greedy answer is sampled to compare them with, no advantage made."""
+    own = dataclasses.replace(run, bound=METHODS["remax"].bind({}, "hparams"))
+    (held_out,) = own.pipeline.validation()
+    batch, logged, _ = staged(own, held_out, training=False)
+    assert "rollout/reward" in logged and "reward/greedy" not in logged
+    assert "rewards" in batch and not batch.keys() & {"greedy_rewards", "advantages"}
+
+
 def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, host):
     def fails_alone(prompts, completions):
         return [1.0 if len(completions) > B else Failed("no") for _ in completions]
@@ -497,11 +521,11 @@ def test_greedy_answers_without_a_reward_are_no_baseline_and_stop_nothing(run, h
 WRONG = {
     "top_k": ("grpo", {"rollout.top_k": 5}, r"config.rollout.top_k: a policy gradient scores"),
     "top_p": ("ppo", {"rollout.top_p": 0.9}, r"config.rollout.top_p: a policy gradient scores"),
-    "parts": ("grpo", {"rollout.minibatches": 3}, "8 prompts do not divide into 3 x accumulate 1"),
+    "parts": ("grpo", {"rollout.minibatches": 3}, "8 prompts is not a multiple of 3 = 3 minib"),
     "micro": (
         "grpo",
         {"rollout.minibatches": 4, "accumulate": 4},
-        "do not divide into 4 x accumulate 4",
+        "a multiple of 16 = 4 minibatches x 1 shards x 4 micro-batches; next is 16, or lower",
     ),
     "epochs": ("online_dpo", {"rollout.epochs": 2}, "rollout.epochs is set, but online_dpo does"),
     "minibatches": ("online_dpo", {"rollout.minibatches": 2}, "rollout.minibatches is set, but"),
@@ -515,6 +539,22 @@ WRONG = {
     ),
     "one": ("grpo", {"rollout.n": 1}, "compares at least 2 answers"),
     "greedy": ("grpo", {"rollout.temperature": 0.0}, "nothing to compare"),
+    "greedy_best": ("raft", {"rollout.temperature": 0.0}, "nothing to compare"),
+    "greedy_taught": (
+        "on_policy_distillation",
+        {"rollout.temperature": 0.0, "rewards": [], "reference.source": "smollm2"},
+        "a policy gradient scores logits divided by it",
+    ),
+    "dynamic": (
+        "gkd_on_policy",
+        {"hparams.dynamic_sampling": True, "rewards": [], "reference.source": "smollm2"},
+        "config.hparams: unknown key 'dynamic_sampling'",
+    ),
+    "dynamic_taught": (
+        "on_policy_distillation",
+        {"hparams.dynamic_sampling": True, "rewards": [], "reference.source": "smollm2"},
+        "config.hparams: unknown key 'dynamic_sampling'",
+    ),
     "none": ("grpo", {"rewards": []}, "grpo needs a judge of answers"),
     "judged": (
         "on_policy_distillation",
@@ -524,7 +564,19 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(("shards", "fits"), [(2, True), (4, False)])
+def test_a_minibatch_divides_over_the_mesh_before_answers_are_sampled(folder, shards, fits):
+    given = config(folder, **{"rollout.minibatches": 2, "accumulate": 2})
+    bound = METHODS["grpo"].bind({}, "hparams")
+    if fits:
+        assert check_rollout(given, bound, shards)
+    else:
+        with pytest.raises(UserError, match="16 = 2 minibatches x 4 shards x 2 micro-batches"):
+            check_rollout(given, bound, shards)
+
+
 @pytest.mark.parametrize("case", WRONG)
+@pytest.mark.usefixtures("one_device")
 def test_what_cannot_be_is_said_before_a_model_is_loaded(folder, case, monkeypatch):
     def never(*_, **__):
         raise AssertionError("loaded")
@@ -539,7 +591,7 @@ def test_a_sandbox_is_proved_before_the_run_wherever_a_reward_stands(folder, mon
     def refuses(python):
         raise UserError(f"refuses {python}")
 
-    monkeypatch.setattr("ptjax.rewards.sandbox.proof.prove", refuses)
+    monkeypatch.setattr(importlib.import_module("ptjax.rewards.code"), "prove", refuses)
     inner = {"name": "cosine", "reward": {"name": "code", "python": "mine"}, "max_tokens": 9}
     judge = {"name": "by_row", "rewards": {"tests": inner}}
     with pytest.raises(UserError, match="refuses mine"):

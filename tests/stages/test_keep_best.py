@@ -82,6 +82,14 @@ def test_truncated_answers_are_not_imitated_where_asked():
     assert ctx.logged["keep/answers"] == pytest.approx(2 / 8)
 
 
+def test_answers_that_are_not_imitated_are_signal_all_the_same():
+    """Of the first prompt one answer may be kept, and another has a different reward."""
+    cut = np.float32([[0, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0]])
+    batch, *_ = run(truncated=cut, mask_truncated=True, drop_no_signal=True)
+    kept = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(batch["weights"], WEIGHTS * kept)
+
+
 def test_any_group_is_cut_as_sorting_would():
     draw = np.random.RandomState(3)
     rewards = draw.randint(0, 4, (200, 6)).astype(np.float32)
