@@ -5,7 +5,8 @@ Where data decide, they are taken to be of one kind: each step has an example th
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,9 +53,9 @@ def columns(config: Config, kind: str, *, shards: int) -> Columns:
       UserError: `config.data` is wrong, or its batch does not divide over shards and micro-batches.
     """
     given = config.data.to_dict()
-    for source in given["sources"]:
-        source["path"] = source.get("path") or "data"
-    asked, what = data_config({**given, "sources": given["sources"] or ["data"]}), kind_named(kind)
+    sources = given["sources"] or "data"
+    listed = [sources] if isinstance(sources, str | Mapping) else sources
+    asked, what = data_config({**given, "sources": list(map(_found, listed))}), kind_named(kind)
     if what.judged and asked.truncate == "split":
         raise UserError(f"config.data.truncate = 'split': kind {kind!r} has no pieces")
     examples = _examples(asked, what)
@@ -66,6 +67,14 @@ def columns(config: Config, kind: str, *, shards: int) -> Columns:
     width = examples.lengths.shape[1]
     shapes = layout.shapes(rows, length, schedule.block, width, what.columns)
     return Columns(shapes, int(examples.longest.max()), examples.prompts_once)
+
+
+def _found(source: Any) -> Any:
+    """A source that has a path, whatever it is: nothing is read."""
+    given = source.to_dict() if hasattr(source, "to_dict") else source
+    if isinstance(given, Mapping) and not given.get("path"):
+        return {**given, "path": "data"}
+    return given
 
 
 def _examples(config: DataConfig, kind: Kind) -> Examples:

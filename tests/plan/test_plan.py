@@ -9,8 +9,10 @@ import sys
 import jax
 import pytest
 
+from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.plan import __main__ as command
+from ptjax.plan.batches import columns
 from ptjax.plan.page import verdict
 from ptjax.plan.programs import programs
 from ptjax.plan.report import plan
@@ -103,17 +105,44 @@ def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     assert state <= step["to_donate"] < state + 200
     assert step["memory"]["donated"] >= step["to_donate"]
     assert step["beside"] == 0
-    decode = named["decode"]
+    decode, prefill = named["decode"], named["prefill"]
     unused = found["resident"]["optimizer"] + found["resident"]["stages"]
     assert decode["beside"] >= unused
     places, layers, heads, width = 16 * 96 + 8 * 64, 2, 2, 8  # of answers, of prompts
     kept = 2 * layers * places * heads * width * 4 // jax.device_count()
     assert kept < decode["cache"] < kept + 100
+    assert prefill["beside"] >= unused + kept  # rows, and the 8 of 16 prompts that were read first
     assert any(one["kind"] == "all-gather" and one["sent"] > 0 for one in step["collectives"])
     both = 2 * step["flops_of_all_devices"]  # of the two minibatches; the base is frozen
     assert both / named["policy pass"]["flops_of_all_devices"] == pytest.approx(2, rel=0.2)
     assert 0 < step["flops_again"] < step["flops_of_all_devices"]
     assert found["fits"]["fits"] is None and "At most" in verdict(found)
+
+
+@pytest.mark.parametrize(
+    "sources", ["a.jsonl", ["a.jsonl", "b.jsonl"], {"path": "a.jsonl"}, [{"path": None}], []]
+)
+def test_sources_may_be_all_that_a_run_takes_and_stay_as_they_are(folder, sources):
+    asked = config(folder, "sft")
+    wanted = columns(asked, "sequences", shards=8)
+    with asked.ignore_type():
+        asked.data.sources = sources
+    before = asked.to_json()
+    assert columns(asked, "sequences", shards=8) == wanted
+    assert asked.to_json() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "said"),
+    [
+        ("dpo", {"accumulate": 2, "hparams": {"loss": "aot"}}, "config.accumulate = 2: the loss"),
+        ("reward", {"samples.prompts": ["hi"]}, "reward trains a scorer"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_as_in_a_run(folder, method, changes, said):
+    asked = config(folder, method, **changes)
+    with pytest.raises(UserError, match=said):
+        job(asked, sharding.make_mesh(asked.mesh.to_dict()))
 
 
 def test_held_out_data_are_planned_for(folder):
@@ -169,10 +198,9 @@ def test_a_topology_that_cannot_be_is_one_line(name, said, monkeypatch):
 def test_a_tpu_that_is_not_there(folder, tmp_path):
     path = tiny.write_config(folder, **{"data.validation": None, **AWAY})
     words = [f"--config={path}", "--topology=v5e:2x2", f"--out={tmp_path}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "ptjax.plan", *words],
-        env=environment,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
