@@ -62,15 +62,7 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
     mesh = sharding.make_mesh(config.mesh.to_dict())
     judges = check_rollout(config, bound, sharding.batch_shards(mesh))
-    if bound.coupled and config.accumulate > 1:
-        raise UserError(
-            f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
-            "hparams couples the rows of a batch, which micro-batches would change"
-        )
-    if bound.head == "score" and config.samples.prompts:
-        raise UserError(
-            f"config.samples.prompts: {config.method} trains a scorer, which has no text"
-        )
+    check_method(config, bound)
     bundle = load(
         config.model.source,
         param_dtype=config.model.param_dtype,
@@ -155,6 +147,23 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
     if config.checkpoint.best:
         _check_best(run, config.checkpoint.best[0])
     return run
+
+
+def check_method(config: Config, bound: Bound) -> None:
+    """Refuses what a method cannot do: a coupled loss in micro-batches, samples of a scorer.
+
+    Raises:
+      UserError: names the setting.
+    """
+    if bound.coupled and config.accumulate > 1:
+        raise UserError(
+            f"config.accumulate = {config.accumulate}: the loss of {config.method} with these "
+            "hparams couples the rows of a batch, which micro-batches would change"
+        )
+    if bound.head == "score" and config.samples.prompts:
+        raise UserError(
+            f"config.samples.prompts: {config.method} trains a scorer, which has no text"
+        )
 
 
 def _remark(

@@ -93,6 +93,7 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     asked = any(stage.reference for stage in bound.stages)
     follows = any(stage.reference and stage.begin for stage in bound.stages)
     check_reference(config, asked, follows, taught="divergence" in bound.needs)
+    prepare.check_method(config, bound)
     model = decoder(architecture(config.model.source), _lora(config), bound.head)
     rows = model.rows
     params = _leaves(config, model, rows, mesh, config.model.base)
