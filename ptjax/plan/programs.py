@@ -183,6 +183,8 @@ def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
         {"compute": how},
         flops=counter.forward(Seen(together * read, together * read * (read + 1) // 2, 0)),
         cache=cache,
+        # Rows are there before the first prompt is read, and what was read until it is replaced.
+        beside=(rows, cache if together < prompts else ()),
     )
     which = row(jnp.int32, size)
     yield Planned(
