@@ -113,10 +113,11 @@ def search_page(found: dict[str, Any]) -> str:
     parts = ["# Found", f"`{flags}`" if flags else "Nothing that was tried fits."]
     if found["why"]:
         parts.append("\n".join(f"- {line}" for line in found["why"]))
-    if found["longest"]:
-        parts.append(
-            f"The longest sequence, one example a device at a time: {found['longest']:,} tokens."
-        )
+    if found["skipped"]:
+        parts.append("Not tried:\n\n" + "\n".join(f"- {line}" for line in found["skipped"]))
+    allowed = f"at most {found['longest_allowed']:,}, by the model's positions"
+    longest = f"{found['longest']:,} tokens" if found["longest"] else "none that was tried fits"
+    parts.append(f"The longest {found['longest_of']}: {longest} ({allowed}).")
     parts.append(_table(("tried", "GiB of a device", "fits"), trials))
     return "\n\n".join(parts) + "\n"
 

@@ -1,18 +1,19 @@
 """What fits: the least recomputation and the fewest micro-batches, then the longest context.
 
-Every trial is a compilation of the optimizer step, so there are few: a step needs less with more
-micro-batches, and less with each `remat` policy than with the one before.
+Every trial is a compilation of the optimizer step, so there are few: from two micro-batches on, a
+step needs less with more of them, and less with each `remat` policy than with the one before.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ptjax import sharding
+from ptjax import prepare, sharding
 from ptjax.algorithms import METHODS
-from ptjax.algorithms.base import named
+from ptjax.algorithms.base import Bound, named
 from ptjax.config import Config, override
-from ptjax.errors import UserError
+from ptjax.plan.architectures import architecture
 from ptjax.plan.batches import WIDTH
 from ptjax.plan.compiled import compile_one
 from ptjax.plan.programs import resident, train
@@ -49,13 +50,19 @@ class Found(NamedTuple):
     Attributes:
       changes: of the config, so that its step fits; None where nothing does.
       why: the reason for each choice.
-      longest: tokens of the longest sequence that fits, a sequence a device; 0 where none does.
+      skipped: what was not tried, and why.
+      longest: tokens of the longest `longest_of` that fits; 0 where none does.
+      longest_of: what is made longer.
+      longest_allowed: tokens that the model's positions leave it.
       trials: everything that was compiled, in order.
     """
 
     changes: Changes | None
     why: list[str]
+    skipped: list[str]
     longest: int
+    longest_of: str
+    longest_allowed: int
     trials: list[Trial]
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,6 +92,8 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
       room: bytes of each.
       need: of a config, the bytes that its step needs; `need_of` compiles.
     """
+    algorithm = named(config.method, METHODS)
+    bound = algorithm.bind(prepare.hyperparameters(config, algorithm), "config.hparams")
     trials: list[Trial] = []
 
     def needs(changes: Changes) -> int:
@@ -95,24 +104,34 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
     def fits(changes: Changes) -> bool:
         return needs(changes) <= room
 
-    chosen, why = None, []
-    for mesh in _meshes(config, devices):
-        accumulates = _accumulates(changed(config, mesh), devices)
-        if not accumulates:
+    rows, meshes = _rows(config), _meshes(config, devices)
+    chosen, skipped = None, []
+    for mesh in meshes:
+        shards = _shards(config, mesh, devices)
+        if rows % shards or not rows:
+            of = "rows" if config.data.batch_size is None else "examples of an update"
+            tensor = f"mesh.tensor = {mesh['mesh.tensor']}"
+            skipped.append(f"{tensor}: {rows} {of} do not divide over {shards} shards")
             continue
+        parts = _accumulates(rows // shards, bound)
         for remat in POLICIES:
-            smallest = {**mesh, "model.remat": remat, "accumulate": accumulates[-1]}
-            if not fits(smallest):
-                continue
-            fewest = _first(accumulates[:-1], lambda a, at=smallest: fits({**at, "accumulate": a}))
-            chosen = {**smallest, "accumulate": fewest or accumulates[-1]}
-            why = _reasons(chosen, trials)
-            break
+            at = {**mesh, "model.remat": remat}
+            fewest = _fewest(parts, lambda part, at=at: fits({**at, "accumulate": part}))
+            if fewest is not None:
+                chosen = {**at, "accumulate": fewest}
+                break
         if chosen:
             break
-    at = {**(chosen or _meshes(config, devices)[0]), "model.remat": "full"}
-    length = _longest(config, at, devices, room, needs)
-    return Found(chosen, why, length, trials)
+    why = _reasons(chosen, trials) if chosen else []
+    at = {**(chosen or meshes[0]), "model.remat": "full", "accumulate": 1}
+    allowed = architecture(config.model.source).max_positions
+    what = "sequence, one example a device at a time"
+    if any(stage.sequences for stage in bound.stages):
+        answer = int(config.rollout.max_tokens)
+        allowed = max(allowed - answer, 0)
+        what = f"prompt, one a device at a time with all of its answers of {answer:,} tokens"
+    length = _longest(config, at, _shards(config, at, devices), allowed, room, needs)
+    return Found(chosen, why, skipped, length, what, allowed, trials)
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -135,29 +154,36 @@ def _meshes(config: Config, devices: int) -> list[Changes]:
     ]
 
 
-def _accumulates(config: Config, devices: int) -> list[int]:
-    """Numbers of micro-batches that the batch divides into, the fewest first."""
-    shards = devices // (int(config.mesh.tensor) * int(config.mesh.sequence))
+def _shards(config: Config, mesh: Changes, devices: int) -> int:
+    """Of a batch."""
+    return devices // (mesh["mesh.tensor"] * int(config.mesh.sequence))
+
+
+def _rows(config: Config) -> int:
+    """What shards and micro-batches divide: a batch's rows, or the examples of an update."""
     data = config.data
     if data.batch_size is not None:
-        whole = data.batch_size // int(config.rollout.minibatches)
-    else:
-        width = WIDTH.get(named(config.method, METHODS).data, 1)
-        whole = data.tokens_per_batch // (data.row_length or data.max_length * width)
-    options = [2**k for k in range(12)]
-    return [a for a in options if whole % (shards * a) == 0 and whole >= shards * a]
+        return data.batch_size // int(config.rollout.minibatches)
+    width = WIDTH.get(named(config.method, METHODS).data, 1)
+    return data.tokens_per_batch // (data.row_length or data.max_length * width)
 
 
-def _first(options: list[int], fits: Callable[[int], bool]) -> int | None:
-    """The first option that fits, where all behind one that fits do too."""
-    low, high = 0, len(options)
-    while low < high:
-        middle = (low + high) // 2
-        if fits(options[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return options[low] if low < len(options) else None
+def _accumulates(rows: int, bound: Bound) -> list[int]:
+    """Numbers of micro-batches that a shard's rows divide into, the fewest first."""
+    return [a for a in range(1, rows + 1) if rows % a == 0 and not (bound.coupled and a > 1)]
+
+
+def _fewest(options: list[int], fits: Callable[[int], bool]) -> int | None:
+    """The fewest micro-batches that fit; None where none does.
+
+    One alone has no gradients to add up, and may fit where two and more do not.
+    """
+    one, *more = options
+    if fits(one):
+        return one
+    if not more or not fits(more[-1]):
+        return None
+    return more[bisect_left(more, True, hi=len(more) - 1, key=fits)]
 
 
 def longest(need: Callable[[int], int | float], room: int, *, step: int, first: int) -> int:
@@ -206,36 +232,43 @@ def _meets(known: Mapping[int, int | float], room: int) -> float | None:
 
 
 def _longest(
-    config: Config, at: Changes, devices: int, room: int, needs: Callable[[Changes], int]
+    config: Config,
+    at: Changes,
+    shards: int,
+    allowed: int,
+    room: int,
+    needs: Callable[[Changes], int],
 ) -> int:
     """The longest sequence, one example a shard of the batch at a time, layers computed again."""
-    together = int(at.get("mesh.tensor", config.mesh.tensor)) * int(config.mesh.sequence)
-    shards = devices // together
-    width = WIDTH.get(named(config.method, METHODS).data, 1)
+    data = config.data
+    row = WIDTH.get(named(config.method, METHODS).data, 1)
+    unset = {f"data.{name}": None for name in ("row_length", "buckets") if data[name] is not None}
 
     def of(length: int) -> int | float:
-        row = length * width
-        size: Changes = {"data.tokens_per_batch": shards * row, "data.row_length": row}
-        if config.data.batch_size is not None:
-            size = {"data.batch_size": shards * int(config.rollout.minibatches)}
-        try:
-            return needs({**at, **size, "accumulate": 1, "data.max_length": length})
-        except UserError:  # longer than the model's positions
+        if length > allowed:
             return math.inf
+        size: Changes = {"data.tokens_per_batch": shards * length * row}
+        size |= {**unset, "data.row_length": length * row}
+        if data.batch_size is not None:
+            size = {**unset, "data.batch_size": shards * int(config.rollout.minibatches)}
+        return needs({**at, **size, "data.max_length": length})
 
-    return longest(of, room, step=_STEP, first=_STEP)
+    step = min(_STEP, allowed)
+    return longest(of, room, step=step, first=step) if step else 0
 
 
 def _reasons(chosen: Changes, trials: list[Trial]) -> list[str]:
-    """Why each field is as it is: the last trial that did not fit without it."""
-    refused = [one for one in trials if not one.fits]
-    why = []
-    for path, value in chosen.items():
-        others = [one for one in refused if one.changes.get(path, value) != value]
+    """Why each field is as it is: what a step needs at least without that, all before it alike."""
+    why, alike = [], trials
+    fields = ("mesh.tensor", "model.remat", "accumulate")
+    for i, path in enumerate(fields):
+        others = [one for one in alike if one.changes[path] != chosen[path] and not one.fits]
+        said = "the first that was tried fits"
         if others:
             least = min(others, key=lambda one: one.need)
-            other = least.changes[path]
-            why.append(f"{path} = {value}: with {other} a step needs {least.need / 2**30:.2f} GiB")
-        else:
-            why.append(f"{path} = {value}: the first that was tried fits")
+            at = ", ".join(f"{field} = {least.changes[field]}" for field in fields[i + 1 :])
+            said = f"with {least.changes[path]} a step needs {least.need / 2**30:.2f} GiB"
+            said += f" at least, at {at}" if at else ""
+        why.append(f"{path} = {chosen[path]}: {said}")
+        alike = [one for one in alike if one.changes[path] == chosen[path]]
     return why
