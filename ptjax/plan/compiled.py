@@ -17,7 +17,9 @@ from ptjax.plan.programs import Planned
 from ptjax.sharding import is_on_host
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|temporaries \(([\d.]+)([KMGT]?)\)")
+_REFUSED = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|HLO temporaries \(([\d.]+)([KMGT]?)\)"
+)
 _LISTED = re.compile(
     r"Size: ([\d.]+)([KMGT]?)\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\s+)?Shape: (\w+\[[\d,]*\])"
 )
@@ -50,7 +52,7 @@ class Compiled(NamedTuple):
     Attributes:
       planned: the program.
       memory: None where the compiler refused it, for it needs too much.
-      peak: bytes at its peak; where it was refused, by the compiler's message.
+      peak: bytes at its peak; where it was refused, `needed` of the compiler's message.
       wanted: bytes of what is to be donated.
       cache: bytes of keys and values.
       beside: bytes that lie on a device while it runs, and are no part of it.
@@ -100,11 +102,10 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            used = _USED.search(str(error))
-            if used is None:
+            peak = needed(str(error))
+            if peak is None:
                 raise UserError(f"{one.name}: the compiler fails: {error}") from error
             seconds = time.perf_counter() - began
-            peak = _bytes(used[1] or used[3], used[2] or used[4] or "")
             listed = _listed(str(error)) or _arguments(one)
             return Compiled(one, None, peak, **sizes, traffic=[], buffers=listed, seconds=seconds)
     found = compiled.memory_analysis()
@@ -126,10 +127,20 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
         memory,
         memory.peak,
         **sizes,
-        traffic=traffic(program, slices),
+        traffic=traffic(program, slices, one.chunks),
         buffers=largest(program, _SHOWN),
         seconds=time.perf_counter() - began,
     )
+
+
+def needed(message: str) -> int | None:
+    """Bytes that a program needs, by the message that refuses it; None where that is not why.
+
+    Arguments, results and temporaries together: so does the message of "HLO temporaries" count, for
+    all its name. Of 20 GiB of arguments and their sum it says 20 (libtpu 0.0.42.1).
+    """
+    found = _REFUSED.search(message)
+    return None if found is None else _bytes(found[1] or found[3], found[2] or found[4] or "")
 
 
 def held(tree: Any) -> int:
