@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from ptjax.sharding import constrain
 
+LOOP = "head_chunks"
+"""What loops over chunks are called in a compiled program."""
 Stats = dict[str, Float[Array, "S M"]]
 Reduce = Callable[[Array, Float[Array, "S C V"]], Stats]
 """`(number of the chunk, its raw logits) -> fields`, [S, C] each."""
@@ -89,7 +91,8 @@ def fields_of_chunks(
         logits = project(chunk_of(hidden, i, chunk), kernel, vocab_first=vocab_first)
         return _put_all(stats, reduce(i, logits), i, chunk)
 
-    return jax.lax.fori_loop(0, trips, body, zeros(fields, hidden))
+    with jax.named_scope(LOOP):
+        return jax.lax.fori_loop(0, trips, body, zeros(fields, hidden))
 
 
 def gradients_of_chunks(
@@ -137,7 +140,8 @@ def gradients_of_chunks(
         return _put_all(stats, parts, i, chunk), _put(d_hidden, d_h, i, chunk), d_kernel
 
     start = (zeros(tuple(cotangents), hidden), jnp.zeros_like(hidden), sums)
-    stats, d_hidden, d_kernel = jax.lax.fori_loop(0, trips, body, start)
+    with jax.named_scope(LOOP):
+        stats, d_hidden, d_kernel = jax.lax.fori_loop(0, trips, body, start)
     if d_kernel is not None:
         d_kernel = constrain(jnp.sum(d_kernel, axis=0), *projection_axes(vocab_first=vocab_first))
         d_kernel = d_kernel.astype(kernel.dtype)

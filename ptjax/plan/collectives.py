@@ -41,14 +41,15 @@ class Traffic(NamedTuple):
     sent: int
 
 
-def traffic(program: Program, slices: Sequence[int]) -> list[Traffic]:
+def traffic(program: Program, slices: Sequence[int], chunks: int = 1) -> list[Traffic]:
     """Adds up a program's collectives, those of a loop as often as it turns.
 
     Args:
       program: optimised.
       slices: of each device, in the order of the mesh.
+      chunks: turns of the loop over the output projection, which the program does not say.
     """
-    runs = program.runs()
+    runs = program.runs(chunks)
     everything = [op for ops in program.computations.values() for op in ops]
     fused = {name for op in everything if op.code == "fusion" for name in calls(op)}
     seen: dict[object, tuple[str, bool, int, float]] = {}

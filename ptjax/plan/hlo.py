@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ptjax.ops.chunks import LOOP
+
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _END = re.compile(r"^\}(, execution_thread=.*)?$")
 """Of a computation; a line of what is told of a Pallas kernel may begin alike."""
@@ -13,6 +15,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CHUNKS = re.compile(rf'op_name="[^"]*\b{LOOP}\b[^"]*"')
 _TRIPS = re.compile(r'"?known_trip_count"?:?=?\s*\{"?n"?:"?(\d+)"?\}')
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
@@ -47,17 +50,22 @@ class Program(NamedTuple):
     computations: dict[str, list[Op]]
     entry: str
 
-    def runs(self) -> dict[str, int]:
+    def runs(self, chunks: int = 1) -> dict[str, int]:
         """How often each computation runs when the program does, turns of loops included.
 
-        A loop whose number of turns data decide counts once. Of a conditional's branches each
-        counts.
+        A loop whose number of turns data decide counts once, but for that over chunks of the output
+        projection. Of a conditional's branches each counts.
+
+        Args:
+          chunks: turns of that.
         """
         counts = dict.fromkeys(self.computations, 0)
         counts[self.entry] = 1
         for name in self._callers_first():
             for op in self.computations[name]:
-                times = self._turns(name, op) if op.code == "while" else 1
+                times = 1
+                if op.code == "while":
+                    times = chunks if _CHUNKS.search(op.text) else self._turns(name, op)
                 for called in calls(op):
                     if called in counts:
                         counts[called] = max(counts[called], counts[name] * times)

@@ -20,6 +20,7 @@ from ptjax.ops.divergence import Teacher
 from ptjax.passes import compute, router_aux
 from ptjax.plan.batches import Shapes, columns, places
 from ptjax.plan.shapes import Job, batch
+from ptjax.stages.rollout import Sizes
 
 _FIELDS = {"old_entropy": "entropy", "old_values": "values", "teacher_hidden": "hidden"}
 """Column that a stage writes -> field of Outputs that it asks beside the log-probs, or for them."""
@@ -40,6 +41,7 @@ class Planned:
       donated: what of its arguments its results take over.
       cache: keys and values among its arguments and results.
       beside: what lies on the devices while it runs, beside the run's state and its arguments.
+      chunks: of the output projection, at most: where every token of a device is asked about.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Planned:
     donated: Any = ()
     cache: Any = ()
     beside: Any = ()
+    chunks: int = 1
 
 
 def programs(job: Job) -> list[Planned]:
@@ -98,6 +101,7 @@ def _train(job: Job, counter: FlopCounter) -> Planned:
         flops=counter.train(seen),
         again=again,
         donated=job.state,
+        chunks=_chunks(job, job.step),
     )
 
 
@@ -120,6 +124,7 @@ def _evaluate(job: Job, counter: FlopCounter) -> Iterator[Planned]:
         (job.state.merged(), batch(shapes, job.mesh), _teacher(job)),
         {},
         flops=counter.forward(_seen(job, shapes)) if job.bound.judged.needs else 0.0,
+        chunks=_chunks(job, shapes),
     )
 
 
@@ -144,6 +149,7 @@ def _passes(job: Job, counter: FlopCounter) -> Iterator[Planned]:
             (job.reference[1], given),
             {"fields": fields(of_reference)},
             flops=flops,
+            chunks=_chunks(job, job.whole),
         )
     others = int(job.reference is not None)  # a reference that follows the policy is run as it is
     if of_policy := [s for s in asking if s.passes > others * s.reference]:
@@ -154,16 +160,24 @@ def _passes(job: Job, counter: FlopCounter) -> Iterator[Planned]:
             (job.state.merged(), given),
             {"fields": fields(of_policy)},
             flops=flops,
+            chunks=_chunks(job, job.whole),
         )
 
 
 def _sampling(job: Job, counter: FlopCounter) -> Iterator[Planned]:
-    """How answers are written: prompts are read, rows are given away, all rows decode together."""
-    rollout, config = job.rollout, job.config
-    if rollout is None:
+    """How answers are written, and, where groups are, the one to each held-out prompt."""
+    if job.rollout is None:
         return
-    prompts = job.whole["tokens"][0]
-    size, together = writer.rows_and_prompts(rollout.rows, rollout.n, prompts, job.mesh)
+    yield from _writing(job, counter, job.rollout, job.rollout.n)
+    if job.config.data.validation is not None and job.rollout.n > 1:
+        for one in _writing(job, counter, job.rollout, 1):
+            yield replace(one, name=f"{one.name}, held out")
+
+
+def _writing(job: Job, counter: FlopCounter, rollout: Sizes, n: int) -> Iterator[Planned]:
+    """Prompts are read, rows are given away, all rows decode together."""
+    config, prompts = job.config, job.whole["tokens"][0]
+    size, together = writer.rows_and_prompts(rollout.rows, n, prompts, job.mesh)
     prompt, room = config.data.max_length, job.model.config.max_positions
     longest = min(prompt + rollout.max_tokens, room)
     read, slots = writer.places_of(prompt), writer.slots(longest)
@@ -240,6 +254,12 @@ def _teacher(job: Job) -> Teacher | None:
     model, leaves = job.reference
     tied = model.config.tied
     return Teacher(leaves["embed" if tied else "head"], tied, model.config.logit_softcap)
+
+
+def _chunks(job: Job, shapes: Shapes) -> int:
+    """Of a micro-batch's tokens on a device."""
+    tokens = places(shapes) // (job.config.accumulate * sharding.row_shards(job.mesh))
+    return -(-tokens // job.config.model.head_chunk)
 
 
 def _seen(job: Job, shapes: Shapes) -> Seen:

@@ -105,6 +105,10 @@ def _assumed(made: Job) -> list[str]:
             "columns [B, N, T] alone"
         )
     said.append(
+        "sent: every token of a device is asked about, so that the output projection goes through "
+        "all chunks; another loop that data end turns once"
+    )
+    said.append(
         "flops: attention over all pairs of a sequence as long as T, causal; no window is counted"
     )
     if jax.tree.leaves(made.state.carry):

@@ -92,6 +92,13 @@ def test_loops_inside_loops_are_counted_as_often_as_they_turn():
     assert runs["all-reduce-scatter.1"] == 1
 
 
+def test_of_loops_that_data_end_that_over_chunks_turns_as_often_as_it_may():
+    counted = 'backend_config={"known_trip_count":{"n":"3"},"other":{"n":"7"}}'
+    named = 'metadata={op_name="jit(step)/jvp(head_chunks)/while"}'
+    assert parse(TEXT.replace(counted, named)).runs(chunks=4)["inner"] == 2 * 4
+    assert parse(TEXT.replace(counted, named.replace("head", "other"))).runs(4)["inner"] == 2
+
+
 def test_collectives_by_kind_count_and_what_a_device_sends():
     found = {(one.kind, one.between_slices): one for one in traffic(parse(TEXT), SLICES)}
     gathers = found["all-gather", True]
