@@ -53,15 +53,28 @@ def test_parameters_are_not_sharded_over_slices():
         sharding.make_mesh({"fsdp": -1}, devices)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [(MESH, (2, 2, 2)), (dict(data=4, fsdp=-1), (4, 2, 1))], ids=str
+)
+def test_data_goes_over_slices_first(sizes, shape):
+    """Eight chips in two slices of 2x2, given in no order."""
+    at = itertools.product(range(2), repeat=3)
+    chips = [Chip((x, y, 0), slice_index=slice_index) for y, slice_index, x in at]
+    mesh = sharding.make_mesh(sizes, chips)
+    assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == shape
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices.reshape(2, -1) == [[0], [1]]).all()
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One of 4x8x8 v5p chips, of which a host has 2x2x1."""
 
     coords: tuple[int, int, int]
+    slice_index: int = 0
     platform = "tpu"
     device_kind = "TPU v5p"
     core_on_chip = 0
-    slice_index = 0
 
     @property
     def process_index(self):

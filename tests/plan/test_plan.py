@@ -12,6 +12,7 @@ import pytest
 from ptjax import sharding
 from ptjax.errors import UserError
 from ptjax.plan import __main__ as command
+from ptjax.plan import topology as where
 from ptjax.plan.batches import columns
 from ptjax.plan.page import verdict
 from ptjax.plan.programs import programs
@@ -150,6 +151,15 @@ def test_held_out_data_are_planned_for(folder):
     assert [one.name for one in programs(made)] == ["train step", "evaluation"]
 
 
+def test_answers_to_held_out_prompts_are_planned_for(folder):
+    """One a prompt: all 16 prompts are read together, of the groups' 8."""
+    asked = config(folder, "grpo", **{"data.validation": [{"path": "held_out.jsonl"}]})
+    made = job(asked, sharding.make_mesh(asked.mesh.to_dict()))
+    when = {one.name: one.when for one in programs(made)}
+    assert when["prefill"] == "8 prompts" and when["prefill, held out"] == "16 prompts"
+    assert {"admit, held out", "decode, held out", "evaluation"} <= when.keys()
+
+
 def test_the_command_needs_neither_weights_nor_data(tmp_path, capsys):
     command.main(
         [
@@ -168,6 +178,28 @@ def test_the_command_needs_neither_weights_nor_data(tmp_path, capsys):
     text = (tmp_path / "plan.md").read_text()
     assert text in capsys.readouterr().out
     assert "| train step | an optimizer step |" in text and "model, not a measurement" in text
+
+
+def test_the_command_searches_with_the_needs_that_it_plans_with(folder, tmp_path, monkeypatch):
+    """On the CPUs at hand, each of which is said to have a GiB."""
+    monkeypatch.setitem(where._TPUS, "cpu", (1.0, None, None, None))
+    path = tiny.write_config(folder, **{"data.validation": None})
+    command.main([f"--config={path}", "--topology=cpu", "--search", f"--out={tmp_path}"])
+    found = json.loads((tmp_path / "plan.json").read_text())
+    chosen, longest = found["search"]["trials"]
+    assert chosen["changes"] == found["search"]["changes"]
+    (step,) = found["programs"]
+    assert chosen["need"] == step["total"] > 0 and found["fits"]["fits"]
+    assert found["search"]["longest"] == longest["changes"]["data.max_length"] == 128
+    text = (tmp_path / "plan.md").read_text()
+    assert "`--config.mesh.fsdp=8 --config.mesh.tensor=1 --config.model.remat=none" in text
+    assert "| mesh.fsdp 8, mesh.tensor 1, model.remat none, accumulate 1 | 0.00 | True |" in text
+
+
+def test_a_search_needs_to_know_how_much_memory_there_is(folder):
+    path = tiny.write_config(folder, **{"data.validation": None})
+    with pytest.raises(UserError, match="nothing says how much memory a cpu has"):
+        command.main([f"--config={path}", "--topology=cpu", "--search"])
 
 
 def test_what_does_not_fit_says_by_how_much():
