@@ -49,8 +49,10 @@ def page(plan: dict[str, Any]) -> str:
             ),
             map(_memory, plan["programs"]),
         ),
-        "Peak is the compiler's account; beside it lies what of the run it is not given. Donated: "
-        "bytes that results take over, of those that they should.",
+        "Peak: arguments, temporaries and results, what is donated once, or the compiler's own "
+        "account where that is more; of a refused program, what its message says. Beside it lies "
+        "what of the run it is not given. Donated: bytes that results take over, of those that "
+        "they should.",
     ]
     hosted = [one for one in plan["programs"] if one["memory"] and one["memory"]["host"]]
     if hosted:

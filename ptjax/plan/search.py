@@ -124,12 +124,7 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
             break
     why = _reasons(chosen, trials) if chosen else []
     at = {**(chosen or meshes[0]), "model.remat": "full", "accumulate": 1}
-    allowed = architecture(config.model.source).max_positions
-    what = "sequence, one example a device at a time"
-    if any(stage.sequences for stage in bound.stages):
-        answer = int(config.rollout.max_tokens)
-        allowed = max(allowed - answer, 0)
-        what = f"prompt, one a device at a time with all of its answers of {answer:,} tokens"
+    what, allowed = _context(config, bound)
     length = _longest(config, at, _shards(config, at, devices), allowed, room, needs)
     return Found(chosen, why, skipped, length, what, allowed, trials)
 
@@ -229,6 +224,16 @@ def _meets(known: Mapping[int, int | float], room: int) -> float | None:
     (one, needs), (other, others) = nearest
     slope = (others - needs) / (other - one)
     return one + (room - needs) / slope if slope > 0 else None
+
+
+def _context(config: Config, bound: Bound) -> tuple[str, int]:
+    """What is made longer, and how many tokens of it the model's positions have room for."""
+    room = architecture(config.model.source).max_positions
+    if not any(stage.sequences for stage in bound.stages):
+        return "sequence, one example a device at a time", room
+    answer = int(config.rollout.max_tokens)
+    what = f"prompt, one a device at a time with all of its answers of {answer:,} tokens"
+    return what, max(room - answer, 0)
 
 
 def _longest(
