@@ -98,9 +98,10 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     rows = model.rows
     params = _leaves(config, model, rows, mesh, config.model.base)
     schedule, tx = prepare.optimizer(config, rows, params, config.steps or _STEPS)
-    blocks = sharding.batch_shards(mesh) * config.accumulate
-    data = columns(config, bound.algorithm.data, shards=sharding.batch_shards(mesh))
-    rollout = _rollout(config, bound, model, data.longest)
+    shards = sharding.batch_shards(mesh)
+    blocks = shards * config.accumulate
+    data = columns(config, bound.algorithm.data, shards=shards)
+    rollout = _rollout(config, bound, model, data.longest, shards)
     state = _state(config, bound, params, tx, mesh)
     reference, own = None, Leaves()
     if asked and not follows:
@@ -140,7 +141,9 @@ def batch(shapes: Shapes, mesh: Mesh) -> Leaves:
     }
 
 
-def _rollout(config: Config, bound: Bound, model: Decoder, prompt: int) -> Sizes | None:
+def _rollout(
+    config: Config, bound: Bound, model: Decoder, prompt: int, shards: int
+) -> Sizes | None:
     """How much is sampled, the longest prompt of so many tokens; rewards may be missing."""
     if not any(stage.sequences for stage in bound.stages):
         return None
@@ -148,7 +151,7 @@ def _rollout(config: Config, bound: Bound, model: Decoder, prompt: int) -> Sizes
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.rewards = [{"name": "length", "target": 1}]
-    judges = check_rollout(config, bound)
+    judges = check_rollout(config, bound, shards)
     room = model.config.max_positions
     if prompt >= room:
         raise UserError(
