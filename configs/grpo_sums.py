@@ -5,8 +5,8 @@ r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with L
     python -m ptjax.train --config=configs/grpo_sums.py --workdir=runs/sums
 
 Sums and differences of two numbers of one or two digits, of reasoning-gym; the reward is its own.
-Held-out prompts answered greedily: mean reward 0.316 to 0.463 in 40 steps, 25 min 53 s on one CPU core with the
-three evaluations of 1,000 prompts (docs/methods/grpo.md).
+Held-out prompts answered greedily: mean reward 0.316 to 0.463 in 40 steps, 25 min 53 s on one CPU
+core with the three evaluations of 1,000 prompts (docs/methods/grpo.md).
 """
 
 from ptjax.config import ConfigDict, defaults, lora
