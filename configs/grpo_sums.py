@@ -1,4 +1,4 @@
-r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with LoRA, two CPU cores.
+r"""SmolLM2-135M-Instruct learns to calculate from a verifier alone: GRPO with LoRA, on a CPU.
 
     python -m ptjax.rewards.tasks --task=chain_sum --count=3000 --held_out=1000 --out=sums.jsonl \
         --suffix='' --settings='{"max_terms": 2, "min_digits": 1, "max_digits": 2}'

@@ -16,7 +16,7 @@ from ptjax.job import Run, all_rows
 from ptjax.prepare import prepare
 from ptjax.resuming import outlook
 from ptjax.sharding import batch_axes, batch_shards
-from ptjax.types import COLUMN_DTYPES, tree_bytes
+from ptjax.types import column_dtypes, tree_bytes
 
 _GIB = 2**30
 
@@ -41,8 +41,9 @@ def report(config: Config, workdir: str | None = None) -> str:
         once = run.pipeline.examples.prompts_once
         made = shapes | run.staged(shapes)
         staged = all_rows(run.rollout, made, blocks, parts, prompts_once=once)
+        dtypes = column_dtypes(config.model.dtype)
         batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=sharding)
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]), sharding=sharding)
             for name, shape in staged.items()
         }
         memory = (

@@ -22,7 +22,7 @@ from ptjax.ops.divergence import Teacher
 from ptjax.reference import Reference
 from ptjax.stages.base import GROUP, Context, Stage, run_stages
 from ptjax.stages.rollout import Rollout, Sizes
-from ptjax.types import COLUMN_DTYPES, Batch, Outputs, Params, TrainState
+from ptjax.types import Batch, Outputs, Params, TrainState, column_dtypes
 
 BUFFER = "buffer"
 """Under this name the carry holds a rollout of which parts are still to be trained on."""
@@ -102,9 +102,12 @@ class Run:
     def held_out_names(self) -> list[str]:
         """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
         shapes = self.pipeline.shapes[0]
+        embed = None if self.reference is None else self.reference.model.config.embed
+        added = staged(self.bound.held_out, self.rollout, embed, shapes)
+        dtypes = column_dtypes(self.config.model.dtype)
         batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
-            for name, shape in (shapes | self.staged(shapes)).items()
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]))
+            for name, shape in (shapes | added).items()
         }
         with jax.set_mesh(self.mesh):
             taught = self.teacher(self.state)

@@ -33,7 +33,7 @@ from ptjax.passes import compute, forward_options, make_passes, one_pass, step_o
 from ptjax.reference import check_reference, make_reference
 from ptjax.rollouts import check_rollout, make_rollout
 from ptjax.step import StepOptions, new_guard
-from ptjax.types import COLUMN_DTYPES, Params, TrainState
+from ptjax.types import Params, TrainState, column_dtypes
 from ptjax.workdir import load
 
 _log = logging.getLogger("ptjax")
@@ -350,7 +350,7 @@ def buffer(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, dtype: str) -> dic
       dtype: of hidden states, which a teacher hands on as it computes them.
     """
     over_rows = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
-    dtypes = {**COLUMN_DTYPES, "teacher_hidden": dtype}
+    dtypes = column_dtypes(dtype)
     return {
         name: jnp.zeros(shape, dtypes[name], device=over_rows) for name, shape in shapes.items()
     }

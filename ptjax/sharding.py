@@ -54,7 +54,7 @@ HIDDEN = (*TOKENS, None)
 """Of hidden states: each device has its own tokens', and gathers the kernels that they meet."""
 STATIONARY = ("copies", None, "embed")
 """Of those of rows that are written: cut as kernels are. A token of each row is less than a kernel:
-sums of their products move, and no kernel."""
+sums of their products move, and of kernels those of experts alone."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:

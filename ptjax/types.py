@@ -77,12 +77,17 @@ COLUMN_DTYPES = {
     "advantages": "float32",
     "old_values": "float32",
     "returns": "float32",
-    "teacher_hidden": "float32",
     "policy_coef": "float32",
     "kl_coef": "float32",
     "entropy_coef": "float32",
 }
-"""dtype of every column."""
+"""dtype of every column but a teacher's hidden states."""
+
+
+def column_dtypes(hidden: str) -> dict[str, str]:
+    """dtype of every column, a teacher's hidden states in that of the computation."""
+    return {**COLUMN_DTYPES, "teacher_hidden": hidden}
+
 
 Batch = dict[str, Array]
 Params = dict[str, Array]

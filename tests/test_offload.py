@@ -32,8 +32,9 @@ def test_it_trains_writes_and_exports_as_without(folder, tmp_path, base):
     changes = {"model.base": base, "samples.prompts": ["what is blue"], "samples.max_tokens": 4}
     for name, offload in (("near", False), ("away", True)):
         made = config(folder, **changes, **{"model.offload": offload})
-        train(made, str(tmp_path / name), quiet=True)
-        export(str(tmp_path / name), tmp_path / f"{name} out")
+        made.lora.targets = r"layers\.(q|up)"  # others are exported as they are kept
+        result = train(made, str(tmp_path / name), quiet=True)
+        export(result.bundle, tmp_path / f"{name} out")
     near, away = (tiny.rows(tmp_path / name) for name in ("near", "away"))
     assert [row["loss"] for row in near] == [row["loss"] for row in away]
     said = [tiny.rows(tmp_path / name, "samples.jsonl") for name in ("near", "away")]
@@ -51,14 +52,32 @@ def places(params):
     }
 
 
-def test_kernels_lie_where_the_plan_has_them(folder):
-    made = config(folder, **{"model.offload": True})
+KERNELS = {f"layers.{name}" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+@pytest.mark.parametrize("method", ["sft", "ppo"])
+def test_kernels_lie_where_the_plan_has_them(folder, method):
+    """A critic's too."""
+    made = config(folder, **{"model.offload": True, "method": method})
+    wanted = set(KERNELS)
+    if method == "ppo":
+        prompts = folder / "prompts.jsonl"
+        prompts.write_text('{"prompt": "what is blue"}\n' * 16)
+        made.data.sources = [{"path": str(prompts)}]
+        made.data.packing, made.data.batch_size = False, 8
+        made.rollout.max_tokens = 8
+        made.rewards = [{"name": "length", "target": 3}]
+        made.hparams.critic = "separate"
+        wanted |= {f"critic.{name}" for name in KERNELS}
     run = prepare(made)
-    frozen = places(run.state.frozen)
-    assert frozen == {f"layers.{name}" for name in ("q", "k", "v", "o", "gate", "up", "down")}
-    assert not places(run.state.params)
+    assert places(run.state.frozen) == wanted and not places(run.state.params)
     planned = job(made, run.mesh)
-    assert places(planned.state.frozen) == frozen and not places(planned.state.params)
+    assert places(planned.state.frozen) == wanted and not places(planned.state.params)
+
+
+def test_what_a_run_left_is_loaded_so(folder, tmp_path):
+    train(config(folder), str(tmp_path / "run"), quiet=True)
+    assert places(ptjax.load(str(tmp_path / "run"), offload=True).params) == KERNELS
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from ptjax.models.tokenizer import save_tokenizer
 from ptjax.models.weights import Lazy
 from ptjax.models.weights_out import write_safetensors
 from ptjax.run_files import split_source
-from ptjax.types import Weights
+from ptjax.sharding import brought
+from ptjax.types import Leaf, Weights
 from ptjax.workdir import load, load_workdir
 
 KINDS = ("merged", "adapter", "full")
@@ -201,14 +202,25 @@ def _slice(
     if not place:
         return params[name]
     if lora is None or len(own) == 1:
-        return params[name][place].astype(params[name].dtype)
+        return brought(_at(params[name], place)).astype(params[name].dtype)
     return _merged_slice(own, place, axes=param.one.axes, lora=lora)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "lora"))
 def _merged_slice(own: Weights, place: tuple[Any, ...], *, axes: str, lora: Lora) -> Array:
-    one = {part: leaf[place] for part, leaf in own.items()}
+    one = {part: brought(_at(leaf, place)) for part, leaf in own.items()}
     return lora_module.merge(one, {"kernel": Param(axes)}, lora)["kernel"]
+
+
+def _at(leaf: Leaf, place: tuple[Any, ...]) -> Leaf:
+    """What stands in a place of a stack, wherever the stack lies."""
+
+    def one(part: Array) -> Array:
+        for index in place:
+            part = jax.lax.dynamic_index_in_dim(part, index, keepdims=False)
+        return part
+
+    return jax.tree.map(one, leaf)
 
 
 def _cast(name: str, tensor: Lazy, dtype: np.dtype) -> Lazy:

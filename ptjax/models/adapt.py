@@ -53,12 +53,12 @@ def adapt(
     else:
         lora = Lora(**given)
         leaves = lora_module.add(bundle.params, table, dims, lora, key)
-    rows = {**table, **lora_module.rows(table, lora)}
+    model = replace(bundle.model, lora=lora)
+    rows = model.rows
     placed = {
         name: jax.device_put(leaf, sharding.named(rows[name].names, leaf.shape, mesh))
         for name, leaf in leaves.items()
     }
-    model = replace(bundle.model, lora=lora)
     return replace(bundle, model=model, params={**bundle.params, **placed}), rows
 
 

@@ -228,10 +228,11 @@ def _critic(bundle: Bundle, source: Bundle | None, mesh: Mesh) -> Params:
         leaves = jax.tree.map(jnp.copy, leaves)
 
     def put(name: str, leaf: Leaf) -> Leaf:
-        names = body[name].names
-        return jax.tree.map(
-            lambda part: jax.device_put(part, sharding.named(names, part.shape, mesh)), leaf
-        )
+        def at(part: Array) -> Array:
+            place = sharding.named(body[name].names, part.shape, mesh)
+            return jax.device_put(part, sharding.on_host(place, sharding.is_on_host(part)))
+
+        return jax.tree.map(at, leaf)
 
     return {CRITIC + name: put(name, leaf) for name, leaf in leaves.items()}
 

@@ -100,7 +100,8 @@ class Cached(Body):
         """Hidden states of one new token a row, and the cache with it added.
 
         Layers are not scanned: a scan would copy every layer's cache to read it. On a mesh kernels
-        stay where they are, and what they make of a token of each row is added up.
+        but those of experts stay where they are, and what they make of a token of each row is added
+        up.
 
         Args:
           params: all leaves.

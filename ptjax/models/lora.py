@@ -190,7 +190,7 @@ def merge(params: Weights, table: Table, lora: Lora) -> Params:
             own = {f"kernel{part}": params[key] for part, key in parts.items() if key in params}
             weight = _layer_by_layer(own, table[name], lora)
         elif isinstance(weight, Quantised):
-            weight = weight.astype(weight.dtype)
+            weight = brought(weight).astype(weight.dtype)
         merged[name] = weight
     return merged
 
@@ -199,7 +199,7 @@ def merge(params: Weights, table: Table, lora: Lora) -> Params:
 def _layer_by_layer(own: Weights, param: Param, lora: Lora) -> Array:
     """`_merged`, one layer of a stack at a time: what it makes in float32 is of one layer."""
     if not param.stacked:
-        return _merged(own, "kernel", param, lora)
+        return _merged(brought(own), "kernel", param, lora)
     one = _one_layer(param)
     return jax.lax.map(lambda layer: _merged(brought(layer), "kernel", one, lora), own)
 

@@ -96,7 +96,7 @@ def _train(job: Job, counter: FlopCounter) -> Planned:
         "train step",
         "an optimizer step" if updates == 1 else f"an optimizer step, {updates} a rollout",
         job.passes.train,
-        (job.state, batch(job.step, job.mesh), _teacher(job)),
+        (job.state, batch(job.step, job.mesh, job.config.model.dtype), _teacher(job)),
         {},
         flops=counter.train(seen),
         again=again,
@@ -114,14 +114,14 @@ def _evaluate(job: Job, counter: FlopCounter) -> Iterator[Planned]:
         shards = sharding.batch_shards(job.mesh)
         data = columns(job.config, job.bound.algorithm.data, shards=shards).shapes
         embed = job.reference[0].config.embed if job.reference else None
-        added = staged(job.bound.stages, replace(job.rollout, n=1), embed, data)
+        added = staged(job.bound.held_out, replace(job.rollout, n=1), embed, data)
         blocks = shards * job.config.accumulate
         shapes = all_rows(job.rollout, data | added, blocks, prompts_once=False)
     yield Planned(
         "evaluation",
         "a held-out batch",
         job.passes.evaluate,
-        (job.state.merged(), batch(shapes, job.mesh), _teacher(job)),
+        (job.state.merged(), batch(shapes, job.mesh, job.config.model.dtype), _teacher(job)),
         {},
         flops=counter.forward(_seen(job, shapes)) if job.bound.judged.needs else 0.0,
         chunks=_chunks(job, shapes),
@@ -133,7 +133,7 @@ def _passes(job: Job, counter: FlopCounter) -> Iterator[Planned]:
     once = "a batch" if job.rollout is None else "a rollout"
     read = {name: job.whole[name] for name in COLUMNS if name in job.whole}
     read.pop("teacher_hidden", None)  # what a pass is to make
-    given = batch(read, job.mesh)
+    given = batch(read, job.mesh, job.config.model.dtype)
     flops = counter.forward(_seen(job, job.whole))
     asking = [stage for stage in job.bound.stages if stage.passes]
 

@@ -29,7 +29,7 @@ from ptjax.reference import check_reference, is_base
 from ptjax.rollouts import check_rollout, sizes
 from ptjax.stages.rollout import Sizes
 from ptjax.step import new_guard
-from ptjax.types import COLUMN_DTYPES, TrainState
+from ptjax.types import TrainState, column_dtypes
 
 Leaves = dict[str, Any]
 """Shapes with shardings, by name; of a quantised kernel a `Quantised` of them."""
@@ -111,7 +111,8 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     both, parts, once = data.shapes | added, 1, data.prompts_once
     if rollout is not None and rollout.updates > 1:
         parts = rollout.minibatches
-        state = replace(state, carry={**state.carry, BUFFER: batch(added, mesh)})
+        kept = batch(added, mesh, config.model.dtype)
+        state = replace(state, carry={**state.carry, BUFFER: kept})
     options = forward_options(config, bound, rollout, prompts_once=once)
     return Job(
         config=config,
@@ -132,11 +133,12 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
     )
 
 
-def batch(shapes: Shapes, mesh: Mesh) -> Leaves:
-    """Columns of these shapes, over the batch axes."""
+def batch(shapes: Shapes, mesh: Mesh, hidden: str) -> Leaves:
+    """Columns of these shapes, over the batch axes; a teacher's hidden states in this dtype."""
+    dtypes = column_dtypes(hidden)
     at = NamedSharding(mesh, PartitionSpec(sharding.batch_axes(mesh)))
     return {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]), sharding=at)
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]), sharding=at)
         for name, shape in shapes.items()
     }
 

@@ -13,7 +13,7 @@ from ptjax.rewards.base import Failed
 from ptjax.rewards.chat_server import ChatServer
 from ptjax.rewards.questions import HEAD, about, at, check_template, question, replies
 
-_SCALE = r"(?:\W{0,4}[(\[][^()\[\]\n]*[)\]](?=\W{0,3}[:=]))?"
+_SCALE = r"(?:\W{0,4}[(\[][^()\[\]\n]*[)\]](?=\W{0,3}[:=]|\s+[−–-]?\d))?+"
 """A remark in brackets between the word and the colon: "Score (1-10): 7"."""
 _GAP = r"(?:[^\w−–-]|[−–-](?!\d)){0,6}"
 """What else may stand before the number; a dash at the number itself is its sign."""

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from ptjax.models.compute import Compute
 from ptjax.models.convert import from_hf
 from ptjax.models.decoder import Decoder
 from ptjax.models.load import read_config
+from ptjax.models.lora import Lora
+from ptjax.models.quantised import quantised
+from ptjax.models.spec import init
 from ptjax.models.weights import TensorSpec
 from ptjax.ops.span import Span
 from tests import toy
@@ -158,6 +162,35 @@ def test_a_mesh_changes_nothing(sizes):
     }
     done = toy_sample(params, PROMPTS, max_tokens=9)
     for one, other in zip(done, greedy(), strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
+
+
+MIXTRAL = replace(toy.CONFIG, family="mixtral", mlp=8, experts=4, top_k=2)
+IN_A_STACK = {
+    "lora, dora": (Decoder(toy.CONFIG, Lora(rank=2, dora=True)), {}, "none"),
+    "nf4, fsdp 4": (Decoder(toy.CONFIG, Lora(rank=2)), {"fsdp": 4, "tensor": 2}, "nf4"),
+    "experts": (Decoder(MIXTRAL), {"fsdp": 2, "expert": 2, "tensor": 2}, "none"),
+}
+"""Models, a mesh, and how their kernels are kept."""
+
+
+@pytest.mark.parametrize("case", IN_A_STACK)
+def test_layers_that_stay_in_their_stacks_write_the_same_on_a_mesh(monkeypatch, case):
+    """As on a TPU: a CPU takes them apart."""
+    model, sizes, base = IN_A_STACK[case]
+    monkeypatch.setattr(Decoder, "apart", lambda self, params: None)
+    given = init(model.rows, {**model.config.dims, "rank": 2}, jax.random.key(0))
+    given = {name: leaf + 0.1 if "lora_b" in name else leaf for name, leaf in given.items()}
+    done = []
+    for mesh in (sharding.one_device(), sharding.make_mesh(sizes or {"data": 2, "fsdp": 4})):
+        placed = {
+            name: jax.device_put(leaf, sharding.named(model.rows[name].names, leaf.shape, mesh))
+            for name, leaf in given.items()
+        }
+        params = quantised(placed, model.rows, base, mesh) if base != "none" else placed
+        done.append(sample(model, params, PROMPTS, max_tokens=6, stop_ids=(63,)))
+    for one, other in zip(*done, strict=True):
         assert one.tokens == other.tokens
         np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
 

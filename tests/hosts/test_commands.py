@@ -25,6 +25,7 @@ NEEDED = {
 }
 JOINS = ({"--distributed"}, {"--coordinator", "--processes", "--process"})
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE.partition("## Launching")[2], re.DOTALL)
+assert BLOCKS, "docs/hosts.md has no commands"
 
 
 def check(words):

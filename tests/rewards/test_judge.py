@@ -95,6 +95,7 @@ def test_the_last_score_on_the_scale_becomes_a_share(stand):
         ("Score (-5 to 5): 4", 4),
         ("**Score [-5, 5]**: -1", -1),
         ("Score (4)", 4),
+        ("Score (1-10) 7", 7),
         ("Score - 2", 2),
         ("Score: −3", "no score in the judge's reply"),
     ],
