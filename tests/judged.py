@@ -12,7 +12,7 @@ from ptjax.data.kinds import KINDS
 from ptjax.errors import UserError
 from ptjax.rewards.base import Failed
 from ptjax.stages.base import GROUP
-from ptjax.types import COLUMN_DTYPES, Batch, Outputs
+from ptjax.types import Batch, Outputs, column_dtypes
 
 GROUPED = 4
 """Answers to a prompt, where a run's config would say how many."""
@@ -152,7 +152,7 @@ def abstract(bound: Bound) -> tuple[Outputs, Batch]:
             sizes["N"] = GROUPED if stage.sequences == GROUP else stage.sequences
     batch = {
         name: jax.ShapeDtypeStruct(
-            tuple(sizes[axis] for axis in axes.split()), jnp.dtype(COLUMN_DTYPES[name])
+            tuple(sizes[axis] for axis in axes.split()), jnp.dtype(column_dtypes("float32")[name])
         )
         for name, axes in shapes.items()
     }

@@ -20,7 +20,7 @@ from ptjax.models.compute import REMAT
 from ptjax.models.decoder import Decoder
 from ptjax.models.lora import Lora
 from ptjax.rewards.base import rewards
-from ptjax.types import COLUMN_DTYPES
+from ptjax.types import column_dtypes
 from tests import tiny
 from tests.judged import abstract, write_judged
 from tests.toy import CONFIG
@@ -174,7 +174,7 @@ def test_a_judging_recipe_is_ready_for_its_first_step(variant, small):
     run = prepare.prepare(config)
     shapes = run.pipeline.shapes[0]
     batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(COLUMN_DTYPES[name]))
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(column_dtypes("float32")[name]))
         for name, shape in (shapes | run.staged(shapes)).items()
     }
     with jax.set_mesh(run.mesh):
