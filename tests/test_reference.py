@@ -156,7 +156,7 @@ def test_processes_agree_whether_to_compute_and_keep_it_where_it_is_missing(
                 np.testing.assert_array_equal(*made)
         return sorted(computed), sorted(written)
 
-    monkeypatch.setattr(logps_cache.hosts, "from_each", from_each)
+    monkeypatch.setattr(logps_cache.exchange, "from_each", from_each)
     monkeypatch.setattr(logps_cache, "_compute", compute)
     monkeypatch.setattr(
         logps_cache, "_write", lambda *args: written.append(me.index) or write(*args)
