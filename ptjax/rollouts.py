@@ -152,7 +152,7 @@ def make_rollout(
         seed=config.seed,
     )
     if judges:
-        columns = {*rollout.columns_of_rows, "completion_tokens"}
+        columns = {*rollout.columns_of(training=True), "completion_tokens"}
         if rollout.environment is not None:
             columns |= {"turns", "environment_reward"}
         from_each(functools.partial(_check_judges, judges, columns))

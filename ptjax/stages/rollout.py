@@ -223,11 +223,14 @@ class Rollout(Sizes):
     @functools.cached_property
     def columns_of_rows(self) -> frozenset[str]:
         """What rewards are given of each row, None where it lacks one: columns of all sources."""
-        found: set[str] = set()
-        for training, examples in ((True, self.examples), (False, self.held_out)):
-            for number in [] if examples is None else _spread(examples.source):
-                found |= self.prompt(number, training=training).facts().keys()
-        return frozenset(found)
+        return self.columns_of(training=True) | self.columns_of(training=False)
+
+    def columns_of(self, *, training: bool) -> frozenset[str]:
+        """Columns that some rows of each source have, of training's or of those held out."""
+        examples = self.examples if training else self.held_out
+        numbers = [] if examples is None else _spread(examples.source)
+        rows = (self.prompt(number, training=training).facts() for number in numbers)
+        return frozenset(name for row in rows for name in row)
 
     @property
     def judged(self) -> bool:

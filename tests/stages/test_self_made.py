@@ -330,6 +330,11 @@ def test_what_the_data_lack_is_said_at_the_start(folder, one_device):
     bare = {"data.sources[0].path": str(rows), "data.validation": None}
     with pytest.raises(UserError, match="tests.judged.letters: no column 'letter'"):
         prepare(config(folder, "online_dpo", **bare))
+    held_out = folder / "lettered.jsonl"  # what held-out rows have does not help those of training
+    held_out.write_text('{"prompt": "sea", "letter": "a"}\n')
+    with pytest.raises(UserError, match="tests.judged.letters: no column 'letter'"):
+        lettered = {"data.validation": [{"path": str(held_out)}]}
+        prepare(config(folder, "online_dpo", **bare | lettered))
     rows.write_text('{"prompt": "%s", "letter": "a"}\n' % ("sea " * 200))
     with pytest.raises(UserError, match="line 1: a prompt of .* leaves no room in the model's 128"):
         prepare(config(folder, "online_dpo", **bare, **{"data.max_length": 1024}))
