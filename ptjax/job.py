@@ -79,10 +79,13 @@ class Run:
         """Parameters of some leaves."""
         return sum(leaf.size for leaf in params.values())
 
-    def staged(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def staged(
+        self, shapes: Mapping[str, tuple[int, ...]], *, training: bool = True
+    ) -> dict[str, tuple[int, ...]]:
         """Shapes of the columns that stages add to a batch of these, or write in their place."""
+        stages = self.bound.stages if training else self.bound.held_out
         embed = None if self.reference is None else self.reference.model.config.embed
-        return staged(self.bound.stages, self.rollout, embed, shapes)
+        return staged(stages, self.rollout, embed, shapes)
 
     @property
     def measures(self) -> list[str]:
@@ -102,8 +105,7 @@ class Run:
     def held_out_names(self) -> list[str]:
         """What held-out data is measured by: `eval/loss`, and the metrics of the method's judge."""
         shapes = self.pipeline.shapes[0]
-        embed = None if self.reference is None else self.reference.model.config.embed
-        added = staged(self.bound.held_out, self.rollout, embed, shapes)
+        added = self.staged(shapes, training=False)
         dtypes = column_dtypes(self.config.model.dtype)
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtypes[name]))
