@@ -118,7 +118,7 @@ class FlopCounter:
 
         Attention's scores always are (2 of its 4 flops a pair and unit of width), and the logits
         where the loss is not linear in the log-probs; `dots` adds the rest of attention, `full`
-        that and all products of the layers.
+        and `minimal` that and all products of the layers.
 
         Args:
           seen: of the batch.
@@ -127,9 +127,9 @@ class FlopCounter:
         flops = 2 * self._width * seen.pairs
         if not self._linear:
             flops += 2 * self._head * seen.head_tokens
-        if remat in ("dots", "full"):
+        if remat in ("dots", "full", "minimal"):
             flops += 4 * self._width * seen.pairs
-        if remat == "full":
+        if remat in ("full", "minimal"):
             flops += 2 * seen.tokens * (self._trained + self._frozen)
         return float(flops)
 

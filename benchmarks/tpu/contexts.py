@@ -50,7 +50,7 @@ def settings(model: str, method: str, devices: int, context: int, *, whole: bool
     given: dict[str, Any] = {
         "model.source": model,
         "model.dtype": "bfloat16",
-        "model.remat": "full",
+        "model.remat": "minimal",
         "accumulate": 1,
         "data.validation": None,
         "checkpoint.best": None,

@@ -3,20 +3,23 @@
 Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ptjax.models import families
 from ptjax.models.compute import DEFAULT, REMAT, Compute
 from ptjax.models.config import ModelConfig
 from ptjax.models.experts import mixture
-from ptjax.models.layers import dropout, mlp, project, rms_norm, rotary_tables, rotate
+from ptjax.models.layers import CARRIED, dropout, mlp, project, rms_norm, rotary_tables, rotate
 from ptjax.models.lora import Lora
 from ptjax.models.lora import rows as adapters
+from ptjax.models.parts import Keys, in_parts
 from ptjax.models.spec import Param
 from ptjax.ops.attention import attention
 from ptjax.ops.span import Span
@@ -145,37 +148,56 @@ class Body:
     ) -> tuple[Array, Any, Routing | None]:
         """One layer; `attend(q, k, v, window)` gives attention's result and what it keeps."""
         config, weights = self.config, brought(weights)
-        keys: tuple[Array | None, ...] = (None,) * 9
+        keys: Keys = (None,) * 9
         if key is not None:
             keys = tuple(jax.random.split(jax.random.fold_in(key, 3 + flag["layer"]), 9))
+        cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
+        alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
+        window = config.window[0] if alike else flag["window"]
 
         def norm(x: Array, name: str, axes: int = 1) -> Array:
             return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)
 
-        def linear(name: str, x: Array, key: Array | None) -> Array:
-            return project(weights, name, x, self.lora, key)
+        def attended(weights: Weights, y: Array, keys: Keys) -> tuple[Array, Any]:
+            q, k, v = (
+                project(weights, name, y, self.lora, rng)
+                for name, rng in zip("qkv", keys, strict=False)
+            )
+            if config.qk_norm != "none":
+                axes = 1 if config.qk_norm == "head" else 2
+                q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
+            y, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
+            return project(weights, "o", y, self.lora, keys[3]), kept
 
+        def fed(weights: Weights, y: Array, keys: Keys) -> Array:
+            return mlp(weights, y, config, self.lora, keys)
+
+        parts = None
+        if at == HIDDEN and compute.remat == "minimal":
+            names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
+            parts = functools.partial(in_parts, layer=weights, names=names)
+        x = checkpoint_name(x, CARRIED)
         y = norm(x, "attn_norm") if config.norm != "post" else x
-        q, k, v = (linear(n, y, rng) for n, rng in zip("qkv", keys, strict=False))
-        if config.qk_norm != "none":
-            axes = 1 if config.qk_norm == "head" else 2
-            q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
-        cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
-        y, kept = attend(q, k, v, config.window[0] if alike else flag["window"])
-        y = linear("o", y, keys[3])
+        kept = None
+        if parts and config.qk_norm != "full":  # that norm is over all heads
+            sizes = {"heads": config.heads, "kv_heads": config.kv_heads}
+            y = parts(lambda *own: attended(*own)[0], "qkvo", sizes, y, keys[:4])
+        else:
+            y, kept = attended(weights, y, keys[:4])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
+        x = checkpoint_name(x, CARRIED)
         y = norm(x, "mlp_norm") if config.norm != "post" else x
         routing = None
         if config.experts:
             own = STEPS if at == STATIONARY else TOKENS
             y = constrain(y, *own, None)
             y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
+        elif parts:
+            y = parts(fed, ("gate", "up", "down"), {"mlp": config.mlp}, y, keys[5:8])
         else:
-            y = mlp(weights, y, config, self.lora, keys[5:8])
+            y = fed(weights, y, keys[5:8])
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[8]), *at)

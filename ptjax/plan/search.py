@@ -23,7 +23,7 @@ from ptjax.plan.topology import Topology
 Changes = dict[str, Any]
 Need = Callable[[Config], int]
 
-POLICIES = ("none", "dots_and_attention", "dots", "full")
+POLICIES = ("none", "dots_and_attention", "dots", "full", "minimal")
 """Of `config.model.remat`, the one that recomputes least first."""
 _TENSOR = (1, 2, 4, 8)
 _STEP = 1024
