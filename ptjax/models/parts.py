@@ -18,9 +18,9 @@ from ptjax.sharding import active_parts
 from ptjax.types import Leaf, Weights
 
 _MOST = 8
-"""Parts. A layer's input, its cotangent and two sums stand beside a part: more would save little."""
+"""Parts. A layer's input, its cotangent and two sums stand beside one: more would save little."""
 _LANES = 128
-"""Hidden units of a part are a multiple of it, where they can be: a TPU's registers have as many."""
+"""Of a TPU's registers: hidden units of a part are a multiple of it, where they can be."""
 
 Keys = tuple[Array | None, ...]
 

@@ -2,7 +2,7 @@
 
 | devices | kernel |
 |---|---|
-| TPU | `splash`: jax's Pallas kernel, for whole sequences of up to 32,768 tokens |
+| TPU | `splash`: jax's Pallas kernel, for whole sequences |
 | GPU | `cudnn`: cuDNN's flash attention, for rows of up to 4,096 tokens in half precision |
 | all, and all that those two do not cover | `tiles`: plain jax, memory linear in the length |
 
@@ -67,14 +67,16 @@ def attention(
     places, shape = jax.tree.flatten((query, key))
     interpret = platform() != "tpu"
     queries, keys = q.shape[1], k.shape[1]
+    known = window if isinstance(window, int) else None
 
     def run(q: Array, k: Array, v: Array, window: Array, number: Array, *places: Array) -> Array:
         query, key = jax.tree.unflatten(shape, places)
         k, v = (gathered(x, 1, "length", keys) for x in (k, v))
         first = 0 if q.shape[1] == queries else number[0]
         if use == "splash":
+            far = window if known is None else known
             return splash.splash(
-                *(q, k, v, key, window, first), scale=scale, softcap=softcap, interpret=interpret
+                *(q, k, v, key, far, first), scale=scale, softcap=softcap, interpret=interpret
             )
         if use == "cudnn":
             try:
@@ -116,8 +118,8 @@ def chosen(
     """The kernel of a call, by the devices that its program is compiled for.
 
     Those are the mesh's (`jax.set_mesh`), which need not be there. What the kernel does not cover
-    is left to `tiles`: decoding, longer rows, soft caps on a GPU, and on a TPU windows where
-    answers share their prompt.
+    is left to `tiles`: decoding, soft caps and longer rows on a GPU, and on a TPU windows where
+    answers share their prompt, and beyond 32,768 tokens such answers and windows that differ.
 
     Args:
       kernel: one of `KERNELS`; `splash` on devices that are no TPUs runs in Pallas' interpreter,

@@ -6,6 +6,9 @@ from which key to which the query sees, and a function that reads it. So one ker
 any window under a scan; and it skips blocks of keys that no query of a block sees, those of other
 sequences of a packed row included, which its own causal mask would compute.
 
+A code has room for the keys of a row of 32,768. In a longer one it is the query's number alone, and
+ids that the kernel compares keep a query to its own sequence.
+
 A shared beginning is a second run of keys. The keys then stand twice, first as beginnings, then as
 what they are; ids that the kernel compares keep a query to its own group, and one bit of the code
 says that it sees its group's beginning. Nothing of a row's keys is written twice but k and v.
@@ -34,14 +37,17 @@ def covers(length: int, query: Span, window: Array | int, *, aligned: bool) -> b
     """Whether the kernel can say what these tokens see.
 
     Args:
-      length: tokens of a row; a code holds 32,768.
+      length: tokens of a row. Of one longer than 32,768, neither windows that differ between layers
+        nor beginnings that are shared.
       query: where they stand. Where beginnings are shared, a window would have to be told apart in
         two runs of keys, for which a code has no room.
       window: how far they look back; traced where layers differ.
       aligned: query i and key i are the same token.
     """
-    whole = isinstance(window, int) and window >= length
-    return aligned and length <= 2**BITS and (query.leads is None or whole)
+    known = isinstance(window, int)
+    if length > 2**BITS:
+        return aligned and known and query.leads is None
+    return aligned and (query.leads is None or (known and window >= length))
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,22 @@ class _Seen:
         return ((place >= first) & (place <= last)) | ((place < 0) & (code < 0))
 
 
+@dataclass(frozen=True)
+class _Within:
+    """Which keys a query sees, its number being its code, of those with its id."""
+
+    window: int
+
+    def __call__(self, code: Array, key: Array) -> Array:
+        return (key <= code) & (code - key < self.window)
+
+
 def splash(
     q: Float[Array, "R Q H E"],
     k: Float[Array, "R L K E"],
     v: Float[Array, "R L K E"],
     span: Span,
-    window: Int[Array, ""],
+    window: Int[Array, ""] | int,
     first: Int[Array, ""] | int,
     *,
     scale: float,
@@ -99,19 +115,25 @@ def splash(
         x = jax.lax.dynamic_slice_in_dim(x, first, length, axis=1)
         return jnp.pad(x, ((0, 0), (0, -length % block)), mode="edge")
 
-    codes = of_queries(_codes(span, window))
-    needed = _seen_blocks(codes, block, long)
-    own, ids = 0, None
-    if span.leads is not None and span.begins is not None:
-        own = long
+    begin, end = map(of_queries, _reach(span, window))
+    needed = _seen_blocks(begin, end, block, long)
+    if k.shape[2] > 2**BITS:
+        seen, codes = _Within(int(window)), end
+        opens = run_starts(span.segments)
+        ids = pallas.SegmentIds(of_queries(opens), opens)
+    elif span.leads is not None and span.begins is not None:
+        seen, codes = _Seen(long), begin << (BITS + 1) | end
         k, v = (jnp.concatenate([x, x], axis=2) for x in (k, v))
         opens = run_starts(span.leads)
         group, begins = of_queries(opens), of_queries(span.begins)
         codes = jnp.where(begins > 0, codes | _SHARES, codes)
         ids = pallas.SegmentIds(group, _key_ids(opens, span.begins))
         needed = jnp.concatenate([_begun(group, begins, block, long), needed], axis=1)
-    marked = needed[None].astype(jnp.int32)
-    forward, backward = (_next(needed, axis)[None] for axis in (1, 0))
+    else:
+        seen, codes, ids = _Seen(0), begin << (BITS + 1) | end, None
+    # Both lie in the scalars' memory, which is small.
+    marked = needed[None].astype(jnp.int8)
+    forward, backward = (_next(needed, axis)[None].astype(jnp.int16) for axis in (1, 0))
 
     sizes = pallas.BlockSizes(
         block_q=block,
@@ -136,7 +158,7 @@ def splash(
             mask_value=pallas.DEFAULT_MASK_VALUE,
             attn_logits_soft_cap=softcap,
             residual_checkpoint_name=ATTENDED,
-            mask_function=_Seen(own),
+            mask_function=seen,
             interpret=interpret,
         )
         return kernel(q, k, v, ids)
@@ -144,20 +166,22 @@ def splash(
     return jax.vmap(row)(q, k, v, codes, ids).swapaxes(1, 2)[:, :length]
 
 
-def _codes(span: Span, window: Array) -> Int[Array, "R L"]:
-    """From which key to which each token sees of its own sequence."""
+def _reach(span: Span, window: Array | int) -> tuple[Int[Array, "R L"], Int[Array, "R L"]]:
+    """The first and the last key that each token sees of its own sequence."""
     last = jnp.arange(span.segments.shape[1], dtype=jnp.int32)
     first = jnp.maximum(run_starts(span.segments), last - window + 1)
-    return first << (BITS + 1) | last
+    return first, jnp.broadcast_to(last, first.shape)
 
 
-def _seen_blocks(codes: Int[Array, "R Q"], block: int, keys: int) -> Bool[Array, "N C"]:
+def _seen_blocks(
+    first: Int[Array, "R Q"], last: Int[Array, "R Q"], block: int, keys: int
+) -> Bool[Array, "N C"]:
     """The blocks of keys that hold what queries of a block see of their own; in any row.
 
     What a block's first query sees begins before what its others see, and its last ends last.
     """
-    earliest = jnp.min(codes[:, ::block] >> (BITS + 1), axis=0)[:, None]
-    latest = jnp.max(codes[:, block - 1 :: block] & _LOW, axis=0)[:, None]
+    earliest = jnp.min(first[:, ::block], axis=0)[:, None]
+    latest = jnp.max(last[:, block - 1 :: block], axis=0)[:, None]
     starts = jnp.arange(0, keys, block, dtype=jnp.int32)
     return (starts + block > earliest) & (starts <= latest)
 

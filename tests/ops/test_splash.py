@@ -61,6 +61,12 @@ def test_packed_rows_and_windows_of_one_program():
     checked(packed_span(LENGTH), (GLOBAL_WINDOW, 37), scale=0.8, softcap=1.5)
 
 
+@pytest.mark.parametrize("window", [GLOBAL_WINDOW, 37])
+def test_a_row_that_is_longer_than_a_code_holds(monkeypatch, window):
+    monkeypatch.setattr(splash, "BITS", 7)
+    checked(packed_span(LENGTH), window, scale=0.8)
+
+
 def test_answers_share_their_prompt():
     """Over two blocks: groups within one, and across both."""
     rows = [(60, 40, 20, 30), (10, 5, 11), (9, 15)], [(100, 20, 61, 19)]
@@ -105,8 +111,9 @@ def test_codes_say_what_is_visible_and_blocks_hold_it(case):
 
     @jax.jit
     def made(span, window):
-        codes = splash._codes(span, window)
-        needed = splash._seen_blocks(codes, block, codes.shape[1])
+        first, last = splash._reach(span, window)
+        codes = first << (splash.BITS + 1) | last
+        needed = splash._seen_blocks(first, last, block, codes.shape[1])
         same = True
         if own:
             opens = splash.run_starts(span.leads)
@@ -158,7 +165,9 @@ def test_the_mesh_chooses_the_kernel():
         assert kernel(span=shared) == "splash"
         assert kernel("tiles") == kernel(aligned=False) == "tiles"
         assert kernel(span=shared, window=99) == kernel(span=shared, window=jnp.int32(9)) == "tiles"
-        assert kernel(q=jax.ShapeDtypeStruct((1, 2**15 + 1, 1, 8), jnp.bfloat16)) == "tiles"
+        long = jax.ShapeDtypeStruct((1, 2**15 + 1, 1, 8), jnp.bfloat16)
+        assert kernel(q=long) == kernel(q=long, window=9) == "splash"
+        assert kernel(q=long, window=jnp.int32(9)) == kernel(q=long, span=shared) == "tiles"
 
 
 @pytest.mark.parametrize(("remat", "runs"), [("dots_and_attention", 1), ("full", 2)])
