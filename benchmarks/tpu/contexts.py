@@ -4,12 +4,13 @@
     python -m benchmarks.tpu.contexts --cell=qwen3-0.6b,v5e:1x1,grpo
 
 An optimizer step of one example a device: a text, a pair of texts or a prompt with 8 answers, all
-as long as the context (of an answer one half is its prompt). All parameters are trained, float32
-with Adam's moments; activations are bfloat16, each layer is computed again. *Whole* is the same
-step with `model.head_chunk` of all tokens: their logits exist at once. The search is that of
-`python -m ptjax.plan --search`: lines through what was compiled propose, compilations confirm. In a
-cell stand the longest context that the compiler accepts and the shortest that it refused; *times*
-is ours over the shortest that it refused of the other.
+as long as the context (of an answer one half is its prompt, which stands once). All parameters are
+trained, float32 with Adam's moments; activations are bfloat16, `model.remat="minimal"`. *Whole* is
+the same step with `model.head_chunk` of all tokens: their logits exist at once. A model of the
+memory proposes a first context, lines through what was compiled the next; compilations confirm. In
+a cell stand the longest context that the compiler accepts and the shortest that it refused, both
+found to a sixteenth or so; *times* is ours over the shortest that it refused of the other. Some are
+longer than what the models were made for: what fits is asked, not what is of use.
 """
 
 import argparse
@@ -18,17 +19,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from ptjax.models import families, spec
 from ptjax.plan.environment import no_tpu
 
 GIB = 2**30
-FIRST = 8192
-"""Of the tokens of a device half are tried first; the next method begins with half of what fits."""
 PLACES = (("qwen3-0.6b", "v5e:1x1"), ("llama3.1-8b", "v5e:4x4"), ("llama3.1-8b", "v5p:2x2x1"))
 METHODS = ("sft", "dpo", "grpo")
-POSITIONS = {"qwen3-0.6b": 40_960, "llama3.1-8b": 131_072}
-"""What the models were made for."""
-WIDTH = {"sft": 1, "dpo": 2, "grpo": 8}
-"""Sequences of an example."""
+SEQUENCES = {"sft": 1, "dpo": 2, "grpo": 8}
+"""Of an example."""
+ROW = {"sft": 1.0, "dpo": 2.0, "grpo": 4.5}
+"""An example's tokens, in contexts."""
+LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
+"""Those of which a logit is asked."""
+_TOKEN = 55
+"""Bytes of a token in a layer's backward pass, for a unit of the model's width: an estimate."""
+_STATE = 16
+"""Bytes of a parameter: itself, two moments and its gradient."""
 
 
 class Longest(NamedTuple):
@@ -36,12 +42,12 @@ class Longest(NamedTuple):
 
     Attributes:
       accepted: tokens of the longest context that the compiler accepted, 0 for none.
-      refused: of the shortest that it refused; None where it accepts what the model was made for.
+      refused: of the shortest that it refused.
       need: bytes of a device that the accepted one takes.
     """
 
     accepted: int
-    refused: int | None
+    refused: int
     need: float
 
 
@@ -57,40 +63,59 @@ def settings(model: str, method: str, devices: int, context: int, *, whole: bool
         "data.max_length": context,
     }
     if whole:
-        given["model.head_chunk"] = WIDTH[method] * context
+        given["model.head_chunk"] = SEQUENCES[method] * context
     if method == "grpo":
         answer = context // 2
         sizes = {"data.max_length": context - answer, "rollout.max_tokens": answer}
-        return given | sizes | {"data.batch_size": devices, "rollout.n": WIDTH[method]}
-    row = WIDTH[method] * context
+        return given | sizes | {"data.batch_size": devices, "rollout.n": SEQUENCES[method]}
+    row = SEQUENCES[method] * context
     if method == "dpo":
         given["reference.mode"] = "cached"
     return given | {"data.tokens_per_batch": devices * row, "data.row_length": row}
 
 
-def search(need: Callable[[int], float], room: int, *, step: int, first: int, most: int) -> Longest:
-    """The longest context whose need is within the room.
+def proposed(model: str, method: str, devices: int, room: int, *, whole: bool) -> int:
+    """A context that might fit, by a model of the memory.
+
+    Args:
+      model: an architecture's name.
+      method: one of `METHODS`.
+      devices: over which `fsdp` goes.
+      room: bytes of a device.
+      whole: whether all logits exist at once.
+    """
+    from ptjax.plan.architectures import architecture
+
+    config = architecture(model)
+    shapes = (spec.shape(row, config.dims) for row in families.table(config).values())
+    state = _STATE * sum(map(math.prod, shapes)) / devices
+    head = 2 * 4 * config.vocab * config.embed * (devices > 1)  # gathered, and its gradient
+    token = ROW[method] * _TOKEN * config.embed
+    if whole:
+        token += LOGITS[method] * 4 * config.vocab
+    return int((room - state - head) / token)
+
+
+def search(need: Callable[[int], float], room: int, first: int) -> Longest:
+    """The longest context whose need is within the room, to a sixteenth of the first or so.
 
     Args:
       need: bytes of a device, of a context's tokens; compiles.
       room: bytes of a device.
-      step: tokens between two contexts that are tried.
       first: the context that is tried first.
-      most: no longer one is tried.
     """
     from ptjax.plan.search import longest
 
     known: dict[int, float] = {}
 
     def remembered(context: int) -> float:
-        if context > most:
-            return math.inf
         known[context] = need(context)
         return known[context]
 
+    step = max(2 ** round(math.log2(first / 16)), 64)
     accepted = longest(remembered, room, step=step, first=first)
-    refused = [context for context, needed in known.items() if needed > room]
-    return Longest(accepted, min(refused, default=None), known.get(accepted, 0))
+    refused = min(context for context, needed in known.items() if needed > room)
+    return Longest(accepted, refused, known.get(accepted, 0))
 
 
 def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
@@ -103,10 +128,9 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
     from ptjax.plan.search import need_of
     from ptjax.plan.topology import topology
 
-    tokens = {False: FIRST, True: FIRST}
     for model, name, method in asked:
         where = topology(name)
-        room = where.chip.memory
+        room, devices = where.chip.memory, len(where.devices)
         assert room is not None
         found = {}
         for whole in (False, True):
@@ -120,23 +144,15 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
                 print(f"{model} on {where.name}, {said}", flush=True)
                 return needed
 
-            step = max((256 if whole else 1024) // WIDTH[method], 64)
-            first = tokens[whole] // WIDTH[method] // 2
-            found[whole] = search(need, room, step=step, first=first, most=POSITIONS[model])
-            tokens[whole] = found[whole].accepted * WIDTH[method]
+            first = proposed(model, method, devices, room, whole=whole)
+            found[whole] = search(need, room, first)
         ours, theirs = found[False], found[True]
-        said = f"{_said(ours)} | {_said(theirs)} | {_times(ours, theirs)}"
-        yield f"| {model}, {name} | {method} | {said} |"
+        times = ours.accepted / theirs.refused
+        yield f"| {model}, {name} | {method} | {_said(ours)} | {_said(theirs)} | {times:.1f} |"
 
 
 def _said(found: Longest) -> str:
-    refused = "the model's limit" if found.refused is None else f"not {found.refused:,}"
-    return f"{found.accepted:,} ({refused}; {found.need / GIB:.2f} GiB)"
-
-
-def _times(ours: Longest, theirs: Longest) -> str:
-    """At least so many times: against the shortest that was refused."""
-    return "-" if theirs.refused is None else f"{ours.accepted / theirs.refused:.1f}"
+    return f"{found.accepted:,} (not {found.refused:,}; {found.need / GIB:.2f} GiB)"
 
 
 def main() -> None:
