@@ -143,6 +143,12 @@ def test_rematerialisation(remat):
     assert_same(loss_and_gradients(columns, remat=remat), loss_and_gradients(columns))
 
 
+def test_heads_and_hidden_units_in_parts_on_a_mesh():
+    mesh = make_mesh(toy.MESHES["fsdp 4 x tensor 2"])
+    wanted = loss_and_gradients(toy.batch(EXAMPLES))
+    assert_same(loss_and_gradients(toy.batch(EXAMPLES), mesh=mesh, remat="minimal"), wanted)
+
+
 def test_rows_that_a_sequence_axis_does_not_divide():
     with pytest.raises(UserError, match="mesh.sequence = 8 does not divide rows of 12 tokens; set"):
         loss_and_gradients(toy.batch(EXAMPLES), mesh=make_mesh(toy.MESHES["sequence 8"]))

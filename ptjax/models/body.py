@@ -154,36 +154,23 @@ class Body:
         cos, sin = _pick(tables[0], flag["rope"]), _pick(tables[1], flag["rope"])
         alike = len(set(config.window)) == 1  # then a kernel may know it when it is compiled
         window = config.window[0] if alike else flag["window"]
-
-        def norm(x: Array, name: str, axes: int = 1) -> Array:
-            return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset, axes=axes)
-
-        def attended(weights: Weights, y: Array, keys: Keys) -> tuple[Array, Any]:
-            q, k, v = (
-                project(weights, name, y, self.lora, rng)
-                for name, rng in zip("qkv", keys, strict=False)
-            )
-            if config.qk_norm != "none":
-                axes = 1 if config.qk_norm == "head" else 2
-                q, k = norm(q, "q_norm", axes), norm(k, "k_norm", axes)
-            y, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
-            return project(weights, "o", y, self.lora, keys[3]), kept
-
-        def fed(weights: Weights, y: Array, keys: Keys) -> Array:
-            return mlp(weights, y, config, self.lora, keys)
-
         parts = None
         if at == HIDDEN and compute.remat == "minimal":
             names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
             parts = functools.partial(in_parts, layer=weights, names=names)
-        x = checkpoint_name(x, CARRIED)
+
+        def norm(x: Array, name: str) -> Array:
+            return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset)
+
+        x, kept = checkpoint_name(x, CARRIED), None
         y = norm(x, "attn_norm") if config.norm != "post" else x
-        kept = None
         if parts and config.qk_norm != "full":  # that norm is over all heads
             sizes = {"heads": config.heads, "kv_heads": config.kv_heads}
-            y = parts(lambda *own: attended(*own)[0], "qkvo", sizes, y, keys[:4])
+            block = functools.partial(self._attended_alone, compute, window if alike else None)
+            context = span, cos, sin, flag["window"]
+            y = parts(block, ("q", "q_norm", "k", "k_norm", "v", "o"), sizes, y, context, keys[:4])
         else:
-            y, kept = attended(weights, y, keys[:4])
+            y, kept = self._attended(attend, weights, y, (cos, sin, window), keys[:4])
         if config.norm != "pre":
             y = norm(y, "post_attn_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
@@ -195,13 +182,47 @@ class Body:
             y = constrain(y, *own, None)
             y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
         elif parts:
-            y = parts(fed, ("gate", "up", "down"), {"mlp": config.mlp}, y, keys[5:8])
+            y = parts(self._fed, ("gate", "up", "down"), {"mlp": config.mlp}, y, None, keys[5:8])
         else:
-            y = fed(weights, y, keys[5:8])
+            y = self._fed(weights, y, None, keys[5:8])
         if config.norm != "pre":
             y = norm(y, "post_mlp_norm")
         x = constrain(x + dropout(y, compute.dropout, keys[8]), *at)
         return x, kept, routing
+
+    def _attended(
+        self, attend: Any, weights: Weights, y: Array, where: Any, keys: Keys
+    ) -> tuple[Array, Any]:
+        """From a layer's normalised inputs to its output projection, and what attention keeps."""
+        config, (cos, sin, window) = self.config, where
+        q, k, v = (
+            project(weights, name, y, self.lora, key)
+            for name, key in zip("qkv", keys, strict=False)
+        )
+        if config.qk_norm != "none":
+            axes = 1 if config.qk_norm == "head" else 2
+            norm = functools.partial(rms_norm, eps=config.eps, offset=config.norm_offset, axes=axes)
+            q, k = norm(q, weights["q_norm"]), norm(k, weights["k_norm"])
+        y, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
+        return project(weights, "o", y, self.lora, keys[3]), kept
+
+    def _attended_alone(
+        self,
+        compute: Compute,
+        known: int | None,
+        weights: Weights,
+        y: Array,
+        where: Any,
+        keys: Keys,
+    ) -> Array:
+        """The same of what heads there are, of whole sequences; the window may be known."""
+        span, cos, sin, window = where
+        window = window if known is None else known
+        attend = self._attend(span, compute)
+        return self._attended(attend, weights, y, (cos, sin, window), keys)[0]
+
+    def _fed(self, weights: Weights, y: Array, _: None, keys: Keys) -> Array:
+        return mlp(weights, y, self.config, self.lora, keys)
 
     def _final(self, params, x):
         return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)

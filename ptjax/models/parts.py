@@ -6,8 +6,10 @@ so their gradients are whole, and nothing is sent more often.
 Shapes: R rows, L tokens a row, D embed.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +20,36 @@ from ptjax.sharding import active_parts
 from ptjax.types import Leaf, Weights
 
 _MOST = 8
-"""Parts. A layer's input, its cotangent and two sums stand beside one: more would save little."""
+"""Parts. A layer's input, its cotangent and a sum stand beside one: more would save little."""
 _LANES = 128
 """Of a TPU's registers: hidden units of a part are a multiple of it, where they can be."""
 
 Keys = tuple[Array | None, ...]
+Block = Callable[[Weights, Array, Any, Keys], Array]
 
 
 def in_parts(
-    block: Callable[[Weights, Array, Keys], Array],
+    block: Block,
     kernels: Sequence[str],
     sizes: Mapping[str, int],
     x: Float[Array, "R L D"],
+    context: Any,
     keys: Keys,
     *,
     layer: Weights,
     names: Mapping[str, Sequence[str]],
 ) -> Float[Array, "R L D"]:
-    """Σ over parts of block(a part's weights, x, keys), each computed again in the backward pass.
+    """Σ over parts of block(a part's weights, x, context, keys).
 
-    The sum and the gradient of x are float32: rounding does not grow with the number of parts.
+    Each is computed again in the backward pass. The sum and the gradient of x are float32: rounding
+    does not grow with the number of parts.
 
     Args:
-      block: of weights, inputs and randomness; a sum over what is divided.
+      block: a sum over what is divided; it refers to no array but what it is given.
       kernels: that it uses; the last has what is divided among its inputs.
       sizes: of the logical axes that are divided, together: heads and the key heads they share.
       x: what every part reads.
+      context: what else they do, of which there is no gradient.
       keys: randomness; each part draws its own.
       layer: one layer's leaves.
       names: the logical axes of each.
@@ -56,18 +62,45 @@ def in_parts(
     split = {
         name: _cut(weights.pop(name), names[name], at, count, x) for name, at in places.items()
     }
-    wide = x.astype(jnp.float32)
+    drawn = [None if key is None else jax.random.split(key, count) for key in keys]
+    y = _summed(block, split, weights, x, context, tuple(drawn))
+    return y if bias is None else y + bias.astype(y.dtype)
 
-    def part(total: Array, scanned: tuple[Array, Weights]) -> tuple[Array, None]:
-        number, own = scanned
-        drawn = tuple(None if key is None else jax.random.fold_in(key, number) for key in keys)
-        y = block({**weights, **own}, wide.astype(x.dtype), drawn)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(
+    block: Block, split: Weights, whole: Weights, x: Array, context: Any, keys: Keys
+) -> Array:
+    def part(total: Array, scanned: tuple[Weights, Keys]) -> tuple[Array, None]:
+        own, drawn = scanned
+        y = block({**whole, **own}, x, context, drawn)
         return total + y.astype(jnp.float32), None
 
-    part = jax.checkpoint(part, prevent_cse=False)
-    total, _ = jax.lax.scan(part, jnp.zeros_like(wide), (jnp.arange(count), split))
-    total = total if bias is None else total + bias.astype(jnp.float32)
+    total, _ = jax.lax.scan(part, jnp.zeros(x.shape, jnp.float32), (split, keys))
     return total.astype(x.dtype)
+
+
+def _summed_fwd(block: Block, *args: Any) -> tuple[Array, Any]:
+    return _summed(block, *args), args
+
+
+def _summed_bwd(block: Block, kept: Any, g: Array) -> tuple[Any, ...]:
+    split, whole, x, context, keys = kept
+
+    def part(sums: tuple[Weights, Array], scanned: tuple[Weights, Keys]) -> tuple[Any, Weights]:
+        own, drawn = scanned
+        pull = jax.vjp(
+            lambda own, *to: block({**to[0], **own}, to[1], context, drawn), own, whole, x
+        )[1]
+        d_own, *d_both = pull(g)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both)), d_own
+
+    zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
+    (d_whole, d_x), d_split = jax.lax.scan(part, zeros, (split, keys))
+    return d_split, d_whole, d_x.astype(x.dtype), None, None
+
+
+_summed.defvjp(_summed_fwd, _summed_bwd)
 
 
 def _count(sizes: Mapping[str, int]) -> int:

@@ -123,7 +123,7 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
         if chosen:
             break
     why = _reasons(chosen, trials) if chosen else []
-    at = {**(chosen or meshes[0]), "model.remat": "full", "accumulate": 1}
+    at = {**(chosen or meshes[0]), "model.remat": POLICIES[-1], "accumulate": 1}
     what, allowed = _context(config, bound)
     length = _longest(config, at, _shards(config, at, devices), allowed, room, needs)
     return Found(chosen, why, skipped, length, what, allowed, trials)

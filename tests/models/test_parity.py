@@ -113,8 +113,12 @@ def test_gradients(name, remat="none"):
         np.testing.assert_allclose(got[name], wanted, atol=2e-4 * (1 + wanted[1]), err_msg=name)
 
 
-def test_gradients_where_the_layers_are_computed_again():
-    test_gradients("gemma3", "full")
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("gemma3", "full"), ("llama_linear_bias", "minimal"), ("olmo2", "minimal")],
+)
+def test_gradients_where_the_layers_are_computed_again(name, remat):
+    test_gradients(name, remat)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
