@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ptjax.models.quantised import Quantised
-from ptjax.sharding import active_parts
+from ptjax.sharding import active_parts, constrain
 from ptjax.types import Leaf, Weights
 
 _MOST = 8
@@ -25,6 +25,8 @@ _LANES = 128
 """Of a TPU's registers: hidden units of a part are a multiple of it, where they can be."""
 
 Keys = tuple[Array | None, ...]
+Axes = tuple[tuple[str, tuple[str, ...]], ...]
+"""Of each leaf that is divided, by name."""
 Block = Callable[[Weights, Array, Any, Keys], Array]
 
 
@@ -63,37 +65,40 @@ def in_parts(
         name: _cut(weights.pop(name), names[name], at, count, x) for name, at in places.items()
     }
     drawn = [None if key is None else jax.random.split(key, count) for key in keys]
-    y = _summed(block, split, weights, x, context, tuple(drawn))
+    axes = tuple((name, tuple(names[name])) for name in split)
+    y = _summed(block, axes, split, weights, x, context, tuple(drawn))
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(
-    block: Block, split: Weights, whole: Weights, x: Array, context: Any, keys: Keys
+    block: Block, axes: Axes, split: Weights, whole: Weights, x: Array, context: Any, keys: Keys
 ) -> Array:
     def part(total: Array, scanned: tuple[Weights, Keys]) -> tuple[Array, None]:
         own, drawn = scanned
-        y = block({**whole, **own}, x, context, drawn)
+        y = block({**whole, **_gathered(own, axes)}, x, context, drawn)
         return total + y.astype(jnp.float32), None
 
     total, _ = jax.lax.scan(part, jnp.zeros(x.shape, jnp.float32), (split, keys))
     return total.astype(x.dtype)
 
 
-def _summed_fwd(block: Block, *args: Any) -> tuple[Array, Any]:
-    return _summed(block, *args), args
+def _summed_fwd(block: Block, axes: Axes, *args: Any) -> tuple[Array, Any]:
+    return _summed(block, axes, *args), args
 
 
-def _summed_bwd(block: Block, kept: Any, g: Array) -> tuple[Any, ...]:
+def _summed_bwd(block: Block, axes: Axes, kept: Any, g: Array) -> tuple[Any, ...]:
     split, whole, x, context, keys = kept
 
     def part(sums: tuple[Weights, Array], scanned: tuple[Weights, Keys]) -> tuple[Any, Weights]:
         own, drawn = scanned
-        pull = jax.vjp(
-            lambda own, *to: block({**to[0], **own}, to[1], context, drawn), own, whole, x
-        )[1]
-        d_own, *d_both = pull(g)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both)), d_own
+
+        def of(own: Weights, whole: Weights, x: Array) -> Array:
+            return block({**whole, **own}, x, context, drawn)
+
+        d_own, *d_both = jax.vjp(of, _gathered(own, axes), whole, x)[1](g)
+        sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both))
+        return sums, {name: constrain(d_own[name], *names) for name, names in axes}
 
     zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
     (d_whole, d_x), d_split = jax.lax.scan(part, zeros, (split, keys))
@@ -111,6 +116,18 @@ def _count(sizes: Mapping[str, int]) -> int:
     size = math.gcd(*sizes.values()) // over.pop()
     size = size // _LANES if size % _LANES == 0 else size
     return max(count for count in range(1, _MOST + 1) if size % count == 0)
+
+
+def _gathered(own: Weights, axes: Axes) -> Weights:
+    """A part's kernels, whole but for what `mesh.tensor` divides.
+
+    Left to itself a compiler adds up the products of each device's share of a kernel, in sums as
+    large as hidden states.
+    """
+    return {
+        name: constrain(own[name], *(None if axis == "embed" else axis for axis in names))
+        for name, names in axes
+    }
 
 
 def _where(names: Sequence[str], cut: Mapping[str, int]) -> int | None:
