@@ -27,6 +27,11 @@ from ptjax.sharding import HIDDEN, STATIONARY, STEPS, TOKENS, brought, constrain
 from ptjax.types import Routing, Weights
 
 
+ATTENTION = ("q", "q_norm", "k", "k_norm", "v", "o")
+MLP = ("gate", "up", "down")
+"""Leaves of a layer's two blocks."""
+
+
 @dataclass(frozen=True)
 class Body:
     """A decoder's static side without what it ends in; parameters are passed to every method.
@@ -159,34 +164,37 @@ class Body:
             names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
             parts = functools.partial(in_parts, layer=weights, names=names)
 
-        def norm(x: Array, name: str) -> Array:
-            return rms_norm(x, weights[name], eps=config.eps, offset=config.norm_offset)
+        norm = functools.partial(rms_norm, eps=config.eps, offset=config.norm_offset)
+        before = [
+            weights[f"{name}_norm"] if config.norm != "post" else None for name in ("attn", "mlp")
+        ]
 
         x, kept = checkpoint_name(x, CARRIED), None
-        y = norm(x, "attn_norm") if config.norm != "post" else x
         if parts and config.qk_norm != "full":  # that norm is over all heads
             sizes = {"heads": config.heads, "kv_heads": config.kv_heads}
             block = functools.partial(self._attended_alone, compute, window if alike else None)
             context = span, cos, sin, flag["window"]
-            y = parts(block, ("q", "q_norm", "k", "k_norm", "v", "o"), sizes, y, context, keys[:4])
+            y = parts(block, ATTENTION, norm, sizes, x, context, keys[:4], scale=before[0])
         else:
+            y = x if before[0] is None else norm(x, before[0])
             y, kept = self._attended(attend, weights, y, (cos, sin, window), keys[:4])
         if config.norm != "pre":
-            y = norm(y, "post_attn_norm")
+            y = norm(y, weights["post_attn_norm"])
         x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
-        x = checkpoint_name(x, CARRIED)
-        y = norm(x, "mlp_norm") if config.norm != "post" else x
-        routing = None
-        if config.experts:
-            own = STEPS if at == STATIONARY else TOKENS
-            y = constrain(y, *own, None)
-            y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
-        elif parts:
-            y = parts(self._fed, ("gate", "up", "down"), {"mlp": config.mlp}, y, None, keys[5:8])
+        x, routing = checkpoint_name(x, CARRIED), None
+        if parts and not config.experts:
+            sizes = {"mlp": config.mlp}
+            y = parts(self._fed, MLP, norm, sizes, x, None, keys[5:8], scale=before[1])
         else:
-            y = self._fed(weights, y, None, keys[5:8])
+            y = x if before[1] is None else norm(x, before[1])
+            if config.experts:
+                own = STEPS if at == STATIONARY else TOKENS
+                y = constrain(y, *own, None)
+                y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
+            else:
+                y = self._fed(weights, y, None, keys[5:8])
         if config.norm != "pre":
-            y = norm(y, "post_mlp_norm")
+            y = norm(y, weights["post_mlp_norm"])
         x = constrain(x + dropout(y, compute.dropout, keys[8]), *at)
         return x, kept, routing
 

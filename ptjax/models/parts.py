@@ -27,32 +27,37 @@ _LANES = 128
 Keys = tuple[Array | None, ...]
 Axes = tuple[tuple[str, tuple[str, ...]], ...]
 """Of each leaf that is divided, by name."""
+Norm = Callable[[Array, Array], Array]
 Block = Callable[[Weights, Array, Any, Keys], Array]
 
 
 def in_parts(
     block: Block,
     kernels: Sequence[str],
+    norm: Norm,
     sizes: Mapping[str, int],
     x: Float[Array, "R L D"],
     context: Any,
     keys: Keys,
     *,
+    scale: Array | None,
     layer: Weights,
     names: Mapping[str, Sequence[str]],
 ) -> Float[Array, "R L D"]:
-    """Σ over parts of block(a part's weights, x, context, keys).
+    """Σ over parts of block(a part's weights, norm(x), context, keys).
 
-    Each is computed again in the backward pass. The sum and the gradient of x are float32: rounding
-    does not grow with the number of parts.
+    Each is computed again in the backward pass. The sum and the gradient of norm(x) are float32:
+    rounding does not grow with the number of parts.
 
     Args:
       block: a sum over what is divided; it refers to no array but what it is given.
       kernels: that it uses; the last has what is divided among its inputs.
+      norm: of a scale and x.
       sizes: of the logical axes that are divided, together: heads and the key heads they share.
-      x: what every part reads.
-      context: what else they do, of which there is no gradient.
+      x: hidden states.
+      context: what else every part reads, of which there is no gradient.
       keys: randomness; each part draws its own.
+      scale: the norm's; None where there is no norm.
       layer: one layer's leaves.
       names: the logical axes of each.
     """
@@ -66,43 +71,58 @@ def in_parts(
     }
     drawn = [None if key is None else jax.random.split(key, count) for key in keys]
     axes = tuple((name, tuple(names[name])) for name in split)
-    y = _summed(block, axes, split, weights, x, context, tuple(drawn))
+    y = _summed(block, norm, axes, split, weights, scale, x, context, tuple(drawn))
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _summed(
-    block: Block, axes: Axes, split: Weights, whole: Weights, x: Array, context: Any, keys: Keys
+    block: Block,
+    norm: Norm,
+    axes: Axes,
+    split: Weights,
+    whole: Weights,
+    scale: Array | None,
+    x: Array,
+    context: Any,
+    keys: Keys,
 ) -> Array:
+    y = x if scale is None else norm(x, scale)
+
     def part(total: Array, scanned: tuple[Weights, Keys]) -> tuple[Array, None]:
         own, drawn = scanned
-        y = block({**whole, **_gathered(own, axes)}, x, context, drawn)
-        return total + y.astype(jnp.float32), None
+        made = block({**whole, **_gathered(own, axes)}, y, context, drawn)
+        return total + made.astype(jnp.float32), None
 
     total, _ = jax.lax.scan(part, jnp.zeros(x.shape, jnp.float32), (split, keys))
     return total.astype(x.dtype)
 
 
-def _summed_fwd(block: Block, axes: Axes, *args: Any) -> tuple[Array, Any]:
-    return _summed(block, axes, *args), args
+def _summed_fwd(block: Block, norm: Norm, axes: Axes, *args: Any) -> tuple[Array, Any]:
+    return _summed(block, norm, axes, *args), args
 
 
-def _summed_bwd(block: Block, axes: Axes, kept: Any, g: Array) -> tuple[Any, ...]:
-    split, whole, x, context, keys = kept
+def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tuple[Any, ...]:
+    split, whole, scale, x, context, keys = kept
+    y, pull = (x, None) if scale is None else jax.vjp(norm, x, scale)
 
     def part(sums: tuple[Weights, Array], scanned: tuple[Weights, Keys]) -> tuple[Any, Weights]:
         own, drawn = scanned
 
-        def of(own: Weights, whole: Weights, x: Array) -> Array:
-            return block({**whole, **own}, x, context, drawn)
+        def of(own: Weights, whole: Weights, y: Array) -> Array:
+            return block({**whole, **own}, y, context, drawn)
 
-        d_own, *d_both = jax.vjp(of, _gathered(own, axes), whole, x)[1](g)
+        d_own, *d_both = jax.vjp(of, _gathered(own, axes), whole, y)[1](g)
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both))
         return sums, {name: constrain(d_own[name], *names) for name, names in axes}
 
     zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
-    (d_whole, d_x), d_split = jax.lax.scan(part, zeros, (split, keys))
-    return d_split, d_whole, d_x.astype(x.dtype), None, None
+    (d_whole, d_y), d_split = jax.lax.scan(part, zeros, (split, keys))
+    d_x, d_scale = d_y.astype(x.dtype), None
+    if pull is not None:
+        # Both at once: what waits for the one would keep the sum that both are made of.
+        d_x, d_scale = jax.lax.optimization_barrier(pull(d_x))
+    return d_split, d_whole, d_scale, d_x, None, None
 
 
 _summed.defvjp(_summed_fwd, _summed_bwd)

@@ -145,6 +145,8 @@ def gradients_of_chunks(
     if d_kernel is not None:
         d_kernel = constrain(jnp.sum(d_kernel, axis=0), *projection_axes(vocab_first=vocab_first))
         d_kernel = d_kernel.astype(kernel.dtype)
+        # Its sums of each shard, as large as the kernel, are gone before the layers' turn.
+        d_hidden, d_kernel = jax.lax.optimization_barrier((d_hidden, d_kernel))
     return stats, d_hidden, d_kernel
 
 
