@@ -26,7 +26,6 @@ from ptjax.ops.span import Span
 from ptjax.sharding import HIDDEN, STATIONARY, STEPS, TOKENS, brought, constrain
 from ptjax.types import Routing, Weights
 
-
 ATTENTION = ("q", "q_norm", "k", "k_norm", "v", "o")
 MLP = ("gate", "up", "down")
 """Leaves of a layer's two blocks."""
