@@ -116,9 +116,7 @@ def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tu
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both))
         return sums, {name: constrain(d_own[name], *names) for name, names in axes}
 
-    # The sum has no place before its turn: a compiler would make it when the layer begins.
-    zero, g = jax.lax.optimization_barrier((jnp.zeros(x.shape, jnp.float32), g))
-    zeros = jax.tree.map(jnp.zeros_like, whole), zero
+    zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
     (d_whole, d_y), d_split = jax.lax.scan(part, zeros, (split, keys))
     d_x, d_scale = d_y.astype(x.dtype), None
     if pull is not None:
