@@ -31,8 +31,9 @@ ROW = {"sft": 1.0, "dpo": 2.0, "grpo": 4.5}
 """An example's tokens, in contexts."""
 LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
 """Those of which a logit is asked."""
-_TOKEN = 55
-"""Bytes of a token in a layer's backward pass, for a unit of the model's width: an estimate."""
+_TOKEN = (19, 35_000)
+"""Bytes of a token in a layer's backward pass, a unit of the model's width and beside it, by what
+two models came to."""
 _STATE = 16
 """Bytes of a parameter: itself, two moments and its gradient."""
 
@@ -89,11 +90,10 @@ def proposed(model: str, method: str, devices: int, room: int, *, whole: bool) -
     config = architecture(model)
     shapes = (spec.shape(row, config.dims) for row in families.table(config).values())
     state = _STATE * sum(map(math.prod, shapes)) / devices
-    head = 2 * 4 * config.vocab * config.embed * (devices > 1)  # gathered, and its gradient
-    token = ROW[method] * _TOKEN * config.embed
+    token = ROW[method] * (_TOKEN[0] * config.embed + _TOKEN[1])
     if whole:
         token += LOGITS[method] * 4 * config.vocab
-    return int((room - state - head) / token)
+    return int((room - state) / token)
 
 
 def search(need: Callable[[int], float], room: int, first: int) -> Longest:

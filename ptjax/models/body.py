@@ -160,8 +160,6 @@ class Body:
         window = config.window[0] if alike else flag["window"]
         parts = None
         if at == HIDDEN and compute.remat == "minimal":
-            # Or a compiler would cast all layers' kernels at once, and keep them.
-            weights = jax.lax.optimization_barrier(weights)
             names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
             parts = functools.partial(in_parts, layer=weights, names=names)
 

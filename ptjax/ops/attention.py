@@ -2,7 +2,7 @@
 
 | devices | kernel |
 |---|---|
-| TPU | `splash`: jax's Pallas kernel, for whole sequences |
+| TPU | `splash`: jax's Pallas kernel, for whole sequences of up to 131,072 tokens |
 | GPU | `cudnn`: cuDNN's flash attention, for rows of up to 4,096 tokens in half precision |
 | all, and all that those two do not cover | `tiles`: plain jax, memory linear in the length |
 
@@ -118,7 +118,7 @@ def chosen(
     """The kernel of a call, by the devices that its program is compiled for.
 
     Those are the mesh's (`jax.set_mesh`), which need not be there. What the kernel does not cover
-    is left to `tiles`: decoding, soft caps and longer rows on a GPU, and on a TPU windows where
+    is left to `tiles`: decoding, longer rows, soft caps on a GPU, and on a TPU windows where
     answers share their prompt, and beyond 32,768 tokens such answers and windows that differ.
 
     Args:

@@ -31,14 +31,16 @@ BITS = 15
 _LOW = 2**BITS - 1
 _SHARES = -(2**31)
 _BLOCKS = (128, 256, 512)
+_LONGEST = 2**17
+"""Tokens of a row: what is said of pairs of blocks lies in the scalars' memory."""
 
 
 def covers(length: int, query: Span, window: Array | int, *, aligned: bool) -> bool:
     """Whether the kernel can say what these tokens see.
 
     Args:
-      length: tokens of a row. Of one longer than 32,768, neither windows that differ between layers
-        nor beginnings that are shared.
+      length: tokens of a row, at most 131,072; of one longer than 32,768, neither windows that
+        differ between layers nor beginnings that are shared.
       query: where they stand. Where beginnings are shared, a window would have to be told apart in
         two runs of keys, for which a code has no room.
       window: how far they look back; traced where layers differ.
@@ -46,7 +48,7 @@ def covers(length: int, query: Span, window: Array | int, *, aligned: bool) -> b
     """
     known = isinstance(window, int)
     if length > 2**BITS:
-        return aligned and known and query.leads is None
+        return aligned and known and query.leads is None and length <= _LONGEST
     return aligned and (query.leads is None or (known and window >= length))
 
 

@@ -167,6 +167,7 @@ def test_the_mesh_chooses_the_kernel():
         assert kernel(span=shared, window=99) == kernel(span=shared, window=jnp.int32(9)) == "tiles"
         long = jax.ShapeDtypeStruct((1, 2**15 + 1, 1, 8), jnp.bfloat16)
         assert kernel(q=long) == kernel(q=long, window=9) == "splash"
+        assert kernel(q=jax.ShapeDtypeStruct((1, 2**17 + 1, 1, 8), jnp.bfloat16)) == "tiles"
         assert kernel(q=long, window=jnp.int32(9)) == kernel(q=long, span=shared) == "tiles"
 
 
