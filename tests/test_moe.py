@@ -81,7 +81,7 @@ def alone():
     ("sizes", "accumulate", "remat"),
     [
         (dict(fsdp=2, expert=2, tensor=2), 2, "none"),
-        pytest.param(dict(fsdp=2, expert=4), 1, "full", marks=only_in_full),
+        pytest.param(dict(fsdp=2, expert=4), 1, "minimal", marks=only_in_full),
         pytest.param(dict(fsdp=2, expert=2, sequence=2), 2, "none", marks=only_in_full),
         pytest.param(None, 4, "dots_and_attention", marks=only_in_full),
     ],

@@ -8,15 +8,15 @@ as long as the context (of an answer one half is its prompt, which stands once).
 trained, float32 with Adam's moments; activations are bfloat16, `model.remat="minimal"`. *Whole* is
 the same step with `model.head_chunk` of all tokens: their logits exist at once. A model of the
 memory proposes a first context, lines through what was compiled the next; compilations confirm. In
-a cell stand the longest context that the compiler accepts and the shortest that it refused, both
-found to a sixteenth or so; *times* is ours over the shortest that it refused of the other. Some are
+a cell stand the longest context that the compiler accepts and the shortest that it refused, no
+more than a tenth apart; *times* is ours over the shortest that it refused of the other. Some are
 longer than what the models were made for: what fits is asked, not what is of use.
 """
 
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ptjax.models import families, spec
@@ -34,6 +34,7 @@ LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
 _TOKEN = (19, 35_000)
 """Bytes of a token in a layer's backward pass, a unit of the model's width and beside it, by what
 two models came to."""
+_STEP = 64
 _STATE = 16
 """Bytes of a parameter: itself, two moments and its gradient."""
 
@@ -75,47 +76,58 @@ def settings(model: str, method: str, devices: int, context: int, *, whole: bool
     return given | {"data.tokens_per_batch": devices * row, "data.row_length": row}
 
 
-def proposed(model: str, method: str, devices: int, room: int, *, whole: bool) -> int:
-    """A context that might fit, by a model of the memory.
+def token_bytes(model: str, method: str, *, whole: bool) -> float:
+    """Of a device for a token more of the context, by a model of the memory."""
+    from ptjax.plan.architectures import architecture
 
-    Args:
-      model: an architecture's name.
-      method: one of `METHODS`.
-      devices: over which `fsdp` goes.
-      room: bytes of a device.
-      whole: whether all logits exist at once.
-    """
+    config = architecture(model)
+    layer = ROW[method] * (_TOKEN[0] * config.embed + _TOKEN[1])
+    return layer + whole * LOGITS[method] * 4 * config.vocab
+
+
+def state_bytes(model: str, devices: int) -> float:
+    """Of a device for parameters, moments and gradients."""
+    from ptjax.models import families, spec
     from ptjax.plan.architectures import architecture
 
     config = architecture(model)
     shapes = (spec.shape(row, config.dims) for row in families.table(config).values())
-    state = _STATE * sum(map(math.prod, shapes)) / devices
-    token = ROW[method] * (_TOKEN[0] * config.embed + _TOKEN[1])
-    if whole:
-        token += LOGITS[method] * 4 * config.vocab
-    return int((room - state) / token)
+    return _STATE * sum(map(math.prod, shapes)) / devices
 
 
-def search(need: Callable[[int], float], room: int, first: int) -> Longest:
-    """The longest context whose need is within the room, to a sixteenth of the first or so.
+def search(need: Callable[[int], float], room: int, first: float, token: float) -> Longest:
+    """The longest context whose need is within the room, to a tenth.
 
     Args:
       need: bytes of a device, of a context's tokens; compiles.
       room: bytes of a device.
       first: the context that is tried first.
+      token: bytes of a token, so long as but one context is known.
     """
-    from ptjax.plan.search import longest
-
     known: dict[int, float] = {}
-
-    def remembered(context: int) -> float:
+    at = first
+    while True:
+        context = max(round(at / _STEP), 1) * _STEP
         known[context] = need(context)
-        return known[context]
+        low = max((one for one, needed in known.items() if needed <= room), default=0)
+        high = min((one for one, needed in known.items() if needed > room), default=0)
+        if low and high and high - low <= max(high / 10, _STEP):
+            return Longest(low, high, known[low])
+        meets = _meets(known, room, token)
+        if not high:
+            at = max(1.04 * meets, 1.08 * low)
+        elif not low:
+            at = min(0.96 * meets, 0.92 * high)
+        else:
+            at = min(max(meets, 0.75 * low + 0.25 * high), 0.25 * low + 0.75 * high)
 
-    step = max(2 ** round(math.log2(first / 16)), 64)
-    accepted = longest(remembered, room, step=step, first=first)
-    refused = min(context for context, needed in known.items() if needed > room)
-    return Longest(accepted, refused, known.get(accepted, 0))
+
+def _meets(known: Mapping[int, float], room: int, token: float) -> float:
+    """Where the line through the two needs nearest to the room meets it."""
+    nearest = sorted(known.items(), key=lambda pair: abs(pair[1] - room))[:2]
+    (one, needs), (other, others) = nearest[0], nearest[-1]
+    slope = (others - needs) / (other - one) if other != one and others != needs else token
+    return one + (room - needs) / slope
 
 
 def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
@@ -144,8 +156,9 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
                 print(f"{model} on {where.name}, {said}", flush=True)
                 return needed
 
-            first = proposed(model, method, devices, room, whole=whole)
-            found[whole] = search(need, room, first)
+            token = token_bytes(model, method, whole=whole)
+            first = (room - state_bytes(model, devices)) / token
+            found[whole] = search(need, room, first, token)
         ours, theirs = found[False], found[True]
         times = ours.accepted / theirs.refused
         yield f"| {model}, {name} | {method} | {_said(ours)} | {_said(theirs)} | {times:.1f} |"
