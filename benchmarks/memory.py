@@ -22,8 +22,10 @@ from ptjax.plan.shapes import job
 
 MIB = 2**20
 WIDTH = 576
+AWAY = ("offload_dots", "minimal")
+"""What they keep in the host's memory would count here: a CPU has no other."""
 SETTINGS = {
-    **{f"remat={policy}": {"remat": policy} for policy in REMAT if policy != "offload_dots"},
+    **{f"remat={policy}": {"remat": policy} for policy in REMAT if policy not in AWAY},
     "accumulate=4, remat=none": {"remat": "none", "accumulate": 4},
     "accumulate=4, remat=full": {"remat": "full", "accumulate": 4},
     **{

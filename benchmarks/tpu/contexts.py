@@ -114,9 +114,9 @@ def search(need: Callable[[int], float], room: int, first: float, token: float) 
             return Longest(low, high, known[low])
         meets = _meets(known, room, token)
         if not high:
-            at = max(1.04 * meets, 1.08 * low)
+            at = min(max(1.04 * meets, 1.08 * low), 3 * low)
         elif not low:
-            at = min(0.96 * meets, 0.92 * high)
+            at = max(min(0.96 * meets, 0.92 * high), high / 3)
         else:
             at = min(max(meets, 0.75 * low + 0.25 * high), 0.25 * low + 0.75 * high)
 
