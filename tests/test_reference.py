@@ -204,7 +204,10 @@ def test_weights_far_off_the_balance_of_labels_are_warned_of(folder, caplog):
 
 @pytest.mark.parametrize(
     ("method", "data", "hparams"),
-    [("dpo", "pairs", {"sync_every": 1, "sync_alpha": 0.5}), ("bco", "labels", {})],
+    [
+        ("dpo", "pairs", {"sync_every": 1, "sync_alpha": 0.5}),
+        pytest.param("bco", "labels", {}, marks=only_in_full),
+    ],
 )
 def test_what_a_stage_remembers_is_resumed_bit_for_bit(method, data, hparams, folder, tmp_path):
     given = config(folder, method, data, hparams=hparams, **{"checkpoint.every": 2})
