@@ -34,7 +34,6 @@ LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
 _TOKEN = (19, 35_000)
 """Bytes of a token in a layer's backward pass, a unit of the model's width and beside it, by what
 two models came to."""
-_STEP = 64
 _STATE = 16
 """Bytes of a parameter: itself, two moments and its gradient."""
 
@@ -106,11 +105,12 @@ def search(need: Callable[[int], float], room: int, first: float, token: float) 
     known: dict[int, float] = {}
     at = first
     while True:
-        context = max(round(at / _STEP), 1) * _STEP
+        step = 64 if at < 8192 else 512  # what fills no block of attention is padded
+        context = max(round(at / step), 1) * step
         known[context] = need(context)
         low = max((one for one, needed in known.items() if needed <= room), default=0)
         high = min((one for one, needed in known.items() if needed > room), default=0)
-        if low and high and high - low <= max(high / 10, _STEP):
+        if low and high and high - low <= max(high / 10, step):
             return Longest(low, high, known[low])
         meets = _meets(known, room, token)
         if not high:

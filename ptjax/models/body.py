@@ -163,37 +163,31 @@ class Body:
             names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
             parts = functools.partial(in_parts, layer=weights, names=names)
 
-        norm = functools.partial(rms_norm, eps=config.eps, offset=config.norm_offset)
-        before = [
-            weights[f"{name}_norm"] if config.norm != "post" else None for name in ("attn", "mlp")
-        ]
-
         x, kept = checkpoint_name(x, CARRIED), None
         if parts and config.qk_norm != "full":  # that norm is over all heads
             sizes = {"heads": config.heads, "kv_heads": config.kv_heads}
             block = functools.partial(self._attended_alone, compute, window if alike else None)
             context = span, cos, sin, flag["window"]
-            y = parts(block, ATTENTION, norm, sizes, x, context, keys[:4], scale=before[0])
+            scale = weights.get("attn_norm")
+            y = parts(block, ATTENTION, self._norm, sizes, x, context, keys[:4], scale=scale)
         else:
-            y = x if before[0] is None else norm(x, before[0])
+            y = self._norm(x, weights.get("attn_norm"))
             y, kept = self._attended(attend, weights, y, (cos, sin, window), keys[:4])
-        if config.norm != "pre":
-            y = norm(y, weights["post_attn_norm"])
+        y = self._norm(y, weights.get("post_attn_norm"))
         x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
         x, routing = checkpoint_name(x, CARRIED), None
         if parts and not config.experts:
-            sizes = {"mlp": config.mlp}
-            y = parts(self._fed, MLP, norm, sizes, x, None, keys[5:8], scale=before[1])
+            sizes, scale = {"mlp": config.mlp}, weights.get("mlp_norm")
+            y = parts(self._fed, MLP, self._norm, sizes, x, None, keys[5:8], scale=scale)
         else:
-            y = x if before[1] is None else norm(x, before[1])
+            y = self._norm(x, weights.get("mlp_norm"))
             if config.experts:
                 own = STEPS if at == STATIONARY else TOKENS
                 y = constrain(y, *own, None)
                 y, routing = mixture(weights, y, span.segments != 0, config, self.lora, own)
             else:
                 y = self._fed(weights, y, None, keys[5:8])
-        if config.norm != "pre":
-            y = norm(y, weights["post_mlp_norm"])
+        y = self._norm(y, weights.get("post_mlp_norm"))
         x = constrain(x + dropout(y, compute.dropout, keys[8]), *at)
         return x, kept, routing
 
@@ -208,8 +202,7 @@ class Body:
         )
         if config.qk_norm != "none":
             axes = 1 if config.qk_norm == "head" else 2
-            norm = functools.partial(rms_norm, eps=config.eps, offset=config.norm_offset, axes=axes)
-            q, k = norm(q, weights["q_norm"]), norm(k, weights["k_norm"])
+            q, k = self._norm(q, weights["q_norm"], axes), self._norm(k, weights["k_norm"], axes)
         y, kept = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, window)
         return project(weights, "o", y, self.lora, keys[3]), kept
 
@@ -231,8 +224,15 @@ class Body:
     def _fed(self, weights: Weights, y: Array, _: None, keys: Keys) -> Array:
         return mlp(weights, y, self.config, self.lora, keys)
 
+    def _norm(self, x: Array, scale: Array | None, axes: int = 1) -> Array:
+        """The family's norm; without a scale there is none."""
+        if scale is None:
+            return x
+        config = self.config
+        return rms_norm(x, scale, eps=config.eps, offset=config.norm_offset, axes=axes)
+
     def _final(self, params, x):
-        return rms_norm(x, params["norm"], eps=self.config.eps, offset=self.config.norm_offset)
+        return self._norm(x, params["norm"])
 
 
 def _pick(stack: Array, index: Array) -> Array:

@@ -27,7 +27,7 @@ _LANES = 128
 Keys = tuple[Array | None, ...]
 Axes = tuple[tuple[str, tuple[str, ...]], ...]
 """Of each leaf that is divided, by name."""
-Norm = Callable[[Array, Array], Array]
+Norm = Callable[[Array, Array | None], Array]
 Block = Callable[[Weights, Array, Any, Keys], Array]
 
 
@@ -52,12 +52,12 @@ def in_parts(
     Args:
       block: a sum over what is divided; it refers to no array but what it is given.
       kernels: that it uses; the last has what is divided among its inputs.
-      norm: of a scale and x.
+      norm: of x and a scale.
       sizes: of the logical axes that are divided, together: heads and the key heads they share.
       x: hidden states.
       context: what else every part reads, of which there is no gradient.
       keys: randomness; each part draws its own.
-      scale: the norm's; None where there is no norm.
+      scale: the norm's, if it has one.
       layer: one layer's leaves.
       names: the logical axes of each.
     """
@@ -87,7 +87,7 @@ def _summed(
     context: Any,
     keys: Keys,
 ) -> Array:
-    y = x if scale is None else norm(x, scale)
+    y = norm(x, scale)
 
     def part(total: Array, scanned: tuple[Weights, Keys]) -> tuple[Array, None]:
         own, drawn = scanned
@@ -104,7 +104,7 @@ def _summed_fwd(block: Block, norm: Norm, axes: Axes, *args: Any) -> tuple[Array
 
 def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tuple[Any, ...]:
     split, whole, scale, x, context, keys = kept
-    y, pull = (x, None) if scale is None else jax.vjp(norm, x, scale)
+    y, pull = jax.vjp(norm, x, scale)
 
     def part(sums: tuple[Weights, Array], scanned: tuple[Weights, Keys]) -> tuple[Any, Weights]:
         own, drawn = scanned
@@ -118,10 +118,8 @@ def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tu
 
     zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
     (d_whole, d_y), d_split = jax.lax.scan(part, zeros, (split, keys))
-    d_x, d_scale = d_y.astype(x.dtype), None
-    if pull is not None:
-        # Both at once: what waits for the one would keep the sum that both are made of.
-        d_x, d_scale = jax.lax.optimization_barrier(pull(d_x))
+    # Both at once: what waits for the one would keep the sum that both are made of.
+    d_x, d_scale = jax.lax.optimization_barrier(pull(d_y.astype(x.dtype)))
     return d_split, d_whole, d_scale, d_x, None, None
 
 
@@ -134,14 +132,15 @@ def _count(sizes: Mapping[str, int]) -> int:
     if len(over) != 1 or any(size % min(over) for size in sizes.values()):
         return 1
     size = math.gcd(*sizes.values()) // over.pop()
-    size = size // _LANES if size % _LANES == 0 else size
+    if "mlp" in sizes and size % _LANES == 0:
+        size //= _LANES
     return max(count for count in range(1, _MOST + 1) if size % count == 0)
 
 
 def _gathered(own: Weights, axes: Axes) -> Weights:
     """A part's kernels, whole but for what `mesh.tensor` divides.
 
-    Left to itself a compiler adds up the products of each device's share of a kernel, in sums as
+    Said, for a compiler may also add up the products of each device's share of a kernel, in sums as
     large as hidden states.
     """
     return {
