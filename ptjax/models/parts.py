@@ -116,7 +116,8 @@ def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tu
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both))
         return sums, {name: constrain(d_own[name], *names) for name, names in axes}
 
-    zeros = jax.tree.map(jnp.zeros_like, whole), jnp.zeros(x.shape, jnp.float32)
+    # Zero, but not before g is there: a compiler would make room for all sums of a layer at once.
+    zeros = jax.tree.map(jnp.zeros_like, whole), (g - g).astype(jnp.float32)
     (d_whole, d_y), d_split = jax.lax.scan(part, zeros, (split, keys))
     # Both at once: what waits for the one would keep the sum that both are made of.
     d_x, d_scale = jax.lax.optimization_barrier(pull(d_y.astype(x.dtype)))
