@@ -31,7 +31,7 @@ ROW = {"sft": 1.0, "dpo": 2.0, "grpo": 4.5}
 """An example's tokens, in contexts."""
 LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
 """Those of which a logit is asked."""
-_TOKEN = (19, 35_000)
+_TOKEN = (23, 19_000)
 """Bytes of a token in a layer's backward pass, a unit of the model's width and beside it, by what
 two models came to."""
 _STATE = 16
