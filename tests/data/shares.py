@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from ptjax.errors import UserError
 from tests.data.conftest import make_tokenizer
 
 SIZES = {"max_length": 48, "batch_size": 6, "packing": False}
-PACKED = {"max_length": 48, "tokens_per_batch": 3 * 96, "row_length": 96}
+PACKED = {"max_length": 48, "tokens_per_batch": 6 * 96, "row_length": 96}
 CASES = {
     "chats": ("sequences", {**PACKED, "on_bad_line": "skip", "validation": 0.2}),
     "pieces": ("sequences", {**SIZES, "truncate": "split", "on_bad_line": "skip"}),
@@ -23,7 +25,7 @@ CASES = {
     "labelled": ("unpaired", SIZES),
     "mismatched": ("mismatched", SIZES),
     "stepwise": ("stepwise", {**PACKED, "batch_size": 6, "tokens_per_batch": None}),
-    "two_rows": ("sequences", SIZES),
+    "one_row": ("sequences", SIZES),
     "bad": ("sequences", SIZES),
     "empty": ("sequences", SIZES),
 }
@@ -55,7 +57,7 @@ def write(folder: Path) -> None:
         "labelled": pairs,
         "mismatched": pairs,
         "stepwise": steps,
-        "two_rows": chats[:2],
+        "one_row": chats[:1],
         "bad": chats,
         "empty": [*chats[:20], silent, *chats[20:90], silent],
     }
@@ -77,18 +79,23 @@ def told(folder: Path, index: int, processes: int) -> dict[str, list]:
 
     EncodeRows.__call__ = counted
     try:
-        return {name: [*_told(folder, name, index, processes, encoded)] for name in CASES}
+        tokenizer = make_tokenizer()
+        return {
+            name: [*_told(folder, name, tokenizer, index, processes, encoded)] for name in CASES
+        }
     finally:
         EncodeRows.__call__ = encode
 
 
-def _told(folder: Path, name: str, index: int, processes: int, encoded: list[int]):
+def _told(
+    folder: Path, name: str, tokenizer: Any, index: int, processes: int, encoded: list[int]
+) -> Iterator[Any]:
     kind, config = CASES[name]
     encoded[0] = 0
     try:
         made = build(
             {"sources": str(folder / f"{name}.jsonl"), **config},
-            make_tokenizer(),
+            tokenizer,
             kind=kind,
             seed=1,
             shards=processes,

@@ -8,7 +8,7 @@ import pytest
 from tests.data import shares
 from tests.two import told_by
 
-PROCESSES = 3
+PROCESSES = 2
 
 
 @pytest.fixture(scope="module")
