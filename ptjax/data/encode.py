@@ -1,4 +1,4 @@
-"""Encodes every row of a source once, into a store that later runs find again."""
+"""Encodes every row of a source once, into stores that later runs find again, one a process."""
 
 import collections
 import hashlib
@@ -36,7 +36,7 @@ class Encodings(NamedTuple):
 def encode_source(
     source: SourceConfig, config: DataConfig, chat: Chat, cache: str, kind: Kind
 ) -> Encodings:
-    """Encodes a source, or finds it encoded.
+    """Encodes a source, or finds it encoded; of several processes each encodes a share of the rows.
 
     Args:
       source: where the rows are.
@@ -47,7 +47,7 @@ def encode_source(
 
     Raises:
       UserError: the source cannot be read; a format that is none of the kind's; a bad row, unless
-        on_bad_line is "skip".
+        on_bad_line is "skip"; on all processes, where a share is in question or rows differ.
 
     """
     if source.format is not None and source.format not in kind.forms:
@@ -90,9 +90,8 @@ def _encode(
     """Writes the store, unless a bad row is an error, and returns what it says of itself."""
     import grain
 
-    batches = grain.MapDataset.source(batches).map(encode)
     threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    stream = batches.to_iter_dataset(threads)
+    stream = grain.MapDataset.source(batches).map(encode).to_iter_dataset(threads)
     stream = in_workers(stream, min(config.workers, len(batches) // 2), buffer=8)
     counts: collections.Counter[str] = collections.Counter()
     first_bad = None

@@ -70,8 +70,14 @@ class Peers:
                     self._line(process).say(_QUESTION.pack(self._number, len(question)) + question)
                 return {process: self._line(process).hear() for process in questions}
             except OSError:
-                self._lines.clear()  # what is still under way answers no later question
+                self.close()  # what is still under way answers no later question
                 raise
+
+    def close(self) -> None:
+        """Closes the connections; a later question opens new ones."""
+        for line in self._lines.values():
+            line.close()
+        self._lines.clear()
 
     def _reach_all(self) -> None:
         for process in range(len(self._places)):
@@ -112,6 +118,10 @@ class _Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._process = connection, process
         self._file: BinaryIO = connection.makefile("rb")
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
 
     def say(self, words: bytes) -> None:
         self._socket.sendall(words)
