@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from ptjax.data.encode_rows import hash_of
 from ptjax.data.examples import Examples
@@ -29,8 +29,8 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
         if len(mine):
             own = mine[encodings.sequences.mine(examples.row[mine])].tolist()
             hashes = [_prompt(examples, example) for example in own]
-            prompts = exchange.joined(np.array(hashes, np.uint64)).tolist()
-            if len(set(prompts)) < 2:
+            prompts = exchange.joined(np.array(hashes, np.uint64))
+            if (prompts == prompts[0]).all():
                 raise UserError(
                     f"{encodings.source.path}: the examples trained on, or those held out "
                     f"({len(mine)}), have one prompt alone; kind 'mismatched' measures each prompt "
@@ -53,14 +53,14 @@ def _prompt(examples: Examples, example: int) -> int:
     return hash_of(prompt.tobytes())
 
 
-def _others(prompts: list[int]) -> Int[np.ndarray, " E"]:
+def _others(prompts: Integer[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
     """By example, one of another prompt; each is taken once as far as that can be.
 
     The examples are ordered by prompt, prompts as they first come, and rotated by the most that
     have the same. Where those are more than all others, the surplus takes the others in turn.
     """
-    firsts: dict[int, int] = {}
-    places = np.array([firsts.setdefault(one, place) for place, one in enumerate(prompts)])
+    _, firsts, which = np.unique(prompts, return_index=True, return_inverse=True)
+    places = firsts[which]
     order = np.argsort(places, kind="stable")
     others = np.empty_like(order)
     others[order] = np.roll(order, np.bincount(places).max())

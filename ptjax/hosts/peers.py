@@ -182,8 +182,6 @@ def _own_place() -> _Place:
     host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")
     host = host.strip("[]")
     if jax.process_index() != 0:
-        family, kind, _, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(place)  # sends nothing
+        with socket.create_connection((host, int(port)), timeout=_PATIENCE) as probe:
             host = probe.getsockname()[0]
     return _Place(host, _server().port, _server().token)
