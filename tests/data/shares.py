@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ptjax.data import build
 from ptjax.data.encode_rows import EncodeRows
 from ptjax.errors import UserError
+from ptjax.hosts.joining import Places, joined
 from tests.data.conftest import make_tokenizer
 
 SIZES = {"max_length": 48, "batch_size": 6, "packing": False}
@@ -119,8 +119,8 @@ def _told(
 
 def main() -> None:
     port, index, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    jax.distributed.initialize(f"127.0.0.1:{port}", processes, index)
-    print(json.dumps(told(Path(sys.argv[4]), index, processes)))
+    with joined(Places(f"127.0.0.1:{port}", processes, index), by_cluster=False):
+        print(json.dumps(told(Path(sys.argv[4]), index, processes)))
 
 
 if __name__ == "__main__":
