@@ -19,6 +19,7 @@ from jax._src import distributed
 
 from ptjax.errors import UserError
 from ptjax.hosts import exchange
+from ptjax.hosts.lifeline import keep_alive
 
 _PATIENCE = 30.0
 """Seconds to reach a process that listens."""
@@ -53,7 +54,7 @@ class Peers:
         self.__dict__ = {**state, "_lock": threading.Lock()}
 
     def ask(self, questions: Mapping[int, bytes]) -> dict[int, bytes]:
-        """Asks processes, each its own question.
+        """Asks processes, each its own question; once more where a connection has broken.
 
         Args:
           questions: by process.
@@ -66,12 +67,18 @@ class Peers:
         """
         with self._lock:
             try:
-                for process, question in questions.items():
-                    self._line(process).say(_QUESTION.pack(self._number, len(question)) + question)
-                return {process: self._line(process).hear() for process in questions}
+                return self._ask(questions)
             except OSError:
-                self.close()  # what is still under way answers no later question
-                raise
+                return self._ask(questions)
+
+    def _ask(self, questions: Mapping[int, bytes]) -> dict[int, bytes]:
+        try:
+            for process, question in questions.items():
+                self._line(process).say(_QUESTION.pack(self._number, len(question)) + question)
+            return {process: self._line(process).hear() for process in questions}
+        except BaseException:
+            self.close()  # what is still under way answers no later question
+            raise
 
     def close(self) -> None:
         """Closes the connections; a later question opens new ones."""
@@ -114,7 +121,7 @@ class _Line:
     """A connection to a process."""
 
     def __init__(self, connection: socket.socket, process: int):
-        connection.settimeout(None)
+        keep_alive(connection)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._process = connection, process
         self._file: BinaryIO = connection.makefile("rb")
@@ -159,6 +166,7 @@ class _Server:
         with contextlib.suppress(OSError), connection, connection.makefile("rb") as heard:
             if not hmac.compare_digest(heard.read(len(self.token)), self.token.encode()):
                 return
+            keep_alive(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while len(head := heard.read(_QUESTION.size)) == _QUESTION.size:
                 number, size = _QUESTION.unpack(head)

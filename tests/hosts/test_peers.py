@@ -43,6 +43,21 @@ def test_answers_by_process(as_first):
     assert other.ask({1: b"yes"}) == {1: b"sey"}
 
 
+def test_where_a_connection_breaks_it_asks_again(as_first):
+    server = peers._server()
+    asked = []
+
+    def answer(question):
+        asked.append(question)
+        if len(asked) == 1:
+            raise OSError
+        return question.upper()
+
+    ask = as_first(peers._Place("127.0.0.1", server.port, server.token), answer)
+    assert ask.ask({1: b"yes"}) == {1: b"YES"}
+    assert asked == [b"yes", b"yes"]
+
+
 def test_who_knows_no_token_is_told_nothing(as_first):
     ask = as_first(peers._Place("127.0.0.1", peers._server().port, "0" * 32))
     with pytest.raises(OSError):
