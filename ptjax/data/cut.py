@@ -182,7 +182,7 @@ def _differing(
         starts = pieces.starts[example, table.there[example]] - sequences.flat.begin
         sides = [tokens[start : start + int(first[example, 0])] for start in starts]
         alike[example] = all(np.array_equal(side, sides[0]) for side in sides[1:])
-    alike = exchange.joined(alike[mine])
+    alike = exchange.gathered(alike[mine])
     report.drop(_SAME, int(alike.sum()))
     if not ranked:
         return ~alike
@@ -202,7 +202,7 @@ def _consistent(
     for good in np.flatnonzero(twin & mine[1:]):
         one, other = (tokens[starts[i] : starts[i] + lengths[i]] for i in (good, good + 1))
         same[good : good + 2] = np.array_equal(one, other)
-    same = exchange.joined(same[mine])
+    same = exchange.gathered(same[mine])
     report.drop(_SAME, int(same.sum()) // 2)
     return ~same
 

@@ -29,7 +29,7 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
         if len(mine):
             own = mine[encodings.sequences.mine(examples.row[mine])].tolist()
             hashes = [_prompt(examples, example) for example in own]
-            prompts = exchange.joined(np.array(hashes, np.uint64))
+            prompts = exchange.gathered(np.array(hashes, np.uint64))
             if (prompts == prompts[0]).all():
                 raise UserError(
                     f"{encodings.source.path}: the examples trained on, or those held out "

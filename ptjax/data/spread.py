@@ -47,16 +47,16 @@ class Sequences:
         self.bad = dict(bad)
         parts = {name: [meta["files"][name] for meta in metas] for name in FLAT}
         self.files = {name: together(part, FIELDS[name]) for name, part in parts.items()}
-        self.lengths = exchange.joined(store.lengths)
-        self.rows = exchange.joined(store.rows)
-        self.keys = exchange.joined(store.keys)
-        firsts = exchange.joined(np.diff(store.examples, prepend=-1))
+        self.lengths = exchange.gathered(store.lengths)
+        self.rows = exchange.gathered(store.rows)
+        self.keys = exchange.gathered(store.keys)
+        firsts = exchange.gathered(np.diff(store.examples, prepend=-1))
         self.examples = np.cumsum(firsts) - 1
-        self.prompts = exchange.joined(store.prompts)
-        self.scores = exchange.joined(store.scores)
-        self.margins = exchange.joined(store.margins)
+        self.prompts = exchange.gathered(store.prompts)
+        self.scores = exchange.gathered(store.scores)
+        self.margins = exchange.gathered(store.margins)
         self.starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
-        ends = np.cumsum(exchange.joined(np.array([len(store.tokens)])))
+        ends = np.cumsum(exchange.gathered(np.array([len(store.tokens)])))
         peers = Peers(functools.partial(answer, store)) if len(metas) > 1 else None
         self.flat = Flat(store, ends, peers, jax.process_index() if peers else 0)
 
@@ -74,7 +74,7 @@ class Sequences:
         """Trained tokens of stretches of these rows, in order; each process counts in its own."""
         mine = self.mine(rows)
         starts = starts[mine] - self.flat.begin
-        return exchange.joined(count_trained(self.own("mask"), starts, lengths[mine]))
+        return exchange.gathered(count_trained(self.own("mask"), starts, lengths[mine]))
 
 
 def count_trained(

@@ -59,5 +59,5 @@ def step_labels(examples: Examples) -> StepLabels:
             np.sum(found),
             np.sum(found & (mistake == end - 1)),
         ]
-    counts = exchange.joined(counts[None]).sum(0)
+    counts = exchange.gathered(counts[None]).sum(0)
     return StepLabels(len(examples), *counts.tolist())

@@ -96,8 +96,12 @@ def several() -> bool:
     return distributed.global_state.num_processes > 1
 
 
-def joined(own: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, one behind the other along the first axis; as `from_each`."""
+def gathered(own: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, one behind the other; to be called as `from_each`.
+
+    Args:
+      own: this process's; all are alike but for the length of the first axis.
+    """
     if not several():
         return own
 
