@@ -5,9 +5,9 @@
 The rows, so many times over, are encoded with SmolLM2's tokenizer by processes of this machine that
 are joined over loopback; then each collates its part of an epoch's batches. Told of every process:
 rows that it encoded, seconds and seconds of processor time until the data are planned, bytes of
-tokens and masks that it keeps, tokens of its batches and the tokens a second at which they are
-made, from its own store and from the others'. Where processes share cores, processor time says what
-a host each would save.
+tokens and masks that it keeps, tokens of its batches and the processor time they took, answers to
+the other processes included. Where processes share cores, processor time says what a host each
+would save.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def measured(index: int, processes: int, path: str, columns: dict[str, str]) -> 
         (folder,) = Path(cache).iterdir()
         fields = [folder / f"{name}.npy" for name in ("tokens", "mask")]
         (one,) = made.examples.encodings
-        batches, tokens, begun = made.once(made.examples), 0, time.perf_counter()
+        batches, tokens, spent = made.once(made.examples), 0, time.process_time()
         for batch in batches:
             tokens += int(batch.columns["valid"].sum())
         return {
@@ -53,7 +53,7 @@ def measured(index: int, processes: int, path: str, columns: dict[str, str]) -> 
             "processor_seconds": round(used, 1),
             "bytes": sum(field.stat().st_size for field in fields),
             "tokens": tokens,
-            "tokens_per_second": round(tokens / (time.perf_counter() - begun)),
+            "batches_processor_seconds": round(time.process_time() - spent, 1),
         }
 
 
