@@ -212,8 +212,8 @@ def pairs(job: Any, result: Result, reference: Any = None) -> dict[str, str]:
 def _whole_lengths(examples: Any) -> np.ndarray:
     """Tokens of both sides before they were cut, their common prompt included, [E, 2]."""
     (source,) = examples.encodings
-    first = np.searchsorted(source.store.rows, examples.row)
-    return source.store.lengths[first[:, None] + np.arange(2)]
+    first = np.searchsorted(source.sequences.rows, examples.row)
+    return source.sequences.lengths[first[:, None] + np.arange(2)]
 
 
 def process(job: Any, result: Result, before: Any = None) -> dict[str, str]:

@@ -88,7 +88,8 @@ def prepare(config: Config, workdir: str | None = None) -> Run:
         cache_dir=_cache(config, workdir),
         prompts_once=not isinstance(bundle.model, FlaxModel),
     )
-    check_alike(lambda: {**dict(leaves(bundle.hf_config, "config.json")), **pipeline.contents()})
+    order = {"the order of the data": pipeline.schedule.identity}
+    check_alike(lambda: {**dict(leaves(bundle.hf_config, "config.json")), **order})
     rollout = make_rollout(config, bound, judges, bundle, pipeline, compute(config))
     steps = _steps(config, pipeline, rollout.updates if rollout else 1)
     _remark(config, bound, pipeline, steps, templated=bool(bundle.tokenizer.chat_template))

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ptjax.data.flat import Flat
 from ptjax.data.pieces import Pieces
 from ptjax.data.plan import Step
 from ptjax.data.ragged import Ragged
-from ptjax.data.store import FIELDS, Store
+from ptjax.data.store import FIELDS
 
 
 class HostBatch(NamedTuple):
@@ -42,7 +43,7 @@ class Collate:
 
     """
 
-    stores: list[Store]
+    stores: list[Flat]
     source: Int[np.ndarray, " E"]
     pieces: Pieces
     scores: Float[np.ndarray, "E N"]
@@ -98,7 +99,7 @@ class Collate:
             positions = pieces.take(flat[mine]).positions(valid.shape[2])
             here = np.zeros(valid.shape, bool)
             here[mine] = valid[mine]
-            values[here] = getattr(self.stores[index], field)[positions[valid[mine]]]
+            values[here] = self.stores[index].read(field, positions[valid[mine]])
         return values
 
     def _packed(self, valid: np.ndarray, step: Step, flat: np.ndarray) -> np.ndarray:

@@ -7,20 +7,22 @@ from jaxtyping import Bool, Float, Int
 
 from ptjax.data.config import DataConfig
 from ptjax.data.encode import Encodings
-from ptjax.data.examples import Examples, SourceReport, count_trained
+from ptjax.data.examples import Examples, SourceReport
 from ptjax.data.kinds import LABELLED, Kind
 from ptjax.data.pieces import Pieces
-from ptjax.data.store import Store
+from ptjax.data.spread import Sequences
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 _SAME = "all sides are the same tokens"
 
 
 class _Table(NamedTuple):
-    """A store's sequences by example."""
+    """A source's sequences by example."""
 
     firsts: Int[np.ndarray, " E"]
     """The example's first sequence."""
+    rows: Int[np.ndarray, " E"]
     there: Bool[np.ndarray, "E N"]
     """False where an example has fewer sequences than others."""
     starts: Int[np.ndarray, "E N"]
@@ -46,15 +48,15 @@ def judged_examples(
         long, where truncate is "error".
 
     """
-    store = one.store
-    table = _table(store)
+    sequences = one.sequences
+    table = _table(sequences)
     pieces, prompts = _cut(table, config, kind)
-    trained = _trained(store, pieces)
+    trained = _trained(sequences, table, pieces)
     keep = _kept(one, table, trained, config, kind, report)
     if kind.one_prompt and table.there.shape[1] > 1:
-        keep &= _differing(store, table, pieces, keep, report, ranked=kind.name == "ranked")
+        keep &= _differing(sequences, table, pieces, keep, report, ranked=kind.name == "ranked")
     elif kind.name in LABELLED:
-        keep &= _consistent(store, table, pieces, keep, report)
+        keep &= _consistent(sequences, table, pieces, keep, report)
     kept = np.flatnonzero(keep)
     cut = (table.lengths - pieces.lengths)[kept]
     report.truncated, report.truncated_tokens = int((cut > 0).sum()), int(cut.sum())
@@ -63,26 +65,27 @@ def judged_examples(
     return Examples(
         [one],
         source=np.full(len(kept), index, np.int32),
-        row=store.rows[table.firsts[kept]],
+        row=table.rows[kept],
         pieces=pieces.take(kept),
         trained=trained[kept],
         prompts=prompts[kept],
         scores=table.scores[kept],
-        margin=store.margins[table.firsts[kept]],
+        margin=sequences.margins[table.firsts[kept]],
     )
 
 
-def _table(store: Store) -> _Table:
-    firsts = np.flatnonzero(np.diff(store.examples, prepend=-1))
-    counts = np.diff(np.append(firsts, len(store.lengths)))
+def _table(sequences: Sequences) -> _Table:
+    firsts = np.flatnonzero(np.diff(sequences.examples, prepend=-1))
+    counts = np.diff(np.append(firsts, len(sequences.lengths)))
     nth = np.arange(max(int(counts.max(initial=1)), 1))
     there = nth < counts[:, None]
     which = np.where(there, firsts[:, None] + nth, firsts[:, None])
     starts, lengths, scores = (
         np.where(there, values[which], 0)
-        for values in (store.starts, store.lengths.astype(np.int64), store.scores)
+        for values in (sequences.starts, sequences.lengths.astype(np.int64), sequences.scores)
     )
-    return _Table(firsts, there, starts, lengths, scores, store.prompts[firsts].astype(np.int64))
+    rows, prompts = sequences.rows[firsts], sequences.prompts[firsts].astype(np.int64)
+    return _Table(firsts, rows, there, starts, lengths, scores, prompts)
 
 
 def _cut(table: _Table, config: DataConfig, kind: Kind) -> tuple[Pieces, Int[np.ndarray, " E"]]:
@@ -110,11 +113,13 @@ def _cut(table: _Table, config: DataConfig, kind: Kind) -> tuple[Pieces, Int[np.
     return Pieces.whole(starts, np.minimum(lengths, limit)), np.minimum(prompts, limit)
 
 
-def _trained(store: Store, pieces: Pieces) -> Int[np.ndarray, "E N"]:
+def _trained(sequences: Sequences, table: _Table, pieces: Pieces) -> Int[np.ndarray, "E N"]:
     """Trained tokens of every sequence."""
     joins, rest = pieces.joins, pieces.lengths - pieces.joins
-    counts = count_trained(store.mask, pieces.starts.ravel(), joins.ravel()).reshape(joins.shape)
-    return counts + rest  # where a sequence has a second stretch, it is a trained token
+    rows = np.repeat(table.rows, joins.shape[1])
+    counts = sequences.count_trained(rows, pieces.starts.ravel(), joins.ravel())
+    # Where a sequence has a second stretch, it is a trained token.
+    return counts.reshape(joins.shape) + rest
 
 
 def _kept(
@@ -160,7 +165,7 @@ def _kept(
 
 
 def _differing(
-    store: Store,
+    sequences: Sequences,
     table: _Table,
     pieces: Pieces,
     keep: np.ndarray,
@@ -171,11 +176,13 @@ def _differing(
     """Which of the kept examples have sides that differ in tokens, and if ranked in scores."""
     first = pieces.lengths[:, :1]
     candidates = keep & ((pieces.lengths == first) | ~table.there).all(1)
+    mine, tokens = sequences.mine(table.rows), sequences.own("tokens")
     alike = np.zeros(len(keep), bool)
-    for example in np.flatnonzero(candidates):
-        starts = pieces.starts[example, table.there[example]]
-        sides = [store.tokens[start : start + int(first[example, 0])] for start in starts]
+    for example in np.flatnonzero(candidates & mine):
+        starts = pieces.starts[example, table.there[example]] - sequences.flat.begin
+        sides = [tokens[start : start + int(first[example, 0])] for start in starts]
         alike[example] = all(np.array_equal(side, sides[0]) for side in sides[1:])
+    alike = exchange.gathered(alike[mine])
     report.drop(_SAME, int(alike.sum()))
     if not ranked:
         return ~alike
@@ -185,19 +192,21 @@ def _differing(
 
 
 def _consistent(
-    store: Store, table: _Table, pieces: Pieces, keep: np.ndarray, report: SourceReport
+    sequences: Sequences, table: _Table, pieces: Pieces, keep: np.ndarray, report: SourceReport
 ) -> np.ndarray:
     """Which of the kept examples are no pair's that is one answer, labelled good and bad."""
-    rows, starts, lengths = store.rows[table.firsts], pieces.starts[:, 0], pieces.lengths[:, 0]
+    rows, mine, tokens = table.rows, sequences.mine(table.rows), sequences.own("tokens")
+    starts, lengths = pieces.starts[:, 0] - sequences.flat.begin, pieces.lengths[:, 0]
     twin = (rows[1:] == rows[:-1]) & (lengths[1:] == lengths[:-1]) & keep[1:] & keep[:-1]
     same = np.zeros(len(keep), bool)
-    for good in np.flatnonzero(twin):
-        one, other = (store.tokens[starts[i] : starts[i] + lengths[i]] for i in (good, good + 1))
+    for good in np.flatnonzero(twin & mine[1:]):
+        one, other = (tokens[starts[i] : starts[i] + lengths[i]] for i in (good, good + 1))
         same[good : good + 2] = np.array_equal(one, other)
+    same = exchange.gathered(same[mine])
     report.drop(_SAME, int(same.sum()) // 2)
     return ~same
 
 
 def _where(one: Encodings, table: _Table, found: np.ndarray) -> str:
     """File and line of the first of these examples."""
-    return one.rows.where(int(one.store.rows[table.firsts[np.flatnonzero(found)[0]]]))
+    return one.rows.where(int(table.rows[np.flatnonzero(found)[0]]))

@@ -1,4 +1,4 @@
-"""Encodes every row of a source once, into a store that later runs find again."""
+"""Encodes every row of a source once, into stores that later runs find again, one a process."""
 
 import collections
 import hashlib
@@ -15,9 +15,12 @@ from ptjax.data.encode_rows import EncodedRow, EncodeRows, RowBatches
 from ptjax.data.kinds import Kind
 from ptjax.data.sides import Sides
 from ptjax.data.sources import Joined, open_source
+from ptjax.data.spread import Sequences
 from ptjax.data.store import VERSION, Store, Writer
 from ptjax.data.workers import in_workers
 from ptjax.errors import UserError, did_you_mean
+from ptjax.hosts import exchange
+from ptjax.hosts.alike import check_alike
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +30,13 @@ class Encodings(NamedTuple):
 
     source: SourceConfig
     rows: Joined
-    store: Store
+    sequences: Sequences
 
 
 def encode_source(
     source: SourceConfig, config: DataConfig, chat: Chat, cache: str, kind: Kind
 ) -> Encodings:
-    """Encodes a source, or finds it encoded.
+    """Encodes a source, or finds it encoded; of several processes each encodes a share of the rows.
 
     Args:
       source: where the rows are.
@@ -44,7 +47,7 @@ def encode_source(
 
     Raises:
       UserError: the source cannot be read; a format that is none of the kind's; a bad row, unless
-        on_bad_line is "skip".
+        on_bad_line is "skip"; on all processes, where a share is in question or rows differ.
 
     """
     if source.format is not None and source.format not in kind.forms:
@@ -54,22 +57,41 @@ def encode_source(
         )
     rows = open_source(source)
     folder = os.path.join(cache, _cache_key(rows, source, chat, kind))
-    store = _found(folder)
-    if store is None:
-        _encode(rows, EncodeRows(chat, source, kind), folder, config)
-        store = Store(folder)
-    bad: dict[str, Any] = store.meta["bad"]
-    if bad and config.on_bad_line == "error":
-        raise UserError(store.meta["first_bad"])
-    return Encodings(source, rows, store)
+    share = slice(0, len(rows))
+    if exchange.several():
+        check_alike(lambda: contents(source, rows, chat))
+        share = exchange.own(len(rows))
+        folder = f"{folder}-{share.start}-{share.stop}"
+
+    def encoded() -> dict[str, Any]:
+        store = _found(folder)
+        encode = EncodeRows(chat, source, kind)
+        return store.meta if store else _encode(RowBatches(rows, share), encode, folder, config)
+
+    metas = exchange.from_each(encoded) if exchange.several() else [encoded()]
+    for meta in metas:  # of the shares in their order, so the first in the file
+        if meta["bad"] and config.on_bad_line == "error":
+            raise UserError(meta["first_bad"])
+    return Encodings(source, rows, Sequences(Store(folder, verify=False), metas, share))
 
 
-def _encode(rows: Joined, encode: EncodeRows, folder: str, config: DataConfig) -> None:
+def contents(source: SourceConfig, rows: Joined, chat: Chat) -> dict[str, str]:
+    """What processes that encode a share each must have alike, in a few words."""
+    digest = hashlib.sha256(json.dumps(chat.fingerprint()).encode()).hexdigest()[:12]
+    return {
+        f"what is read of {source.path}": f"{len(rows)} rows, {rows.content()}",
+        "the tokenizer with its chat template": digest,
+    }
+
+
+def _encode(
+    batches: RowBatches, encode: EncodeRows, folder: str, config: DataConfig
+) -> dict[str, Any]:
+    """Writes the store, unless a bad row is an error, and returns what it says of itself."""
     import grain
 
-    batches = grain.MapDataset.source(RowBatches(rows)).map(encode)
     threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    stream = batches.to_iter_dataset(threads)
+    stream = grain.MapDataset.source(batches).map(encode).to_iter_dataset(threads)
     stream = in_workers(stream, min(config.workers, len(batches) // 2), buffer=8)
     counts: collections.Counter[str] = collections.Counter()
     first_bad = None
@@ -81,10 +103,10 @@ def _encode(rows: Joined, encode: EncodeRows, folder: str, config: DataConfig) -
                     counts[result.bad.reason] += 1
                     first_bad = first_bad or str(result.bad)
                     if config.on_bad_line == "error":
-                        raise UserError(_advice(first_bad))
+                        writer.abandon()
+                        return {"bad": dict(counts), "first_bad": _advice(first_bad)}
             written = _write(writer, results, written)
-        meta = {"rows": len(rows), "bad": dict(counts), "first_bad": _advice(first_bad or "")}
-        writer.commit(meta)
+        return writer.commit({"bad": dict(counts), "first_bad": _advice(first_bad or "")})
     except OSError as error:
         writer.abandon()
         raise UserError(f"{folder}: the cache cannot be written ({error.strerror})") from None

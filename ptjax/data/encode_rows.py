@@ -27,17 +27,17 @@ class EncodedRow(NamedTuple):
 
 
 class RowBatches:
-    """A source as Grain wants it: item i is a batch of rows with the number of the first."""
+    """A share of a source as Grain wants it: item i is a batch of rows and the first's number."""
 
-    def __init__(self, rows: Rows):
-        self._rows = rows
+    def __init__(self, rows: Rows, share: slice):
+        self._rows, self._share = rows, share
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // _ROWS_AT_ONCE)
+        return -(-(self._share.stop - self._share.start) // _ROWS_AT_ONCE)
 
     def __getitem__(self, index: int) -> tuple[int, list[Any], list[str]]:
-        start = index * _ROWS_AT_ONCE
-        rows = self._rows.read(start, start + _ROWS_AT_ONCE)
+        start = self._share.start + index * _ROWS_AT_ONCE
+        rows = self._rows.read(start, min(start + _ROWS_AT_ONCE, self._share.stop))
         return start, rows, [self._rows.where(start + i) for i in range(len(rows))]
 
 

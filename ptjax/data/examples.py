@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ptjax.data.columns import left_out
 from ptjax.data.encode import Encodings
@@ -83,7 +83,7 @@ class Examples:
             digest.update(np.ascontiguousarray(array).tobytes())
         for one in self.encodings:
             for name in ("tokens", "mask", "labels"):
-                digest.update(repr(one.store.meta["files"][name]).encode())
+                digest.update(repr(one.sequences.files[name]).encode())
         return digest.digest()
 
     def where(self, example: int) -> str:
@@ -127,10 +127,9 @@ class Examples:
 
     def labels(self, example: int) -> np.ndarray:
         """Stepwise: the values to predict, one a step."""
-        store = self.encodings[self.source[example]].store
-        start, length = int(self.pieces.starts[example, 0]), int(self.lengths[example, 0])
-        stretch = slice(start, start + length)
-        return np.asarray(store.labels[stretch])[np.asarray(store.mask[stretch])]
+        flat = self.encodings[self.source[example]].sequences.flat
+        places = self.pieces.starts[example, 0] + np.arange(self.lengths[example, 0])
+        return flat.read("labels", places)[flat.read("mask", places)]
 
     def mismatched_tokens(self, example: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask of its prompt with the completion of another example."""
@@ -138,12 +137,12 @@ class Examples:
         return self._read(self.mismatched, example, 0)
 
     def _read(self, pieces: Pieces, example: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        store = self.encodings[self.source[example]].store
+        flat = self.encodings[self.source[example]].sequences.flat
         one = pieces.take(np.array([example]))
         places = one.positions(int(one.lengths[0, n]))[0, n]
-        mask = np.array(store.mask[places])
+        mask = flat.read("mask", places)
         mask[:1] = False
-        return np.asarray(store.tokens[places]), mask
+        return flat.read("tokens", places), mask
 
 
 @dataclasses.dataclass
@@ -194,21 +193,3 @@ def total_drops(reports: Sequence[SourceReport]) -> dict[str, int]:
     for report in reports:
         total.update(report.drops)
     return dict(total)
-
-
-def count_trained(
-    mask: Bool[np.ndarray, " F"], starts: Int[np.ndarray, " S"], lengths: Int[np.ndarray, " S"]
-) -> Int[np.ndarray, " S"]:
-    """Trained tokens of every sequence, its first token never counted."""
-    counts = np.zeros(len(starts), np.int64)
-    some = np.flatnonzero(lengths > 1)
-    if not len(some):
-        return counts
-    edges = np.stack([starts[some] + 1, starts[some] + lengths[some]], 1)
-    order = np.argsort(edges[:, 0], kind="stable")
-    flat = np.minimum(edges[order].ravel(), len(mask) - 1)
-    sums = np.add.reduceat(mask, flat, dtype=np.int64)[::2]
-    if edges[order[-1], 1] >= len(mask):
-        sums[-1] = np.sum(mask[edges[order[-1], 0] :], dtype=np.int64)
-    counts[some[order]] = sums
-    return counts

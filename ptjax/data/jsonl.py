@@ -1,5 +1,6 @@
 """JSON lines with random access, and a plain reason for every line that is not one."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -51,11 +52,21 @@ class JsonLines:
         """Path, size and time of change."""
         return file_fingerprint(self.path)
 
+    def content(self) -> str:
+        """A digest of the file's bytes."""
+        return file_content(self.path)
+
 
 def file_fingerprint(path: str) -> list[Any]:
     """Path, size and time of change of a file."""
     stat = os.stat(path)
     return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def file_content(path: str) -> str:
+    """A digest of a file's bytes: alike for copies of it, wherever they are."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def parse_line(line: bytes, *, first: bool = False) -> Row | tuple[str, str]:

@@ -1,14 +1,15 @@
 """Each prompt with the completion of another example: what KTO measures its baseline on."""
 
 import dataclasses
-import hashlib
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
+from ptjax.data.encode_rows import hash_of
 from ptjax.data.examples import Examples
 from ptjax.data.pieces import Pieces
 from ptjax.errors import UserError
+from ptjax.hosts import exchange
 
 
 def with_mismatched(examples: Examples, max_length: int) -> Examples:
@@ -26,8 +27,10 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
     for index, encodings in enumerate(examples.encodings):
         mine = np.flatnonzero(examples.source == index)
         if len(mine):
-            prompts = [_prompt(examples, example) for example in mine.tolist()]
-            if len(set(prompts)) < 2:
+            own = mine[encodings.sequences.mine(examples.row[mine])].tolist()
+            hashes = [_prompt(examples, example) for example in own]
+            prompts = exchange.gathered(np.array(hashes, np.uint64))
+            if (prompts == prompts[0]).all():
                 raise UserError(
                     f"{encodings.source.path}: the examples trained on, or those held out "
                     f"({len(mine)}), have one prompt alone; kind 'mismatched' measures each prompt "
@@ -43,21 +46,21 @@ def with_mismatched(examples: Examples, max_length: int) -> Examples:
     return dataclasses.replace(examples, mismatched=pieces)
 
 
-def _prompt(examples: Examples, example: int) -> bytes:
+def _prompt(examples: Examples, example: int) -> int:
     """A hash of an example's prompt."""
     tokens, _ = examples.tokens(example)
     prompt = tokens[: examples.prompts[example]]
-    return hashlib.blake2b(prompt.tobytes(), digest_size=8).digest()
+    return hash_of(prompt.tobytes())
 
 
-def _others(prompts: list[bytes]) -> Int[np.ndarray, " E"]:
+def _others(prompts: Integer[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
     """By example, one of another prompt; each is taken once as far as that can be.
 
     The examples are ordered by prompt, prompts as they first come, and rotated by the most that
     have the same. Where those are more than all others, the surplus takes the others in turn.
     """
-    firsts: dict[bytes, int] = {}
-    places = np.array([firsts.setdefault(one, place) for place, one in enumerate(prompts)])
+    _, firsts, which = np.unique(prompts, return_index=True, return_inverse=True)
+    places = firsts[which]
     order = np.argsort(places, kind="stable")
     others = np.empty_like(order)
     others[order] = np.roll(order, np.bincount(places).max())

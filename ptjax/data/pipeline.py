@@ -84,15 +84,6 @@ class Pipeline:
             self.layout.shapes(rows, length, block, width, extra) for rows, length in sorted(found)
         ]
 
-    def contents(self) -> dict[str, str]:
-        """What was read of each source, and the order of all, in a few words: equal if they are."""
-        found = {}
-        for one in self.examples.encodings + (self.held_out.encodings if self.held_out else []):
-            files = one.store.meta["files"]
-            digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
-            found[f"what is read of {one.source.path}"] = f"{len(one.rows)} rows, {digest}"
-        return found | {"the order of the data": self.schedule.identity}
-
     def once(self, examples: Examples) -> Batches:
         """Batches in which each of these examples, all trained on or all held out, stands once."""
         like = self.schedule if self.validation_schedule is None else self.validation_schedule
@@ -116,7 +107,7 @@ class Pipeline:
 
     def _collate(self, examples: Examples) -> Collate:
         return Collate(
-            stores=[one.store for one in examples.encodings],
+            stores=[one.sequences.flat for one in examples.encodings],
             source=examples.source,
             pieces=examples.pieces,
             scores=examples.scores,
@@ -159,7 +150,7 @@ def build(
       whole: whether it makes all rows after all: prompts that all answer together.
       cache_dir: folder for encoded sources; None: config.cache, else a temporary one.
       prompts_once: whether the model can share a prompt between completions.
-      quiet: whether another process says what is found in the data.
+      quiet: whether another process looks for what can be learnt without reading, and says it.
 
     Raises:
       UserError: anything wrong with the config, the files or their rows.
@@ -197,7 +188,11 @@ def build(
         held_schedule = _once(held_out, layout, schedule)
         schedule.block = held_schedule.block = max(schedule.block, held_schedule.block)
     stepwise = "labels" in what.columns
-    found = step_labels(examples) if stepwise else shortcuts(examples, what, tokenizer)
+    found = None
+    if stepwise:
+        found = step_labels(examples)
+    elif not quiet:
+        found = shortcuts(examples, what, tokenizer)
     if found is not None and not quiet:
         for line in found.lines():
             _log.info("without reading the answers: %s", line)

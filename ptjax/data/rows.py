@@ -45,3 +45,7 @@ class Rows(Protocol):
     def fingerprint(self) -> list[Any]:
         """JSON-able; another value whenever the rows may have changed."""
         ...
+
+    def content(self) -> str:
+        """A few letters that are alike wherever the rows are, on whatever machine."""
+        ...

@@ -12,7 +12,7 @@ import numpy as np
 from ptjax.data.config import DataConfig
 from ptjax.data.cut import judged_examples
 from ptjax.data.encode import Encodings
-from ptjax.data.examples import Examples, SourceReport, count_trained, joined, total_drops
+from ptjax.data.examples import Examples, SourceReport, joined, total_drops
 from ptjax.data.kinds import Kind
 from ptjax.data.pieces import Pieces
 from ptjax.errors import UserError
@@ -30,9 +30,7 @@ def select(
     """
     parts, reports = [], []
     for index, one in enumerate(encodings):
-        report = SourceReport(
-            one.source.path, rows=len(one.rows), drops=dict(one.store.meta["bad"])
-        )
+        report = SourceReport(one.source.path, rows=len(one.rows), drops=dict(one.sequences.bad))
         if kind.judged:
             parts.append(judged_examples(index, one, config, kind, report))
         else:
@@ -59,7 +57,7 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     keys = np.zeros(len(examples), np.uint64)
     for index, one in enumerate(examples.encodings):
         mine = examples.source == index
-        by_row = dict(zip(one.store.rows.tolist(), one.store.keys.tolist(), strict=True))
+        by_row = dict(zip(one.sequences.rows.tolist(), one.sequences.keys.tolist(), strict=True))
         keys[mine] = [by_row[row] for row in examples.row[mine].tolist()]
     draws = _mix(keys ^ _mix(np.array([seed % 2**64], np.uint64)))
     held = draws < np.uint64(int(fraction * 2**64))
@@ -76,15 +74,15 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
 
 def _one_source(index: int, one: Encodings, config: DataConfig, report: SourceReport) -> Examples:
     """A source's sequences, each an example."""
-    store, limit = one.store, config.max_length
+    sequences, limit = one.sequences, config.max_length
     drops = collections.Counter(report.drops)
-    owner = np.arange(len(store.lengths))
-    starts, lengths = store.starts, store.lengths.astype(np.int64)
+    owner = np.arange(len(sequences.lengths))
+    starts, lengths = sequences.starts, sequences.lengths.astype(np.int64)
     long = lengths > limit
     report.truncated = int(long.sum())
     if long.any() and config.truncate == "error":
         first = int(np.flatnonzero(long)[0])
-        where = one.rows.where(int(store.rows[first]))
+        where = one.rows.where(int(sequences.rows[first]))
         raise UserError(
             f"{where}: {lengths[first]} tokens, more than config.data.max_length = {limit}"
         )
@@ -106,7 +104,7 @@ def _one_source(index: int, one: Encodings, config: DataConfig, report: SourceRe
         if config.truncate == "start":
             starts = starts + np.maximum(lengths - limit, 0)
         lengths = np.minimum(lengths, limit)
-    trained = count_trained(store.mask, starts, lengths)
+    trained = sequences.count_trained(sequences.rows[owner], starts, lengths)
     keep = trained > 0
     _explain_empty(one, config, drops, owner, keep)
     report.drops = {reason: n for reason, n in drops.items() if n}
@@ -117,10 +115,10 @@ def _one_source(index: int, one: Encodings, config: DataConfig, report: SourceRe
     return Examples(
         [one],
         source=np.full(count, index, np.int32),
-        row=store.rows[owner],
+        row=sequences.rows[owner],
         pieces=Pieces.whole(starts[:, None], lengths[:, None]),
         trained=trained[:, None],
-        prompts=store.prompts[owner].astype(np.int64),
+        prompts=sequences.prompts[owner].astype(np.int64),
         scores=np.zeros((count, 1), np.float32),
         margin=np.zeros(count, np.float32),
     )
@@ -134,9 +132,9 @@ def _explain_empty(
     keep: np.ndarray,
 ) -> None:
     """Counts sequences with nothing to train on by why that is, or stops at the first."""
-    store = one.store
-    cut = store.lengths[owner] > config.max_length
-    kept_owners = np.zeros(len(store.lengths), bool)
+    sequences = one.sequences
+    cut = sequences.lengths[owner] > config.max_length
+    kept_owners = np.zeros(len(sequences.lengths), bool)
     kept_owners[owner[keep]] = True
     for reason, which in {
         "nothing to train on": ~keep & ~cut,
@@ -144,7 +142,7 @@ def _explain_empty(
     }.items():
         found = np.unique(owner[which])
         if len(found) and config.on_empty == "error":
-            where = one.rows.where(int(store.rows[found[0]]))
+            where = one.rows.where(int(sequences.rows[found[0]]))
             raise UserError(
                 f"{where}: {reason} (train_on = {config.train_on!r}, max_length = "
                 f"{config.max_length}); {len(found)} such; config.data.on_empty = 'drop' counts "

@@ -2,6 +2,7 @@
 
 import bisect
 import glob
+import hashlib
 import itertools
 import os
 from collections.abc import Callable
@@ -47,6 +48,13 @@ class Joined:
     def fingerprint(self) -> list[Any]:
         """The parts' fingerprints and the limit."""
         return [[part.fingerprint() for part in self._parts], self._length]
+
+    def content(self) -> str:
+        """A digest of the parts' contents."""
+        parts = [part.content() for part in self._parts]
+        return (
+            parts[0] if len(parts) == 1 else hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+        )
 
 
 def open_source(source: SourceConfig) -> Joined:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ptjax.data.examples import Examples
 from ptjax.data.shortcuts import wilson
+from ptjax.hosts import exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,12 @@ def step_labels(examples: Examples) -> StepLabels:
     """
     counts = np.zeros(4, np.int64)
     for number, one in enumerate(examples.encodings):
-        mine = examples.source == number
-        begin, length = examples.pieces.starts[mine, 0], examples.lengths[mine, 0]
-        places = np.flatnonzero(one.store.mask)
-        good = one.store.labels[places] > 0.5
+        sequences = one.sequences
+        mine = (examples.source == number) & sequences.mine(examples.row)
+        begin = examples.pieces.starts[mine, 0] - sequences.flat.begin
+        length = examples.lengths[mine, 0]
+        places = np.flatnonzero(sequences.own("mask"))
+        good = sequences.own("labels")[places] > 0.5
         first, end = (np.searchsorted(places, at) for at in (begin + 1, begin + length))
         before = np.append(0, np.cumsum(good))
         bad = np.append(np.flatnonzero(~good), len(good))
@@ -56,4 +59,5 @@ def step_labels(examples: Examples) -> StepLabels:
             np.sum(found),
             np.sum(found & (mistake == end - 1)),
         ]
+    counts = exchange.gathered(counts[None]).sum(0)
     return StepLabels(len(examples), *counts.tolist())

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -91,15 +92,20 @@ class Writer:
         for name, values in columns.items():
             self._columns[name].append(np.asarray(values))
 
-    def commit(self, meta: dict[str, Any]) -> None:
-        """Closes the files, writes `store.json` and puts the folder in its place."""
+    def commit(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Closes the files, writes `store.json` and puts the folder in its place.
+
+        Returns:
+          What stands in `store.json`.
+        """
         files = {}
         for name, column in self._columns.items():
             column.close()
             files[name] = [os.path.getsize(self._path(name)), _checksum(self._path(name))]
+        meta = {**meta, "version": VERSION, "files": files}
         path = os.path.join(self._temporary, "store.json")
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({**meta, "version": VERSION, "files": files}, file)
+            json.dump(meta, file)
             file.flush()
             os.fsync(file.fileno())
         if os.path.isdir(self._folder):
@@ -110,6 +116,7 @@ class Writer:
             if not os.path.isdir(self._folder):
                 raise
             self.abandon()
+        return meta
 
     def abandon(self) -> None:
         """Removes what was written."""
@@ -148,6 +155,41 @@ def _header(dtype: np.dtype, length: int) -> bytes:
         buffer, {"descr": description, "fortran_order": False, "shape": (length,)}
     )
     return buffer.getvalue()
+
+
+def together(parts: Sequence[Sequence[int]], dtype: np.dtype) -> list[int]:
+    """Size and checksum of a field's file, from those of files that hold it one after the other."""
+    begin = len(_header(dtype, 0))
+    sizes = [size - begin for size, _ in parts]
+    checksum = zlib.crc32(_header(dtype, sum(sizes) // dtype.itemsize))
+    for size, (_, whole) in zip(sizes, parts, strict=True):
+        before = zlib.crc32(_header(dtype, size // dtype.itemsize))
+        checksum = _moved(checksum, size) ^ _moved(before, size) ^ whole
+    return [begin + sum(sizes), checksum]
+
+
+def _moved(checksum: int, size: int) -> int:
+    """The part that bytes have in the CRC-32 of themselves and `size` more; the rest is xored.
+
+    A CRC is a remainder of polynomials over two elements: it is multiplied by x^(8 size).
+    """
+    power = 1 << 23  # x^8; the bits are reflected, 1 is the highest
+    while size:
+        if size & 1:
+            checksum = _product(checksum, power)
+        power = _product(power, power)
+        size >>= 1
+    return checksum
+
+
+def _product(one: int, other: int) -> int:
+    """Of two polynomials, modulo that of CRC-32."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if one >> bit & 1:
+            product ^= other
+        other = other >> 1 ^ (0xEDB88320 if other & 1 else 0)
+    return product
 
 
 def _checksum(path: str) -> int:

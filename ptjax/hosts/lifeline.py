@@ -34,6 +34,18 @@ _LINGER = 5.0
 _KEY = "ptjax/lifeline"
 
 
+def keep_alive(line: socket.socket) -> None:
+    """Has the system look every few seconds whether the other end is there.
+
+    No firewall then forgets the connection, and it ends where the machine is gone.
+    """
+    line.settimeout(None)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("KEEPIDLE", SILENCE // 4), ("KEEPINTVL", SILENCE // 4), ("KEEPCNT", 3)):
+        if hasattr(socket, f"TCP_{name}"):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+
+
 class Stop(NamedTuple):
     """That a process ended before its time; `why` is None where it died without a word."""
 
@@ -150,15 +162,7 @@ class Lifeline:
         line.say({"process": self.process, "host": self._host, "token": self._token})
 
     def _add(self, line: _Line) -> None:
-        line.socket.settimeout(None)
-        line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("KEEPIDLE", SILENCE // 4),
-            ("KEEPINTVL", SILENCE // 4),
-            ("KEEPCNT", 3),
-        ):
-            if hasattr(socket, f"TCP_{name}"):
-                line.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
+        keep_alive(line.socket)
         self._lines.append(line)
         self._selector.register(line.socket, selectors.EVENT_READ, line)
 

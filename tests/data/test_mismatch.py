@@ -8,10 +8,6 @@ from ptjax.data.mismatch import _others
 from ptjax.errors import UserError
 
 
-def names(prompts):
-    return [bytes([prompt]) for prompt in prompts]
-
-
 def test_each_is_taken_once_and_never_by_its_own_prompt():
     rng = np.random.default_rng(0)
     outnumbered = 0
@@ -21,7 +17,7 @@ def test_each_is_taken_once_and_never_by_its_own_prompt():
         most, count = int(sizes.max()), len(prompts)
         if most == count:
             continue
-        others = _others(names(prompts))
+        others = _others(prompts)
         assert (prompts[others] != prompts).all()
         taken = np.bincount(others, minlength=count)
         if 2 * most <= count:
@@ -36,7 +32,7 @@ def test_each_is_taken_once_and_never_by_its_own_prompt():
 
 def test_where_prompts_differ_it_is_the_example_before():
     """As in TRL, which rotates the completions of a batch."""
-    assert _others(names(range(5))).tolist() == [4, 0, 1, 2, 3]
+    assert _others(np.arange(5)).tolist() == [4, 0, 1, 2, 3]
 
 
 def test_of_pairs_both_labels_are_as_often_among_the_mismatched(tokenizer, write):

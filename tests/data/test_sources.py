@@ -71,6 +71,28 @@ def test_sources_go_to_workers(tmp_path, name):
     assert pickle.loads(pickle.dumps(source)).read(1, 3) == ROWS[1:3]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_copies_have_the_same_content_and_changed_rows_another(tmp_path, monkeypatch, name):
+    changed = [*ROWS[:4], {"prompt": "p5", "completion": "another"}, *ROWS[5:]]
+    found = []
+    for folder, rows in {"here": ROWS, "there": ROWS, "changed": changed}.items():
+        monkeypatch.setitem(globals(), "ROWS", rows)
+        (tmp_path / folder).mkdir()
+        KINDS[name](tmp_path / folder / name)
+        found.append(open_source(SourceConfig(str(tmp_path / folder / name))).content())
+    assert found[0] == found[1] != found[2]
+
+
+def test_of_several_files_the_content_is_that_of_all(tmp_path):
+    found = []
+    for name in ("a.jsonl", "b.jsonl"):
+        _lines(tmp_path / name)
+        found.append(open_source(SourceConfig(str(tmp_path / "*.jsonl"))).content())
+    (tmp_path / "b.jsonl").write_text(json.dumps(ROWS[0]))
+    found.append(open_source(SourceConfig(str(tmp_path / "*.jsonl"))).content())
+    assert len({*found}) == 3
+
+
 def test_glob_limit_and_place(tmp_path):
     for name in ("b.jsonl", "a.jsonl"):
         _lines(tmp_path / name)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ptjax.data.store import FIELDS, Store, Writer
+from ptjax.data.store import FIELDS, Store, Writer, together
 
 
 def fill(folder):
@@ -30,6 +30,19 @@ def test_a_store_takes_the_place_of_another(tmp_path):
 def test_an_abandoned_store_leaves_nothing(tmp_path):
     Writer(str(tmp_path / "store")).abandon()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tokens", "mask", "labels"])
+def test_stores_have_together_the_checksum_of_one_that_holds_all(tmp_path, name):
+    rng = np.random.default_rng(0)
+    values = rng.integers(2, size=3000).astype(FIELDS[name])
+    parts = [*np.split(values, [0, 1, 1, 2000]), values]
+    found = []
+    for part in parts:
+        writer = Writer(str(tmp_path / "store"))
+        writer.add(**{name: part})
+        found.append(writer.commit({})["files"][name])
+    assert together(found[:-1], FIELDS[name]) == together(found[-1:], FIELDS[name]) == found[-1]
 
 
 @pytest.mark.parametrize("name", FIELDS)

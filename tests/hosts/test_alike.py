@@ -9,8 +9,11 @@ import jax
 import pytest
 
 import ptjax
-from ptjax import data
 from ptjax.config import facts
+from ptjax.data.chat import Chat
+from ptjax.data.config import SourceConfig
+from ptjax.data.encode import contents
+from ptjax.data.sources import open_source
 from ptjax.errors import UserError
 from ptjax.hosts import alike, exchange
 from ptjax.models.load import load
@@ -83,17 +86,18 @@ def test_the_code_of_the_package_is_a_fact(monkeypatch, tmp_path):
 
 def test_what_is_read_of_a_source_is_a_fact(tmp_path):
     folder = tiny.write(tmp_path)
-    config = tiny.tiny_config(folder)
-    tokenizer = load(config.model.source).tokenizer
-
-    def contents():
-        return data.build(config.data, tokenizer, seed=0).contents()
-
-    one = contents()
-    assert one == contents()
     path = folder / "held_out.jsonl"
+    chat = Chat(load(tiny.tiny_config(folder).model.source).tokenizer)
+
+    def facts_of(path):
+        source = SourceConfig(path=str(path))
+        return contents(source, open_source(source), chat)
+
+    one = facts_of(path)
+    shutil.copy(path, folder / "copy.jsonl")
+    assert [*facts_of(folder / "copy.jsonl").values()] == [*one.values()]
     path.write_text(path.read_text().replace("red", "tea", 1))
-    two = contents()
+    two = facts_of(path)
     assert {name for name in one if one[name] != two[name]} == {f"what is read of {path}"}
 
 

@@ -24,7 +24,8 @@ NEEDED = {
     "--config.data.sources[0].path": r"/.+\.jsonl",
 }
 JOINS = ({"--distributed"}, {"--coordinator", "--processes", "--process"})
-BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE.partition("## Launching")[2], re.DOTALL)
+LAUNCHING = PAGE.partition("\n## Launching")[2].partition("\n## ")[0]
+BLOCKS = re.findall(r"```sh\n(.*?)```", LAUNCHING, re.DOTALL)
 assert BLOCKS, "docs/hosts.md has no commands"
 
 
