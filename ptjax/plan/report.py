@@ -31,7 +31,7 @@ def plan(config: Config, where: Topology) -> Plan:
     """
     mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
     made = job(config, mesh)
-    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    slices = where.slices_of(mesh)
     lies = resident(made)
     found = compile_all(programs(made), mesh, lies, slices)
     return {
