@@ -63,6 +63,7 @@ def _entry(one: Compiled, where: Topology, devices: int) -> Plan:
         "when": one.planned.when,
         "memory": None if one.memory is None else one.memory._asdict(),
         "peak": one.peak,
+        "activations": one.activations._asdict() if one.activations else None,
         "cache": one.cache,
         "beside": one.beside,
         "total": one.total,

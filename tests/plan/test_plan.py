@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_the_state_is_that_of_the_run(folder, method, lora):
 
 def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     """Rows are cut along their length, but those that are written: they lie over all devices."""
-    found = plan(config(folder, "grpo", lora=LORA, **{"mesh.sequence": 2}), topology("cpu"))
+    asked = {"mesh.sequence": 2, "model.remat": "dots"}
+    found = plan(config(folder, "grpo", lora=LORA, **asked), topology("cpu"))
     named = {one["name"]: one for one in found["programs"]}
     wanted = ["prefill", "admit", "decode", "reference pass", "policy pass", "train step"]
     assert list(named) == wanted
@@ -117,6 +119,12 @@ def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     both = 2 * step["flops_of_all_devices"]  # of the two minibatches; the base is frozen
     assert both / named["policy pass"]["flops_of_all_devices"] == pytest.approx(2, rel=0.2)
     assert 0 < step["flops_again"] < step["flops_of_all_devices"]
+    tokens, projected = (
+        math.prod(found["batch"]["pack"]) // jax.device_count(),
+        32 * 2 + 16 * 2 + 128,
+    )
+    assert step["activations"]["device"] == layers * tokens * (32 + projected) * 4
+    assert prefill["activations"]["device"] == named["policy pass"]["activations"]["device"] == 0
     assert found["fits"]["fits"] is None and "At most" in verdict(found)
 
 
@@ -176,6 +184,9 @@ def test_the_command_needs_neither_weights_nor_data(tmp_path, capsys):
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["parameters"]["all"] == 134_515_008
     text = (tmp_path / "plan.md").read_text()
+    (step,) = written["programs"]
+    layers, tokens, embed = 30, 512 // jax.device_count(), 576  # of each layer what it is given
+    assert step["activations"] == {"device": layers * tokens * embed * 4, "host": 0}
     assert text in capsys.readouterr().out
     assert "| train step | an optimizer step |" in text and "model, not a measurement" in text
 
