@@ -39,8 +39,11 @@ SHAPE = {
     "rope_theta": 1e4,
     "tie_word_embeddings": False,
 }
-KERNELS = D * E * (2 * H + 2 * K) + 3 * D * MLP
+PROJECTIONS, HIDDEN_UNITS = D * E * (2 * H + 2 * K), 3 * D * MLP
+KERNELS = PROJECTIONS + HIDDEN_UNITS
 """Parameters of a layer's products."""
+X, C = 8, 2
+MIXTURE = {"model_type": "mixtral", "num_local_experts": X, "num_experts_per_tok": C}
 FULL = {
     "model.remat": "none",
     "model.head_chunk": CHUNK,
@@ -65,9 +68,8 @@ def planned(place, layers, recipe, mesh, *, slices=1, **settings):
     if place != "cpu":
         no_tpu()
     with tempfile.TemporaryDirectory() as source:
-        (Path(source) / "config.json").write_text(
-            json.dumps({**SHAPE, "num_hidden_layers": layers})
-        )
+        shape = {**SHAPE, "num_hidden_layers": layers, **(MIXTURE if "expert" in mesh else {})}
+        (Path(source) / "config.json").write_text(json.dumps(shape))
         axes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         config = load(f"configs/{recipe}.py", {"model.source": source, **axes, **settings})
         where = topology(place, slices=slices)
@@ -76,9 +78,9 @@ def planned(place, layers, recipe, mesh, *, slices=1, **settings):
 
 
 @functools.cache
-def step(place, layers, *, fsdp=1, tensor=1):
+def step(place, layers, **mesh):
     """A compiled optimizer step on four devices."""
-    made, of = planned(place, layers, "sft", {"fsdp": fsdp, "tensor": tensor}, **FULL)
+    made, of = planned(place, layers, "sft", {"fsdp": 1, **mesh}, **FULL)
     return compile_one(train(made), made.mesh, resident(made), of)
 
 
@@ -133,6 +135,25 @@ def test_heads_and_hidden_units_sum_a_layers_activations(place):
     sent = sent_by_a_layer(place, tensor=DEVICES)
     assert sent.keys() == {"all-reduce"}
     assert sent["all-reduce"] / share == pytest.approx(2 + (5 if place == "cpu" else 2), rel=0.01)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_keys_go_to_the_rest_of_their_row_and_tokens_to_all_experts(place):
+    """And what comes back is summed. Kernels are gathered over both axes, experts' over one.
+
+    With a token goes what it was routed to, and its weights. A TPU's products take the projections
+    in bfloat16; experts and router are sent as they are.
+    """
+    tokens = 4 * ROWS * LENGTH // DEVICES
+    keys, states, routes = 2 * tokens * K * E, tokens * D, tokens * C
+    projections, router = (4 * each * (DEVICES - 1) / DEVICES for each in (PROJECTIONS, D * X))
+    own = 4 * HIDDEN_UNITS * X / 2 / 2 + router
+    sent = sent_by_a_layer(place, sequence=2, expert=2)
+    narrow = 0.5 if place.startswith("v") else 1
+    kernels = 2 * (narrow * projections + own)
+    assert sent["all-gather"] == pytest.approx(kernels + keys + 2 * states + 2 * routes, rel=0.001)
+    summed = sent["reduce-scatter"] + sent["all-reduce"] / 2 - (keys + 2 * states + routes)
+    assert 0.99 * (narrow * projections + own) <= summed <= 1.01 * (projections + own)
 
 
 @pytest.mark.parametrize("place", PLACES)
