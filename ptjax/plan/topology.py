@@ -51,7 +51,15 @@ _TPUS: dict[str, tuple[float, float | None, float | None, float | None]] = {
 
 
 _AT_HAND = ("cpu", "gpu", "tpu")
-_KNOWN = ("v4", "v5e", "v5p", "v6e", "tpu7x", *gpus.GPUS)
+# Generation -> an example of its shapes, and chips of a pod (docs.cloud.google.com/tpu/docs).
+_PODS = {
+    "v4": ("2x2x1", 4096),
+    "v5e": ("2x4", 256),
+    "v5p": ("2x2x1", 8960),
+    "v6e": ("2x4", 256),
+    "tpu7x": ("2x2x1", 9216),
+}
+_AWAY = (*_PODS, *gpus.GPUS)
 
 
 class Topology(NamedTuple):
@@ -96,18 +104,20 @@ def topology(name: str, *, slices: int = 1, dtype: str = "bfloat16") -> Topology
         devices = _at_hand(name, slices)
     elif generation in gpus.GPUS:
         devices = gpus.devices(name, slices)
-    elif re.fullmatch(r"(v\d|tpu)\w*", generation):
+    elif generation in _PODS:
         devices = _tpus(name, shape, slices)
     else:
-        raise UserError(f"--topology={name}: no such devices{did_you_mean(generation, _KNOWN)}")
+        raise UserError(f"--topology={name}: no such devices{did_you_mean(generation, _AWAY)}")
     return Topology(name, devices, slices, _chip(devices[0], dtype, there=not away))
 
 
 def _at_hand(name: str, slices: int) -> Sequence[Any]:
     if name not in _AT_HAND:
-        close = did_you_mean(name, (*_AT_HAND, *_KNOWN))
-        hint = ": how many are meant, such as v5e:2x4 or h100:8" if name in _KNOWN else close
-        raise UserError(f"--topology={name}{hint or ': no such devices'}")
+        if name in _AWAY:
+            example = _PODS[name][0] if name in _PODS else "8"
+            raise UserError(f"--topology={name}: how many are meant, such as {name}:{example}")
+        close = did_you_mean(name, (*_AT_HAND, *_AWAY))
+        raise UserError(f"--topology={name}: no such devices{close}")
     if slices != 1:
         raise UserError(f"--slices={slices}: the devices at hand are one slice")
     try:
@@ -121,8 +131,18 @@ def _at_hand(name: str, slices: int) -> Sequence[Any]:
 
 
 def _tpus(name: str, shape: str, slices: int) -> Sequence[Any]:
-    if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise UserError(f"--topology={name}: a generation and a shape are meant, such as v5e:2x4")
+    generation = name.partition(":")[0]
+    example, pod = _PODS[generation]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") != example.count("x"):
+        raise UserError(
+            f"--topology={name}: a shape of {example.count('x') + 1} numbers is meant, such as "
+            f"{generation}:{example}"
+        )
+    chips = math.prod(map(int, shape.split("x")))
+    if chips > pod:
+        raise UserError(
+            f"--topology={name}: a pod has {pod:,} chips, this shape {chips:,}; --slices joins many"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={name} needs the TPU compiler, which needs no TPU: pip install 'jax[tpu]' "
@@ -130,8 +150,8 @@ def _tpus(name: str, shape: str, slices: int) -> Sequence[Any]:
         )
     from jax.experimental import topologies
 
-    asked: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
-    if math.prod(map(int, shape.split("x"))) == 1:
+    asked: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    if chips == 1:
         asked["chips_per_host_bounds"] = (1, 1, 1)
     if slices > 1:
         asked["num_slices"] = slices

@@ -40,7 +40,7 @@ def test_no_gpu_at_hand_is_one_line():
         ("h100:2x4", "GPUs of a machine are counted, such as h100:8"),
         ("h100:0", "GPUs of a machine are counted"),
         ("h1000:8", "no such devices; did you mean 'h100'"),
-        ("h100", "how many are meant, such as v5e:2x4 or h100:8"),
+        ("h100", "how many are meant, such as h100:8"),
         ("h100:8", "pip install 'jax\\[cuda12\\]'"),
     ],
 )

@@ -226,8 +226,13 @@ def test_what_does_not_fit_says_by_how_much():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5e", "no such devices here"),
-        ("v5e:2by4", "a generation and a shape are meant"),
+        ("v5e", "how many are meant, such as v5e:2x4"),
+        ("v5e:2by4", "a shape of 2 numbers is meant, such as v5e:2x4"),
+        ("v5e:0x4", "a shape of 2 numbers is meant"),
+        ("v5p:2x2", "a shape of 3 numbers is meant, such as v5p:2x2x1"),
+        ("v6e:100x100", "a pod has 256 chips, this shape 10,000; --slices"),
+        ("v7x:2x2x1", "no such devices; known: .*tpu7x"),
+        ("gpus", "no such devices; did you mean 'gpu'"),
         ("v5e:2x4", "pip install 'jax\\[tpu\\]'"),
     ],
 )
