@@ -154,6 +154,14 @@ def test_what_a_method_cannot_do_is_refused_as_in_a_run(folder, method, changes,
         job(asked, sharding.make_mesh(asked.mesh.to_dict()))
 
 
+def test_what_cannot_lie_in_the_hosts_memory_is_refused(folder, monkeypatch):
+    """As of GPUs that are not there: the plan would count it on the device."""
+    asked = config(folder, "sft", **{"optim.offload": True})
+    monkeypatch.setattr(sharding, "on_host", lambda at, offload: at)
+    with pytest.raises(UserError, match="config.optim.offload: jax plans it for GPUs at hand"):
+        job(asked, sharding.make_mesh(asked.mesh.to_dict()))
+
+
 def test_held_out_data_are_planned_for(folder):
     made = job(config(folder, "sft"), prepare(config(folder, "sft")).mesh)
     assert [one.name for one in programs(made)] == ["train step", "evaluation"]
@@ -258,7 +266,8 @@ def test_a_tpu_that_is_not_there(folder, tmp_path):
     (step,) = found["programs"]
     assert step["memory"]["donated"] >= step["to_donate"] > 0
     moments = 2 * found["resident"]["trained parameters"]  # float32, as they are
-    assert step["memory"]["host"] > moments and found["resident"]["optimizer"] < 100
+    assert step["memory"]["host"] >= moments + step["activations"]["host"] > moments
+    assert found["resident"]["optimizer"] < 100
     assert "In the host's memory" in (tmp_path / "plan.md").read_text()
     kinds = {one["kind"] for one in step["collectives"]}
     assert "all-gather" in kinds
