@@ -68,9 +68,25 @@ def test_loops_over_anything_else_keep_nothing(layers):
     assert kept(parse(TEXT), layers) == Kept()
 
 
+def test_a_stack_may_be_moved_in_parts_between_the_loops():
+    whole = "  %wide = f32[4,8,16] fusion(%made), kind=kLoop, calls=%convert"
+    assert whole in TEXT
+    parts = (
+        "  %half = bf16[2,8,16] slice(%made)\n  %rest = bf16[2,8,16] slice(%made)\n"
+        '  %wide = bf16[4,8,16] custom-call(%half, %rest), custom_call_target="ConcatBitcast"'
+    )
+    assert kept(parse(TEXT.replace(whole, parts)), LAYERS) == Kept(STACK, HOST)
+
+
 def test_what_no_later_loop_reads_is_not_kept():
     after = TEXT.replace("%seed, %wide, %there", "%seed, %zeros.1, %there")
     assert kept(parse(after), LAYERS) == Kept(0, HOST)
+
+
+def test_what_the_later_loop_changes_is_carried_on_and_not_read():
+    """As sums of gradients are, from one micro-batch to the next."""
+    after = TEXT.replace("%read, %back, %weights, %add)", "%read, %more, %weights, %add)")
+    assert kept(parse(after), LAYERS) == Kept(STACK, 0)
 
 
 def test_parts_of_a_tuple():
