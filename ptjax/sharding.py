@@ -234,7 +234,7 @@ def local(
     *args: Array,
     inputs: Sequence[Sequence[str | None]],
     output: Sequence[str | None],
-) -> Array:
+) -> Any:
     """`function(*args)`, each device on its own part of the arrays.
 
     Nothing moves between devices but what the function gathers. Where a mesh axis does not divide
@@ -245,7 +245,7 @@ def local(
         has gathered them.
       *args: its arguments.
       inputs: the logical axes of each argument, None for one that is not sharded.
-      output: those of its result.
+      output: those of its result, or of each of its results.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -67,9 +67,8 @@ def compiled(source: str, name: str, slices: int, kernel: str) -> list[Any]:
     config: Any = configs.load("configs/grpo.py", {**SETTINGS, **chosen})
     mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
     made = job(config, mesh)
-    of = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
     asked = [planned.train(made)] if kernel == "tiles" else planned.programs(made)
-    return compile_all(asked, mesh, planned.resident(made), of)
+    return compile_all(asked, mesh, planned.resident(made), where.slices_of(mesh))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ptjax.models.config import ModelConfig
 from ptjax.models.layers import ACTIVATIONS, PROJECTED, Layer
 from ptjax.models.lora import Lora, contract
-from ptjax.sharding import TOKENS, by_expert
+from ptjax.sharding import TOKENS, by_expert, local
 from ptjax.types import Routing
 
 _PREFIX = "experts."
@@ -57,7 +57,9 @@ def mixture(
     with jax.default_matmul_precision("highest"):
         logits = contract(x.astype(jnp.float32), layer["router"].astype(jnp.float32))
     probs = jax.nn.softmax(logits)
-    weights, chosen = jax.lax.top_k(probs, config.top_k)
+    # Each device chooses for its own tokens: partitioners gather what top_k is given.
+    best = functools.partial(jax.lax.top_k, k=config.top_k)
+    weights, chosen = local(best, probs, inputs=[(*at, None)], output=(*at, None))
     if config.norm_topk:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     chosen = jnp.where(valid[..., None], chosen, config.experts)

@@ -13,8 +13,8 @@ from ptjax.plan.environment import no_tpu
 from ptjax.writable import check_folder
 
 FLAGS = (
-    Flag("topology", "v5e:2x4, v5p:4x4x4, v6e:1x1, ...; cpu or gpu for the devices at hand"),
-    Flag("slices", "how many slices of that shape there are", type=int, default=1),
+    Flag("topology", "v5e:2x4, v5p:4x4x4, ..., h100:8, ...; cpu or gpu for the devices at hand"),
+    Flag("slices", "how many slices of that shape, or machines, there are", type=int, default=1),
     Flag("search", "looks for the settings that fit, and plans with those", type=bool),
     Flag("out", "folder to write plan.json and plan.md into"),
 )
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--slices={options.slices}: at least 1")
     if options.out:
         check_folder(options.out, "--out")
-    if ":" in options.topology:  # the compiler of a TPU, never a TPU
+    if ":" in options.topology:  # a compiler alone, never its devices
         no_tpu()
     from ptjax.plan.page import page, search_page
     from ptjax.plan.report import plan

@@ -12,11 +12,12 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 
 _GROUPS = re.compile(
     r"replica_groups=(\{\{[\d,{}\s]*\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?"
-    r"|mesh\[[^\]]*\] ?\{[^}]*\})"
+    r"|mesh\[[^\]]*\](?:, device_ids=\([^{]*\))? ?\{[^}]*\})"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}")
-_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_IOTA = re.compile(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
+_MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}")
+_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -137,17 +138,14 @@ def _groups(op: Op, devices: int) -> list[list[int]]:
     if found is None or found[1] == "{}":
         return [list(range(devices))]
     if mesh := _MESH.fullmatch(found[1]):
-        return _of_mesh(mesh[1], mesh[2])
+        return _of_mesh(mesh[1], mesh[2], mesh[3])
     if iota := _IOTA.fullmatch(found[1]):
-        shape, dims = _numbers(iota[1]), _numbers(iota[2])
-        order = np.arange(int(np.prod(dims))).reshape(dims)
-        if iota[3]:
-            order = order.transpose(_numbers(iota[3]))
-        return order.reshape(shape).tolist()
+        shape = _numbers(iota[1])
+        return _in_order(iota[2], int(np.prod(shape))).reshape(shape).tolist()
     return [_numbers(group) for group in re.findall(r"\{([\d,\s]+)\}", found[1])]
 
 
-def _of_mesh(axes: str, over: str) -> list[list[int]]:
+def _of_mesh(axes: str, order: str | None, over: str) -> list[list[int]]:
     """Groups along some axes of a mesh; of an axis that is cut, along the part that is named."""
     sizes = {name: int(length) for name, length in _AXIS.findall(axes)}
     found = _PART.findall(over)
@@ -160,10 +158,21 @@ def _of_mesh(axes: str, over: str) -> list[list[int]]:
         shape += [before, middle, length // (before * middle)]
         if name in parts or name in whole:
             grouped.append(len(shape) - 2)
-    places = np.arange(int(np.prod(shape))).reshape(shape)
+    places = _in_order(order, int(np.prod(shape))).reshape(shape)
     others = [axis for axis in range(len(shape)) if axis not in grouped]
     width = int(np.prod([shape[axis] for axis in grouped]))
     return places.transpose([*others, *grouped]).reshape(-1, width).tolist()
+
+
+def _in_order(order: str | None, devices: int) -> np.ndarray:
+    """A mesh's devices: their own order, that of a list, or of a transposed range: [2,4]T(1,0)."""
+    if order is None:
+        return np.arange(devices)
+    made = _ORDER.fullmatch(order)
+    if made is None:
+        return np.array(_numbers(order))
+    places = np.arange(devices).reshape(_numbers(made[1]))
+    return places.transpose(_numbers(made[2])) if made[2] else places
 
 
 def _numbers(text: str) -> list[int]:

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from ptjax.errors import UserError
+from ptjax.plan.activations import Kept, kept
 from ptjax.plan.buffers import Buffer, largest
 from ptjax.plan.collectives import Traffic, traffic
 from ptjax.plan.hlo import parse
@@ -55,6 +56,8 @@ class Compiled(NamedTuple):
       peak: bytes at its peak; where it was refused, `needed` of the compiler's message.
       wanted: bytes of what is to be donated.
       cache: bytes of keys and values.
+      activations: of the temporaries, what is kept of layers for their backward pass; None where
+        it was refused.
       beside: bytes that lie on a device while it runs, and are no part of it.
       traffic: collectives.
       buffers: the largest.
@@ -66,6 +69,7 @@ class Compiled(NamedTuple):
     peak: int
     wanted: int
     cache: int
+    activations: Kept | None
     beside: int
     traffic: list[Traffic]
     buffers: list[Buffer]
@@ -107,7 +111,14 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
                 raise UserError(f"{one.name}: the compiler fails: {error}") from error
             seconds = time.perf_counter() - began
             listed = _listed(str(error)) or _arguments(one)
-            return Compiled(one, None, peak, **sizes, traffic=[], buffers=listed, seconds=seconds)
+            return Compiled(
+                *(one, None, peak),
+                **sizes,
+                activations=None,
+                traffic=[],
+                buffers=listed,
+                seconds=seconds,
+            )
     found = compiled.memory_analysis()
     memory = Memory(
         found.argument_size_in_bytes,
@@ -127,6 +138,7 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
         memory,
         memory.peak,
         **sizes,
+        activations=kept(program, one.layers),
         traffic=traffic(program, slices, one.chunks),
         buffers=largest(program, _SHOWN),
         seconds=time.perf_counter() - began,

@@ -1,10 +1,10 @@
-"""What jax must be told before it is imported, so that a TPU's compiler runs where no TPU is."""
+"""What jax must be told before it is imported, so that a compiler runs without its devices."""
 
 import os
 
 
 def no_tpu() -> None:
-    """Sets the process's environment; what it says already stays."""
+    """Nor a GPU. Sets the process's environment; what it says already stays."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a second plan finds it locked

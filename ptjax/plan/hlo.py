@@ -18,6 +18,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CHUNKS = re.compile(rf'op_name="[^"]*\b{LOOP}\b[^"]*"')
 _TRIPS = re.compile(r'"?known_trip_count"?:?=?\s*\{"?n"?:"?(\d+)"?\}')
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_NUMBERED = re.compile(r"/\*index=\d+\*/")
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
@@ -61,7 +62,7 @@ class Program(NamedTuple):
         """
         counts = dict.fromkeys(self.computations, 0)
         counts[self.entry] = 1
-        for name in self._callers_first():
+        for name in self.callers_first():
             for op in self.computations[name]:
                 times = 1
                 if op.code == "while":
@@ -113,7 +114,8 @@ class Program(NamedTuple):
             at = next((op for op in given if op is not None and op.code != "constant"), None)
         return max(1, added)
 
-    def _callers_first(self) -> list[str]:
+    def callers_first(self) -> list[str]:
+        """The computations that the program may run, each before those that it calls."""
         order: list[str] = []
         done: set[str] = set()
 
@@ -165,6 +167,20 @@ def parse(text: str) -> Program:
                 shape = rest[: code.start(1)].strip()
                 current.append(Op(found[2], code[1], shape, rest, bool(found[1])))
     return Program(computations, entry)
+
+
+def elements(shape: str) -> list[str]:
+    """The texts of a tuple's parts; what is no tuple is its own only one."""
+    if not shape.startswith("("):
+        return [shape]
+    inside, parts, depth = _NUMBERED.sub("", shape)[1:-1], [""], 0
+    for letter in inside:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def size(shape: str) -> int:

@@ -40,6 +40,7 @@ def page(plan: dict[str, Any]) -> str:
                 "runs for",
                 "arguments",
                 "temporaries",
+                "activations",
                 "donated",
                 "KV cache",
                 "peak",
@@ -52,11 +53,11 @@ def page(plan: dict[str, Any]) -> str:
         "Peak: arguments, temporaries and results, what is donated once, or the compiler's own "
         "account where that is more; of a refused program, what its message says. Beside it lies "
         "what of the run it is not given. Donated: bytes that results take over, of those that "
-        "they should.",
+        "they should. Activations: of the temporaries, what layers keep for their backward pass.",
     ]
     hosted = [one for one in plan["programs"] if one["memory"] and one["memory"]["host"]]
     if hosted:
-        sizes = ", ".join(f"`{one['name']}` {_gib(one['memory']['host'])} GiB" for one in hosted)
+        sizes = ", ".join(map(_on_host, hosted))
         parts.append(f"In the host's memory, of each device: {sizes}.")
     sent = [
         (
@@ -142,15 +143,23 @@ def verdict(plan: dict[str, Any]) -> str:
 
 def _memory(one: dict[str, Any]) -> Row:
     memory = one["memory"]
-    said = ("-", "-", "refused")
+    said = ("-", "-", "-", "refused")
     if memory is not None:
+        kept = one["activations"]["device"]
         donated = "-"
         if one["to_donate"]:
             donated = f"{_gib(memory['donated'])} of {_gib(one['to_donate'])}"
-        said = (_gib(memory["arguments"]), _gib(memory["temporaries"]), donated)
+        temporaries = (_gib(memory["temporaries"]), _gib(kept) if kept else "-")
+        said = (_gib(memory["arguments"]), *temporaries, donated)
     left = "-" if one["left"] is None else _gib(one["left"])
     rest = (_gib(one["peak"]), _gib(one["beside"]), _gib(one["total"]), left)
     return (one["name"], one["when"], *said, _gib(one["cache"]) if one["cache"] else "-", *rest)
+
+
+def _on_host(one: dict[str, Any]) -> str:
+    kept = one["activations"]["host"]
+    said = f", {_gib(kept)} of them activations" if kept else ""
+    return f"`{one['name']}` {_gib(one['memory']['host'])} GiB{said}"
 
 
 def _named(buffer: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ class Planned:
       cache: keys and values among its arguments and results.
       beside: what lies on the devices while it runs, beside the run's state and its arguments.
       chunks: of the output projection, at most: where every token of a device is asked about.
+      layers: that a backward pass goes back through; 0 where there is none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Planned:
     cache: Any = ()
     beside: Any = ()
     chunks: int = 1
+    layers: int = 0
 
 
 def programs(job: Job) -> list[Planned]:
@@ -102,6 +104,7 @@ def _train(job: Job, counter: FlopCounter) -> Planned:
         again=again,
         donated=job.state,
         chunks=_chunks(job, job.step),
+        layers=job.model.config.layers,
     )
 
 

@@ -31,7 +31,7 @@ def plan(config: Config, where: Topology) -> Plan:
     """
     mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
     made = job(config, mesh)
-    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    slices = where.slices_of(mesh)
     lies = resident(made)
     found = compile_all(programs(made), mesh, lies, slices)
     return {
@@ -63,6 +63,7 @@ def _entry(one: Compiled, where: Topology, devices: int) -> Plan:
         "when": one.planned.when,
         "memory": None if one.memory is None else one.memory._asdict(),
         "peak": one.peak,
+        "activations": one.activations._asdict() if one.activations else None,
         "cache": one.cache,
         "beside": one.beside,
         "total": one.total,

@@ -88,6 +88,7 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
       UserError: anything in the config that cannot be.
     """
     check(config)
+    _check_host(config, mesh)
     algorithm = named(config.method, METHODS)
     bound = algorithm.bind(prepare.hyperparameters(config, algorithm), "config.hparams")
     asked = any(stage.reference for stage in bound.stages)
@@ -131,6 +132,17 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
         passes=make_passes(config, bound, model, tx, schedule, state, options),
         reference_pass=one_pass(config, reference[0], options) if reference else None,
     )
+
+
+def _check_host(config: Config, mesh: Mesh) -> None:
+    """Of a GPU that is not there jax does not know the memory of its host."""
+    asked = [part for part in ("optim", "model") if config[part].offload]
+    at = sharding.on_host(sharding.replicated(mesh), offload=True)
+    if asked and at.memory_kind != sharding.HOST:
+        raise UserError(
+            f"config.{asked[0]}.offload: jax plans it for GPUs at hand alone; set it to False: the "
+            "page tells apart the bytes that would leave the device"
+        )
 
 
 def batch(shapes: Shapes, mesh: Mesh, hidden: str) -> Leaves:

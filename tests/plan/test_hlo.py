@@ -115,6 +115,21 @@ def test_collectives_by_kind_count_and_what_a_device_sends():
     assert len(found) == 7
 
 
+def test_a_mesh_may_say_in_what_order_its_devices_are():
+    """Then the groups of axis_1 are the even devices and the odd ones: of both slices."""
+    before = "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}"
+    assert before in TEXT
+    after = TEXT.replace(before, "mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}")
+    assert _sums(after)["all-to-all", True] == (2, 2 * 24)
+    listed = before.replace(" {", ", device_ids=(0,1,2,3,7,6,5,4) {")
+    assert traffic(parse(TEXT.replace(before, listed)), SLICES) == traffic(parse(TEXT), SLICES)
+
+
+def _sums(text):
+    found = traffic(parse(text), SLICES)
+    return {(one.kind, one.between_slices): (one.times, one.sent) for one in found}
+
+
 def test_a_collective_over_one_slice_stays_in_it():
     found = traffic(parse(TEXT), [0] * 8)
     assert [one.sent for one in found if one.between_slices] == [0]  # what hosts would do

@@ -1,7 +1,8 @@
 """What is promised of every optimised step: a chunk's logits alone, nothing twice, what it sends.
 
-By the compiler of CPUs, and by that of TPUs where libtpu is installed. What a layer sends is the
-difference of two programs that differ by layers alone, so that head and embeddings drop out.
+By the compiler of CPUs, that of TPUs where libtpu is installed, and that of GPUs where jax's plugin
+is. What a layer sends is the difference of two programs that differ by layers alone, so that head
+and embeddings drop out.
 """
 
 import functools
@@ -14,6 +15,7 @@ import pytest
 
 from ptjax import sharding
 from ptjax.config import load
+from ptjax.plan import gpus
 from ptjax.plan.compiled import compile_one
 from ptjax.plan.environment import no_tpu
 from ptjax.plan.programs import programs, resident, train
@@ -37,8 +39,11 @@ SHAPE = {
     "rope_theta": 1e4,
     "tie_word_embeddings": False,
 }
-KERNELS = D * E * (2 * H + 2 * K) + 3 * D * MLP
+PROJECTIONS, HIDDEN_UNITS = D * E * (2 * H + 2 * K), 3 * D * MLP
+KERNELS = PROJECTIONS + HIDDEN_UNITS
 """Parameters of a layer's products."""
+X, C = 8, 2
+MIXTURE = {"model_type": "mixtral", "num_local_experts": X, "num_experts_per_tok": C}
 FULL = {
     "model.remat": "none",
     "model.head_chunk": CHUNK,
@@ -52,29 +57,31 @@ NEEDED = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed"
 )
 TPU = pytest.param("v5e:2x2", marks=NEEDED)
-PLACES = ["cpu", TPU]
+PLUGIN = pytest.mark.skipif(not gpus.installed(), reason="the GPU compiler is needed")
+EACH_TPU = [(name, 1) for name in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")]
+EACH_GPU = [(f"{name}:4", 1) for name in gpus.GPUS if name != "h100"]
+PLACES = ["cpu", TPU, pytest.param("h100:4", marks=PLUGIN)]
 
 
 def planned(place, layers, recipe, mesh, *, slices=1, **settings):
-    """A job on four devices of each slice, and their mesh."""
+    """A job on four devices of each slice, and the slice of each of them."""
     if place != "cpu":
         no_tpu()
     with tempfile.TemporaryDirectory() as source:
-        (Path(source) / "config.json").write_text(
-            json.dumps({**SHAPE, "num_hidden_layers": layers})
-        )
+        shape = {**SHAPE, "num_hidden_layers": layers, **(MIXTURE if "expert" in mesh else {})}
+        (Path(source) / "config.json").write_text(json.dumps(shape))
         axes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         config = load(f"configs/{recipe}.py", {"model.source": source, **axes, **settings})
         where = topology(place, slices=slices)
         devices = sharding.make_mesh(config.mesh.to_dict(), where.devices[: slices * DEVICES])
-        return job(config, devices), devices
+        return job(config, devices), where.slices_of(devices)
 
 
 @functools.cache
-def step(place, layers, *, fsdp=1, tensor=1):
+def step(place, layers, **mesh):
     """A compiled optimizer step on four devices."""
-    made, mesh = planned(place, layers, "sft", {"fsdp": fsdp, "tensor": tensor}, **FULL)
-    return compile_one(train(made), mesh, resident(made), [0] * DEVICES)
+    made, of = planned(place, layers, "sft", {"fsdp": 1, **mesh}, **FULL)
+    return compile_one(train(made), made.mesh, resident(made), of)
 
 
 def sent_by_a_layer(place, **mesh):
@@ -114,7 +121,7 @@ def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place)
     A TPU's products take bfloat16: kernels are sent so, their gradient so or in float32.
     """
     share = 4 * KERNELS * (DEVICES - 1) / DEVICES
-    narrow = 1 if place == "cpu" else 0.5
+    narrow = 0.5 if place.startswith("v") else 1
     sent = sent_by_a_layer(place, fsdp=DEVICES)
     assert sent["all-gather"] == pytest.approx(2 * narrow * share, rel=0.01)
     summed = sent.get("reduce-scatter", 0) + sent["all-reduce"] / 2
@@ -123,11 +130,30 @@ def test_fsdp_gathers_a_layers_kernels_twice_and_sums_their_gradient_once(place)
 
 @pytest.mark.parametrize("place", PLACES)
 def test_heads_and_hidden_units_sum_a_layers_activations(place):
-    """Twice forward; backward what q, k, v, gate and up give, which the TPU compiler adds first."""
+    """Twice forward; backward what q, k, v, gate and up give, which all but a CPU's adds first."""
     share = 2 * ROWS * LENGTH * D * 4 * (DEVICES - 1) / DEVICES
     sent = sent_by_a_layer(place, tensor=DEVICES)
     assert sent.keys() == {"all-reduce"}
     assert sent["all-reduce"] / share == pytest.approx(2 + (5 if place == "cpu" else 2), rel=0.01)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_keys_go_to_the_rest_of_their_row_and_tokens_to_all_experts(place):
+    """And what comes back is summed. Kernels are gathered over both axes, experts' over one.
+
+    With a token goes what it was routed to, and its weights. A TPU's products take the projections
+    in bfloat16; experts and router are sent as they are.
+    """
+    tokens = 4 * ROWS * LENGTH // DEVICES
+    keys, states, routes = 2 * tokens * K * E, tokens * D, tokens * C
+    projections, router = (4 * each * (DEVICES - 1) / DEVICES for each in (PROJECTIONS, D * X))
+    own = 4 * HIDDEN_UNITS * X / 2 / 2 + router
+    sent = sent_by_a_layer(place, sequence=2, expert=2)
+    narrow = 0.5 if place.startswith("v") else 1
+    kernels = 2 * (narrow * projections + own)
+    assert sent["all-gather"] == pytest.approx(kernels + keys + 2 * states + 2 * routes, rel=0.001)
+    summed = sent["reduce-scatter"] + sent["all-reduce"] / 2 - (keys + 2 * states + routes)
+    assert 0.99 * (narrow * projections + own) <= summed <= 1.01 * (projections + own)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -143,29 +169,31 @@ def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(
 @pytest.mark.parametrize("place", PLACES)
 def test_a_token_of_each_row_is_written_without_moving_a_kernel(place):
     """Sums of products are sent, as long as rows are fewer than a kernel's: no gathered copy."""
-    made, mesh = planned(
+    made, of = planned(
         *(place, LAYERS, "grpo", {"fsdp": DEVICES}),
         **{"data.max_length": 32, "data.batch_size": 4, "rollout.n": 2, "rollout.rows": 8},
         **{"rollout.max_tokens": 32, "accumulate": 1},
     )
     (decode,) = [one for one in programs(made) if one.name == "decode"]
-    found = compile_one(decode, mesh, resident(made), [0] * DEVICES)
+    found = compile_one(decode, made.mesh, resident(made), of)
     whole = 4 * (LAYERS * KERNELS + 2 * V * D)
     assert sum(one.sent for one in found.traffic) < whole / 10
     # On a CPU each layer's own part is copied out of its stack.
     assert found.memory.temporaries < whole / (2 if place == "cpu" else 4)
 
 
-@NEEDED
 @pytest.mark.parametrize(
     ("place", "slices"),
-    [("v4:2x2x1", 1), ("v5p:2x2x1", 1), ("v6e:2x2", 1), ("tpu7x:2x2x1", 1), ("v5e:2x2", 2)],
+    [
+        *(pytest.param(*one, marks=NEEDED) for one in (*EACH_TPU, ("v5e:2x2", 2))),
+        *(pytest.param(*one, marks=PLUGIN) for one in (*EACH_GPU, ("h100:4", 2))),
+    ],
 )
 def test_a_step_compiles_for_every_generation_and_over_two_slices(place, slices):
-    mesh = {"data": slices, "fsdp": DEVICES}
-    made, devices = planned(place, LAYERS, "sft", mesh, slices=slices, **FULL)
-    of = [getattr(device, "slice_index", 0) for device in devices.devices.flat]
-    found = compile_one(train(made), devices, resident(made), of)
+    made, of = planned(
+        *(place, LAYERS, "sft", {"data": slices, "fsdp": DEVICES}), slices=slices, **FULL
+    )
+    found = compile_one(train(made), made.mesh, resident(made), of)
     assert found.memory is not None
     networks = {one.between_slices for one in found.traffic if one.sent}
     assert networks == ({False, True} if slices > 1 else {False})

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_the_state_is_that_of_the_run(folder, method, lora):
 
 def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     """Rows are cut along their length, but those that are written: they lie over all devices."""
-    found = plan(config(folder, "grpo", lora=LORA, **{"mesh.sequence": 2}), topology("cpu"))
+    asked = {"mesh.sequence": 2, "model.remat": "dots"}
+    found = plan(config(folder, "grpo", lora=LORA, **asked), topology("cpu"))
     named = {one["name"]: one for one in found["programs"]}
     wanted = ["prefill", "admit", "decode", "reference pass", "policy pass", "train step"]
     assert list(named) == wanted
@@ -117,6 +119,12 @@ def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     both = 2 * step["flops_of_all_devices"]  # of the two minibatches; the base is frozen
     assert both / named["policy pass"]["flops_of_all_devices"] == pytest.approx(2, rel=0.2)
     assert 0 < step["flops_again"] < step["flops_of_all_devices"]
+    tokens, projected = (
+        math.prod(found["batch"]["pack"]) // jax.device_count(),
+        32 * 2 + 16 * 2 + 128,
+    )
+    assert step["activations"]["device"] == layers * tokens * (32 + projected) * 4
+    assert prefill["activations"]["device"] == named["policy pass"]["activations"]["device"] == 0
     assert found["fits"]["fits"] is None and "At most" in verdict(found)
 
 
@@ -143,6 +151,14 @@ def test_sources_may_be_all_that_a_run_takes_and_stay_as_they_are(folder, source
 def test_what_a_method_cannot_do_is_refused_as_in_a_run(folder, method, changes, said):
     asked = config(folder, method, **changes)
     with pytest.raises(UserError, match=said):
+        job(asked, sharding.make_mesh(asked.mesh.to_dict()))
+
+
+def test_what_cannot_lie_in_the_hosts_memory_is_refused(folder, monkeypatch):
+    """As of GPUs that are not there: the plan would count it on the device."""
+    asked = config(folder, "sft", **{"optim.offload": True})
+    monkeypatch.setattr(sharding, "on_host", lambda at, offload: at)
+    with pytest.raises(UserError, match="config.optim.offload: jax plans it for GPUs at hand"):
         job(asked, sharding.make_mesh(asked.mesh.to_dict()))
 
 
@@ -176,6 +192,9 @@ def test_the_command_needs_neither_weights_nor_data(tmp_path, capsys):
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["parameters"]["all"] == 134_515_008
     text = (tmp_path / "plan.md").read_text()
+    (step,) = written["programs"]
+    layers, tokens, embed = 30, 512 // jax.device_count(), 576  # of each layer what it is given
+    assert step["activations"] == {"device": layers * tokens * embed * 4, "host": 0}
     assert text in capsys.readouterr().out
     assert "| train step | an optimizer step |" in text and "model, not a measurement" in text
 
@@ -215,8 +234,13 @@ def test_what_does_not_fit_says_by_how_much():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("v5e", "no such devices here"),
-        ("v5e:2by4", "a generation and a shape are meant"),
+        ("v5e", "how many are meant, such as v5e:2x4"),
+        ("v5e:2by4", "a shape of 2 numbers is meant, such as v5e:2x4"),
+        ("v5e:0x4", "a shape of 2 numbers is meant"),
+        ("v5p:2x2", "a shape of 3 numbers is meant, such as v5p:2x2x1"),
+        ("v6e:100x100", "a pod has 256 chips, this shape 10,000; --slices"),
+        ("v7x:2x2x1", "no such devices; known: .*tpu7x"),
+        ("gpus", "no such devices; did you mean 'gpu'"),
         ("v5e:2x4", "pip install 'jax\\[tpu\\]'"),
     ],
 )
@@ -227,7 +251,9 @@ def test_a_topology_that_cannot_be_is_one_line(name, said, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed")
-def test_a_tpu_that_is_not_there(folder, tmp_path):
+def test_a_tpu_that_is_not_there(tmp_path):
+    """Of four layers: of two the compiler leaves no loop."""
+    folder = tiny.write(tmp_path, num_hidden_layers=4)
     path = tiny.write_config(folder, **{"data.validation": None, **AWAY})
     words = [f"--config={path}", "--topology=v5e:2x2", f"--out={tmp_path}"]
     done = subprocess.run(
@@ -242,7 +268,8 @@ def test_a_tpu_that_is_not_there(folder, tmp_path):
     (step,) = found["programs"]
     assert step["memory"]["donated"] >= step["to_donate"] > 0
     moments = 2 * found["resident"]["trained parameters"]  # float32, as they are
-    assert step["memory"]["host"] > moments and found["resident"]["optimizer"] < 100
+    assert step["memory"]["host"] >= moments + step["activations"]["host"] > moments
+    assert found["resident"]["optimizer"] < 100
     assert "In the host's memory" in (tmp_path / "plan.md").read_text()
     kinds = {one["kind"] for one in step["collectives"]}
     assert "all-gather" in kinds

@@ -19,7 +19,9 @@ TRAFFIC = [
 
 def limits(memory, **rates):
     sizes = dict.fromkeys(("peak", "wanted", "cache", "beside"), 0)
-    one = Compiled(PLANNED, memory, **sizes, traffic=TRAFFIC, buffers=[], seconds=1.0)
+    one = Compiled(
+        PLANNED, memory, **sizes, activations=None, traffic=TRAFFIC, buffers=[], seconds=1.0
+    )
     return roofline(one, Chip("chip", None, **rates), devices=4)
 
 
