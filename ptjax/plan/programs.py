@@ -243,7 +243,8 @@ def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> step
         where = sharding.named(axes, leaf.shape, mesh) if leaf.ndim == len(axes) else at
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    found = jax.eval_shape(lambda: steps.begin(model, size, slots, dtype))
+    with jax.set_mesh(mesh):
+        found = jax.eval_shape(lambda: steps.begin(model, size, slots, dtype))
     return jax.tree.map(place, found)
 
 
