@@ -6,7 +6,6 @@ Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slo
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flax.struct
 import jax

@@ -35,7 +35,7 @@ def values() -> int:
 
 
 def room(slots: int) -> int:
-    """Slots of a row that is to hold so many: on a TPU whole lanes, which memory has in any case."""
+    """Slots of a row for so many tokens: on a TPU whole lanes, which its memory has in any case."""
     return slots + -slots % LANES if platform() == "tpu" else slots
 
 

@@ -1,15 +1,15 @@
-"""Attention of one new token a row on TPUs: what a row has filled is read, its token written.
+"""Attention of one new token a row on TPUs: what a row sees is read, and its token written there.
 
-A Pallas kernel of our own. Those of jax, `paged_attention` and `ragged_paged_attention`, take a
-head_dim of whole lanes and slots before it: a token is then written by a scatter, for which the
-compiler turns the whole cache around and back. Here it is written where it is read.
+A Pallas kernel of our own. Those of jax (`paged_attention`, `ragged_paged_attention`) take a
+head_dim of whole lanes, and tokens that another operation has written: a scatter, for which the
+compiler turns the whole cache around and back. This one takes any head_dim, window and dtype, and
+writes the tile of its row that holds the token.
 
-The work is a list, known on the device: the blocks of slots that each row's token sees, row after
-row, and no block of a row that has ended. The grid is as long as the list, so what is not seen is
-neither fetched nor counted.
+Its work is a list made on the device: the blocks of slots that each row's token sees, row after
+row, none of a row that has ended. The grid is as long as the list, so nothing else is fetched.
 
 Shapes: R rows, K key heads, G query heads a key head, E head_dim, S slots in blocks of B, N blocks
-of all rows.
+of all rows at most.
 """
 
 import functools
@@ -25,26 +25,38 @@ LANES = 128
 """Slots of a row are a multiple of it, and so many are written at once."""
 _LARGEST = 512
 _BYTES = 2**20
-"""Of keys and values in a block: less, and the time of a turn of the grid is seen."""
+"""Of keys and values in a block, at most: with fewer, turns of the grid take longer than they."""
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
-class _Work(NamedTuple):
-    """What the kernel does turn by turn, and which slots each row sees: from low up to its own.
+class _Turns(NamedTuple):
+    """What the grid runs over, and what each row sees; on the core that steers the others.
 
     Attributes:
       row: int32 [N], of each turn.
-      block: int32 [N], of each turn.
-      low: int32 [R], the first slot that is seen.
-      at: int32 [R], the slot of the new token.
-      total: int32 [], turns.
+      block: int32 [N], of its slots.
+      low: int32 [R], the first slot that the row's token sees.
+      own: int32 [R], the token's slot.
     """
 
-    row: Array
-    block: Array
-    low: Array
-    at: Array
-    total: Array
+    row: Any
+    block: Any
+    low: Any
+    own: Any
+
+
+class _Running(NamedTuple):
+    """A softmax over the slots met so far, of each head: float32 [K, G, 1], [K, G, 1], [K, G, E].
+
+    Attributes:
+      most: the largest score.
+      total: Σ exp(score - most).
+      mixed: Σ exp(score - most) · value.
+    """
+
+    most: Any
+    total: Any
+    mixed: Any
 
 
 def ragged(
@@ -60,123 +72,121 @@ def ragged(
     scale: float,
     softcap: float | None,
 ) -> tuple[Float[Array, "R K G E"], Float[Array, "R K E S"], Float[Array, "R K E S"]]:
-    """What `ops.decode.extended` gives, on one device.
-
-    The token is the first that the running softmax meets, then those of the cache in order.
-    """
+    """What `ops.decode.extended` says, on one device; rows that do not go get their queries."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu
 
-    rows, heads, group, width = q.shape
+    _, heads, group, width = q.shape
     slots, interpret = k.shape[3], platform() != "tpu"
+    # A chip may be two cores with one memory: each then has its own heads.
     cores = 1 if interpret else tpu.get_tpu_info().num_cores
     parts = cores if heads % cores == 0 else 1
     heads //= parts
     size = _block(slots, 2 * heads * width * k.dtype.itemsize)
-    work = _work(at, going, window, slots, size)
+    turns, count = _turns(at, going, window, slots, size)
 
-    def of_row(*shape: int) -> Any:
-        return pl.BlockSpec(
-            (1, heads, *shape), lambda part, n, row, *_: (row[n], part) + (0,) * len(shape)
-        )
+    def whole(*shape: int) -> Any:
+        return pl.BlockSpec((1, heads, *shape), lambda part, n, turns: (turns.row[n], part, 0, 0))
 
-    def seen(part: Array, n: Array, row: Any, block: Any, *_: Any) -> tuple[Any, ...]:
-        return row[n], part, 0, block[n]
+    def read(part: Any, n: Any, turns: _Turns) -> tuple[Any, ...]:
+        return turns.row[n], part, 0, turns.block[n]
 
-    def written(part: Array, n: Array, row: Any, block: Any, low: Any, at: Any) -> tuple[Any, ...]:
-        return row[n], part, 0, jnp.minimum(at[row[n]], slots - 1) // LANES
+    def written(part: Any, n: Any, turns: _Turns) -> tuple[Any, ...]:
+        row = turns.row[n]
+        return row, part, 0, jnp.minimum(turns.own[row], slots - 1) // LANES
 
-    cache = pl.BlockSpec((1, heads, width, size), seen)
+    block = pl.BlockSpec((1, heads, width, size), read)
     tile = pl.BlockSpec((1, heads, width, LANES), written)
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    count = len(work) - 1
-    out, k, v = pl.pallas_call(
+    queries, token = whole(group, width), whole(1, width)
+    first = len(turns)
+    out, (k, v) = pl.pallas_call(
         functools.partial(_kernel, scale=scale, softcap=softcap, slots=slots),
         grid_spec=tpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=count,
-            grid=(parts, work.total),
-            in_specs=[of_row(group, width), of_row(1, width), of_row(1, width), cache, cache],
-            out_specs=[of_row(group, width), tile, tile],
+            num_scalar_prefetch=1,
+            grid=(parts, count),
+            in_specs=[queries, (token, token), (block, block)],
+            out_specs=[queries, (tile, tile)],
             scratch_shapes=[
-                tpu.VMEM((heads, group, 1), jnp.float32),
-                tpu.VMEM((heads, group, 1), jnp.float32),
-                tpu.VMEM((heads, group, width), jnp.float32),
+                _Running(
+                    *(tpu.VMEM((heads, group, last), jnp.float32) for last in (1, 1, width)),
+                )
             ],
         ),
-        out_shape=like,
-        input_output_aliases={count: 0, count + 3: 1, count + 4: 2},
+        out_shape=[_like(q), (_like(k), _like(v))],
+        input_output_aliases={first: 0, first + 3: 1, first + 4: 2},
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         name="ragged_decode",
         interpret=interpret,
-    )(*work[:-1], q, new_k[:, :, None], new_v[:, :, None], k, v)
+    )(turns, q, (new_k[:, :, None], new_v[:, :, None]), (k, v))
     return out, k, v
 
 
 def _kernel(
-    row: Any,
-    block: Any,
-    low: Any,
-    at: Any,
+    turns: _Turns,
     q: Any,
-    new_k: Any,
-    new_v: Any,
-    k: Any,
-    v: Any,
+    new: tuple[Any, Any],
+    cache: tuple[Any, Any],
     out: Any,
-    k_out: Any,
-    v_out: Any,
-    most: Any,
-    total: Any,
-    mixed: Any,
+    kept: tuple[Any, Any],
+    running: _Running,
     *,
     scale: float,
     softcap: float | None,
     slots: int,
 ) -> None:
-    """One block of one row: its part of the running softmax; of the last one the result."""
+    """A block of a row: the softmax goes on; behind the last the result and the token are written.
+
+    The softmax begins with the token itself, so it is never empty.
+    """
     from jax.experimental import pallas as pl
 
-    n = pl.program_id(1)
-    size = k.shape[3]
-    first, own = low[row[n]], at[row[n]]
+    n, size = pl.program_id(1), cache[0].shape[3]
+    block, row = turns.block[n], turns.row[n]
+    low, own = turns.low[row], turns.own[row]
     last = jnp.minimum(own, slots - 1)
 
     def capped(scores: Array) -> Array:
         scores = scale * scores
         return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
-    @pl.when(block[n] == first // size)
+    @pl.when(block == low // size)
     def _begin() -> None:
-        there = q[0].astype(jnp.float32) * new_k[0].astype(jnp.float32)
-        most[...] = capped(jnp.sum(there, axis=-1, keepdims=True))
-        total[...] = jnp.ones_like(total)
-        mixed[...] = jnp.broadcast_to(new_v[0].astype(jnp.float32), mixed.shape)
+        queries, key, value = (x[0].astype(jnp.float32) for x in (q, *new))
+        running.most[...] = capped(jnp.sum(queries * key, axis=-1, keepdims=True))
+        running.total[...] = jnp.ones_like(running.total)
+        running.mixed[...] = jnp.broadcast_to(value, running.mixed.shape)
 
-    scores = capped(_product(q[0], k[0], ((2,), (1,))))
-    slot = block[n] * size + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2)
-    scores = jnp.where((slot >= first) & (slot < own), scores, _NEVER)
-    before, now = most[...], jnp.maximum(most[...], jnp.max(scores, axis=-1, keepdims=True))
-    kept, shares = jnp.exp(before - now), jnp.exp(scores - now)
-    most[...] = now
-    total[...] = kept * total[...] + jnp.sum(shares, axis=-1, keepdims=True)
-    mixed[...] = kept * mixed[...] + _product(shares.astype(v.dtype), v[0], ((2,), (2,)))
+    keys, values = (x[0] for x in cache)
+    scores = capped(_product(q[0], keys, 1))
+    slot = block * size + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2)
+    scores = jnp.where((slot >= low) & (slot < own), scores, _NEVER)
+    most = jnp.maximum(running.most[...], jnp.max(scores, axis=-1, keepdims=True))
+    share, before = jnp.exp(scores - most), jnp.exp(running.most[...] - most)
+    running.most[...] = most
+    running.total[...] = before * running.total[...] + jnp.sum(share, axis=-1, keepdims=True)
+    mixed = _product(share.astype(values.dtype), values, 2)
+    running.mixed[...] = before * running.mixed[...] + mixed
 
-    @pl.when(block[n] == last // size)
+    @pl.when(block == last // size)
     def _end() -> None:
-        out[0] = (mixed[...] / total[...]).astype(out.dtype)
-        begins = pl.multiple_of(last % size // LANES * LANES, LANES)
-        for new, old, to in ((new_k, k, k_out), (new_v, v, v_out)):
-            tile = old[0, :, :, pl.ds(begins, LANES)]
-            lane = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 2)
-            turned = jnp.broadcast_to(new[0], (len(tile), LANES, tile.shape[1]))
-            here = last // LANES * LANES + lane == own
-            to[0] = jnp.where(here, turned.swapaxes(1, 2), tile)
+        out[0] = (running.mixed[...] / running.total[...]).astype(out.dtype)
+        begins = last // LANES * LANES
+        inside = pl.ds(pl.multiple_of(begins % size, LANES), LANES)
+        for token, old, to in zip(new, cache, kept, strict=True):
+            tile = old[0, :, :, inside]
+            slot = begins + jax.lax.broadcasted_iota(jnp.int32, tile.shape, 2)
+            token = jnp.broadcast_to(token[0], (len(tile), LANES, tile.shape[1]))
+            to[0] = jnp.where(slot == own, token.swapaxes(1, 2).astype(tile.dtype), tile)
 
 
-def _product(x: Array, y: Array, over: tuple[tuple[int], tuple[int]]) -> Array:
-    """Of each head."""
-    dims = (over, ((0,), (0,)))
+def _product(x: Array, y: Array, axis: int) -> Array:
+    """Of each head, over the last axis of x and this one of y."""
+    dims = (((2,), (axis,)), ((0,), (0,)))
     return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _block(slots: int, size: int) -> int:
@@ -187,14 +197,18 @@ def _block(slots: int, size: int) -> int:
     return block
 
 
-def _work(at: Array, going: Array, window: Array, slots: int, size: int) -> _Work:
-    """The first row is always there: a grid without turns is none."""
+def _turns(
+    at: Int[Array, " R"], going: Bool[Array, " R"], window: Int[Array, ""], slots: int, size: int
+) -> tuple[_Turns, Int[Array, ""]]:
+    """What there is to do, and how many turns that takes.
+
+    The first row is always among it, going or not: a grid has a turn at least.
+    """
     rows = len(at)
     low = jnp.maximum(at - window + 1, 0)
     first, last = low // size, jnp.minimum(at, slots - 1) // size
-    count = jnp.where(going.at[0].set(True), last - first + 1, 0)
-    ends = jnp.cumsum(count)
+    blocks = jnp.where(going.at[0].set(True), last - first + 1, 0)
+    ends = jnp.cumsum(blocks)
     turn = jnp.arange(rows * (slots // size), dtype=jnp.int32)
-    row = jnp.minimum(jnp.sum(ends <= turn[:, None], axis=1, dtype=jnp.int32), rows - 1)
-    block = turn - (ends - count)[row] + first[row]
-    return _Work(row, block, low, at, ends[-1])
+    row = jnp.minimum(jnp.searchsorted(ends, turn, side="right", method="compare_all"), rows - 1)
+    return _Turns(row, first[row] + turn - (ends - blocks)[row], low, at), ends[-1]
