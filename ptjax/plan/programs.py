@@ -40,6 +40,7 @@ class Planned:
       again: those that a backward pass computes a second time.
       donated: what of its arguments its results take over.
       cache: keys and values among its arguments and results.
+      stays: results that are their arguments but for what a token adds.
       beside: what lies on the devices while it runs, beside the run's state and its arguments.
       chunks: of the output projection, at most: where every token of a device is asked about.
     """
@@ -53,6 +54,7 @@ class Planned:
     again: float = 0.0
     donated: Any = ()
     cache: Any = ()
+    stays: Any = ()
     beside: Any = ()
     chunks: int = 1
 
@@ -230,6 +232,7 @@ def _writing(job: Job, counter: FlopCounter, rollout: Sizes, n: int) -> Iterator
         flops=counter.forward(Seen(size, size * slots, size)),
         donated=rows,
         cache=(rows.cache, cache),
+        stays=rows.cache,
         beside=cache,
     )
 
