@@ -1,13 +1,12 @@
 """Attention of one new token a row over the keys and values of those before it, which it joins.
 
-| devices | kernel | how values lie |
-|---|---|---|
-| TPU | `ragged`: what a row has filled is read, and a tile of it written | as keys do |
-| all others, and a TPU where `tiles` are asked for | two products over all slots | slots first |
+| devices | kernel |
+|---|---|
+| TPU | `ragged`: what a row sees is read, and the tile that holds its token written |
+| all others, and a TPU where `tiles` are asked for | two products over all slots |
 
-Keys lie with their slots last. Elsewhere than on a TPU values lie with their slots before their
-numbers: both products then read the cache in its own order, and nothing of it is copied. This file
-alone knows.
+How a layer's keys and values lie, this file alone knows. Keys' slots lie last. Values' lie last on
+a TPU too; elsewhere before the numbers, so that both products read the cache in its own order.
 
 Shapes: R rows, L tokens a row, H query heads, K key heads, G = H / K, E head_dim, S slots. Values
 are [R, K, E, S] on a TPU, [R, K, S, E] elsewhere.

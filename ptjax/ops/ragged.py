@@ -29,7 +29,7 @@ _BYTES = 2**20
 _NEVER = float(jnp.finfo(jnp.float32).min)
 
 
-class _Turns(NamedTuple):
+class Turns(NamedTuple):
     """What the grid runs over, and what each row sees; on the core that steers the others.
 
     Attributes:
@@ -78,20 +78,19 @@ def ragged(
 
     _, heads, group, width = q.shape
     slots, interpret = k.shape[3], platform() != "tpu"
-    # A chip may be two cores with one memory: each then has its own heads.
     cores = 1 if interpret else tpu.get_tpu_info().num_cores
-    parts = cores if heads % cores == 0 else 1
+    parts = _parts(heads, cores, 2 * width * k.dtype.itemsize)
     heads //= parts
     size = _block(slots, 2 * heads * width * k.dtype.itemsize)
-    turns, count = _turns(at, going, window, slots, size)
+    turns, count = listed(at, going, window, slots, size)
 
     def whole(*shape: int) -> Any:
         return pl.BlockSpec((1, heads, *shape), lambda part, n, turns: (turns.row[n], part, 0, 0))
 
-    def read(part: Any, n: Any, turns: _Turns) -> tuple[Any, ...]:
+    def read(part: Any, n: Any, turns: Turns) -> tuple[Any, ...]:
         return turns.row[n], part, 0, turns.block[n]
 
-    def written(part: Any, n: Any, turns: _Turns) -> tuple[Any, ...]:
+    def written(part: Any, n: Any, turns: Turns) -> tuple[Any, ...]:
         row = turns.row[n]
         return row, part, 0, jnp.minimum(turns.own[row], slots - 1) // LANES
 
@@ -122,7 +121,7 @@ def ragged(
 
 
 def _kernel(
-    turns: _Turns,
+    turns: Turns,
     q: Any,
     new: tuple[Any, Any],
     cache: tuple[Any, Any],
@@ -189,6 +188,16 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
+def _parts(heads: int, cores: int, size: int) -> int:
+    """Into how many parts heads are cut, where one's slot takes `size` bytes.
+
+    A chip may be two cores with one memory: each then has heads of its own.
+    """
+    parts = [part for part in range(1, heads + 1) if heads % part == 0]
+    small = [part for part in parts if heads // part * size * LANES <= 2 * _BYTES] or [heads]
+    return next((part for part in small if part % cores == 0), small[0])
+
+
 def _block(slots: int, size: int) -> int:
     """Slots of a block, where one takes `size` bytes."""
     block = LANES
@@ -197,18 +206,25 @@ def _block(slots: int, size: int) -> int:
     return block
 
 
-def _turns(
+def listed(
     at: Int[Array, " R"], going: Bool[Array, " R"], window: Int[Array, ""], slots: int, size: int
-) -> tuple[_Turns, Int[Array, ""]]:
-    """What there is to do, and how many turns that takes.
+) -> tuple[Turns, Int[Array, ""]]:
+    """What there is to do, and how many turns that takes; see `ragged`.
 
     The first row is always among it, going or not: a grid has a turn at least.
+
+    Args:
+      at: each row's own slot.
+      going: rows that have a token.
+      window: slots that it sees, its own included.
+      slots: of a row.
+      size: of a block.
     """
-    rows = len(at)
-    low = jnp.maximum(at - window + 1, 0)
-    first, last = low // size, jnp.minimum(at, slots - 1) // size
-    blocks = jnp.where(going.at[0].set(True), last - first + 1, 0)
+    rows, last = len(at), jnp.minimum(at, slots - 1)
+    low = jnp.maximum(last - window + 1, 0)
+    first = low // size
+    blocks = jnp.where(going.at[0].set(True), last // size - first + 1, 0)
     ends = jnp.cumsum(blocks)
     turn = jnp.arange(rows * (slots // size), dtype=jnp.int32)
     row = jnp.minimum(jnp.searchsorted(ends, turn, side="right", method="compare_all"), rows - 1)
-    return _Turns(row, first[row] + turn - (ends - blocks)[row], low, at), ends[-1]
+    return Turns(row, first[row] + turn - (ends - blocks)[row], low, at), ends[-1]

@@ -11,6 +11,7 @@ import pytest
 from ptjax import sharding
 from ptjax.ops import decode
 from ptjax.ops.attention import attention
+from ptjax.ops.ragged import listed
 from ptjax.ops.span import Span
 from tests import toy
 
@@ -108,3 +109,15 @@ def test_the_kernel_of_tpus(monkeypatch, mesh, softcap, dtype, rounding):
         check_cache(k, v, going, window)
         asked = np.asarray(Q[5, LENGTHS[5] - 1].astype(dtype), np.float32)
         np.testing.assert_array_equal(out[5], asked)  # a row that has ended is passed over
+
+
+@pytest.mark.parametrize(
+    ("window", "wanted"),
+    [(1 << 30, [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (3, 0)]), (1, [(0, 2), (2, 1), (3, 0)])],
+)
+def test_the_grid_is_as_long_as_what_is_seen(window, wanted):
+    """Of rows that have ended the first alone has turns, where there is no slot left too."""
+    at, going = jnp.array([S, 300, 128, 127]), jnp.array([False, False, True, True])
+    turns, count = listed(at, going, jnp.int32(window), S, 128)
+    pairs = zip(turns.row.tolist(), turns.block.tolist(), strict=True)
+    assert list(pairs)[: int(count)] == wanted
