@@ -233,7 +233,7 @@ def local(
     function: Callable[..., Any],
     *args: Array,
     inputs: Sequence[Sequence[str | None]],
-    output: Sequence[str | None],
+    output: tuple[str | None, ...] | list[tuple[str | None, ...]],
 ) -> Any:
     """`function(*args)`, each device on its own part of the arrays.
 
@@ -245,7 +245,7 @@ def local(
         has gathered them.
       *args: its arguments.
       inputs: the logical axes of each argument, None for one that is not sharded.
-      output: those of its result, or of each of its results.
+      output: those of its result, or of all of its results; a list where these differ.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -263,7 +263,8 @@ def local(
         return PartitionSpec(*(None if name in whole else name or None for name in names))
 
     specs: Any = tuple(map(spec, inputs))
-    mapped = jax.shard_map(function, in_specs=specs, out_specs=spec(output), check_vma=False)
+    made = tuple(map(spec, output)) if isinstance(output, list) else spec(output)
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=made, check_vma=False)
     return mapped(*args)
 
 

@@ -20,6 +20,7 @@ from ptjax.generate.sampling import Sampling, draw
 from ptjax.models.cache import Cache
 from ptjax.models.compute import Compute
 from ptjax.models.decoder import Decoder
+from ptjax.ops.decode import KEYS, values
 from ptjax.types import Leaf, Weights
 
 STRETCH = 32
@@ -104,8 +105,8 @@ def admit(
 
     old = rows.cache
     cache = Cache(
-        tuple(begun(*both, slots=3) for both in zip(old.k, prompts.k, strict=True)),
-        tuple(begun(*both, slots=2) for both in zip(old.v, prompts.v, strict=True)),
+        tuple(begun(*both, slots=KEYS) for both in zip(old.k, prompts.k, strict=True)),
+        tuple(begun(*both, slots=values()) for both in zip(old.v, prompts.v, strict=True)),
         jnp.where(new, prompts.length[take], old.length),
     )
     return Rows(

@@ -6,7 +6,6 @@ Shapes: R rows, L tokens a row, D embed, H heads, K key heads, E head_dim, S slo
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flax.struct
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ptjax.models.body import Body, stacked
 from ptjax.models.compute import DEFAULT, Compute
-from ptjax.ops.decode import cached
+from ptjax.ops import decode
 from ptjax.ops.span import Span
 from ptjax.sharding import STATIONARY, STEPS, brought, constrain, platform
 from ptjax.types import Leaf, Weights
@@ -30,7 +29,7 @@ class Cache:
 
     Attributes:
       k: of each layer [R, K, E, S].
-      v: of each layer [R, K, S, E].
+      v: of each layer, as `ops.decode` says.
       length: int32 [R], how many tokens each row holds; its slots from there on mean nothing.
     """
 
@@ -44,18 +43,12 @@ class Cached(Body):
     """A body that goes on where it stopped."""
 
     def new_cache(self, rows: int, slots: int, dtype: str) -> Cache:
-        """An empty cache of `slots` tokens a row."""
+        """An empty cache with room for `slots` tokens a row."""
         config = self.config
-
-        def empty(*places: int) -> tuple[Array, ...]:
-            shape = (rows, config.kv_heads, *places)
-            return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-
-        return Cache(
-            k=empty(config.head_dim, slots),
-            v=empty(slots, config.head_dim),
-            length=jnp.zeros(rows, jnp.int32),
-        )
+        none = jnp.zeros((rows, decode.room(slots), config.kv_heads, config.head_dim), dtype)
+        layers = [decode.laid(none, none) for _ in range(config.layers)]
+        k, v = zip(*layers, strict=True)
+        return Cache(k, v, jnp.zeros(rows, jnp.int32))
 
     def read(
         self,
@@ -82,7 +75,7 @@ class Cached(Body):
         def layer(x: Array, scanned: tuple) -> tuple[Array, tuple[Array, Array]]:
             weights, flag = scanned
             x, (k, v), _ = self._layer(weights, flag, x, tables, attend, span, compute, None)
-            return x, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+            return x, decode.laid(k, v)
 
         _, (k, v) = jax.lax.scan(layer, x, (layers, flags))
         return Cache(tuple(k), tuple(v), counts)
@@ -114,8 +107,7 @@ class Cached(Body):
         x, layers, flags = self._prepare(params, tokens[:, None], compute, None, None, STATIONARY)
         at = cache.length
         span = Span(at[:, None], going[:, None].astype(jnp.int32))
-        tables, rows = self._rotary(span, STEPS), jnp.arange(len(at))
-        alone: dict[str, Any] = {"mode": "drop", "unique_indices": True}
+        tables = self._rotary(span, STEPS)
         axes = {name: row.names[1:] for name, row in self.rows.items()}
         made: list[tuple[Array, Array]] = []
         for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
@@ -124,14 +116,13 @@ class Cached(Body):
                 q, k, v = (
                     constrain(x, *heads) for x, heads in zip((q, k, v), PROJECTIONS, strict=True)
                 )
-                k = old_k.at[rows, :, :, at].set(k[:, 0].astype(old_k.dtype), **alone)
-                v = old_v.at[rows, :, at].set(v[:, 0].astype(old_v.dtype), **alone)
-                y = cached(
-                    *(q[:, 0], k.astype(q.dtype), v.astype(q.dtype), at, window),
+                y, *both = decode.extended(
+                    *(q[:, 0], k[:, 0], v[:, 0], old_k, old_v, at, going, window),
                     scale=self.config.attn_scale,
                     softcap=self.config.attn_softcap,
+                    kernel=compute.attention,
                 )
-                return constrain(y[:, None], *PROJECTIONS[0]), (k, v)
+                return constrain(y[:, None], *PROJECTIONS[0]), both
 
             flag = jax.tree.map(lambda leaf, i=i: leaf[i], flags)
             weights = apart[i] if apart else _at(layers, i, at, axes)

@@ -48,6 +48,7 @@ from ptjax.models.flax_modules import Apply, from_linen, from_nnx, row
 from ptjax.models.heads import Head
 from ptjax.models.spec import Param
 from ptjax.models.tokenizer import load_tokenizer, template_text
+from ptjax.ops.decode import laid
 from ptjax.ops.logprobs import logit_stats
 from ptjax.ops.span import Span
 from ptjax.types import Params, Weights
@@ -214,9 +215,8 @@ class FlaxModel(Decoder):
 
 
 def _tokens(tokens: Array, length: Array) -> Cache:
-    return Cache(
-        (tokens[:, None, None],), (jnp.zeros((*tokens.shape, 0), jnp.int32)[:, None],), length
-    )
+    k, v = laid(tokens[:, :, None, None], jnp.zeros((*tokens.shape, 1, 0), jnp.int32))
+    return Cache((k,), (v,), length)
 
 
 def wrap(

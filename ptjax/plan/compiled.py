@@ -58,6 +58,7 @@ class Compiled(NamedTuple):
       cache: bytes of keys and values.
       activations: of the temporaries, what is kept of layers for their backward pass; None where
         it was refused.
+      stays: bytes of results that are not written.
       beside: bytes that lie on a device while it runs, and are no part of it.
       traffic: collectives.
       buffers: the largest.
@@ -70,6 +71,7 @@ class Compiled(NamedTuple):
     wanted: int
     cache: int
     activations: Kept | None
+    stays: int
     beside: int
     traffic: list[Traffic]
     buffers: list[Buffer]
@@ -99,7 +101,12 @@ def compile_one(one: Planned, mesh: Mesh, resident: Any, slices: Sequence[int]) 
     """Compiles one program; see `compile_all`."""
     given = {id(leaf) for leaf in jax.tree.leaves((one.args, one.kwargs))}
     beside = [x for x in jax.tree.leaves((resident, one.beside)) if id(x) not in given]
-    sizes = {"wanted": held(one.donated), "cache": held(one.cache), "beside": held(beside)}
+    sizes = {
+        "wanted": held(one.donated),
+        "cache": held(one.cache),
+        "stays": held(one.stays),
+        "beside": held(beside),
+    }
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = one.jitted.lower(*one.args, **one.kwargs)

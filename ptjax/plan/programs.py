@@ -40,6 +40,7 @@ class Planned:
       again: those that a backward pass computes a second time.
       donated: what of its arguments its results take over.
       cache: keys and values among its arguments and results.
+      stays: results that are their arguments but for what a token adds.
       beside: what lies on the devices while it runs, beside the run's state and its arguments.
       chunks: of the output projection, at most: where every token of a device is asked about.
       layers: that a backward pass goes back through; 0 where there is none.
@@ -54,6 +55,7 @@ class Planned:
     again: float = 0.0
     donated: Any = ()
     cache: Any = ()
+    stays: Any = ()
     beside: Any = ()
     chunks: int = 1
     layers: int = 0
@@ -233,6 +235,7 @@ def _writing(job: Job, counter: FlopCounter, rollout: Sizes, n: int) -> Iterator
         flops=counter.forward(Seen(size, size * slots, size)),
         donated=rows,
         cache=(rows.cache, cache),
+        stays=rows.cache,
         beside=cache,
     )
 
@@ -246,7 +249,8 @@ def _rows(model: Decoder, size: int, slots: int, dtype: str, mesh: Mesh) -> step
         where = sharding.named(axes, leaf.shape, mesh) if leaf.ndim == len(axes) else at
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    found = jax.eval_shape(lambda: steps.begin(model, size, slots, dtype))
+    with jax.set_mesh(mesh):
+        found = jax.eval_shape(lambda: steps.begin(model, size, slots, dtype))
     return jax.tree.map(place, found)
 
 

@@ -11,8 +11,8 @@ class Roofline(NamedTuple):
 
     Attributes:
       compute: its flops, those of recomputation included, at the chip's peak.
-      memory: every argument read once, every result written once, what is received written and
-        read; activations are left out.
+      memory: every argument read once, every result written once but what stays as it is, what is
+        received written and read; activations are left out.
       links: what is sent within a slice, over all links of a chip at once.
       slices: what is sent between slices.
     """
@@ -42,7 +42,7 @@ def roofline(one: Compiled, chip: Chip, devices: int) -> Roofline:
     far = sum(each.sent for each in one.traffic if each.between_slices)
     moved = None
     if one.memory is not None:
-        moved = one.memory.arguments + one.memory.results + 2 * (near + far)
+        moved = one.memory.arguments + one.memory.results - one.stays + 2 * (near + far)
     refused = one.memory is None
     return Roofline(
         compute=_seconds((planned.flops + planned.again) / devices, chip.flops),

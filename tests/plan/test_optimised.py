@@ -11,6 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from ptjax import sharding
@@ -18,6 +19,7 @@ from ptjax.config import load
 from ptjax.plan import gpus
 from ptjax.plan.compiled import compile_one
 from ptjax.plan.environment import no_tpu
+from ptjax.plan.hlo import parse
 from ptjax.plan.programs import programs, resident, train
 from ptjax.plan.shapes import job
 from ptjax.plan.topology import topology
@@ -166,20 +168,54 @@ def test_neither_head_nor_embedding_is_gathered_where_the_vocabulary_is_sharded(
     assert 2 * share < rest < 3 * share < share * V / (ROWS * LENGTH)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_token_of_each_row_is_written_without_moving_a_kernel(place):
-    """Sums of products are sent, as long as rows are fewer than a kernel's: no gathered copy."""
+def decoding(place, mesh):
+    """A job that writes 8 rows, and the program that writes a token of each."""
     made, of = planned(
-        *(place, LAYERS, "grpo", {"fsdp": DEVICES}),
+        *(place, LAYERS, "grpo", mesh),
         **{"data.max_length": 32, "data.batch_size": 4, "rollout.n": 2, "rollout.rows": 8},
         **{"rollout.max_tokens": 32, "accumulate": 1},
     )
     (decode,) = [one for one in programs(made) if one.name == "decode"]
+    return made, of, decode
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_token_of_each_row_is_written_without_moving_a_kernel(place):
+    """Sums of products are sent, as long as rows are fewer than a kernel's: no gathered copy."""
+    made, of, decode = decoding(place, {"fsdp": DEVICES})
     found = compile_one(decode, made.mesh, resident(made), of)
     whole = 4 * (LAYERS * KERNELS + 2 * V * D)
     assert sum(one.sent for one in found.traffic) < whole / 10
     # On a CPU each layer's own part is copied out of its stack.
     assert found.memory.temporaries < whole / (2 if place == "cpu" else 4)
+
+
+@NEEDED
+@pytest.mark.parametrize(
+    ("place", "mesh"),
+    [
+        ("v5e:2x2", {"fsdp": DEVICES}),
+        ("v5e:2x2", {"fsdp": 2, "tensor": 2}),
+        ("v4:2x2x1", {"fsdp": DEVICES}),
+        ("v5p:2x2x1", {"fsdp": DEVICES}),
+        ("v6e:2x2", {"fsdp": DEVICES}),
+        ("tpu7x:2x2x1", {"fsdp": DEVICES}),
+    ],
+)
+def test_a_cache_stays_where_it_is_while_tokens_are_written(place, mesh):
+    """A kernel a layer, and nothing else makes an array of a layer's keys or values.
+
+    But that a small one is moved into the core's own memory, as it lies, while a loop runs.
+    """
+    made, _, decode = decoding(place, mesh)
+    with jax.set_mesh(made.mesh):
+        program = parse(decode.jitted.lower(*decode.args, **decode.kwargs).compile().as_text())
+    layer = decode.args[2].cache.k[0]
+    part = ",".join(map(str, layer.sharding.shard_shape(layer.shape)))
+    ops = [op for of in program.computations.values() for op in of]
+    assert sum("ragged_decode" in op.text and op.code == "custom-call" for op in ops) == LAYERS
+    makers = {op.code for op in ops if op.shape.startswith(f"f32[{part}]")}
+    assert makers <= {"parameter", "get-tuple-element", "bitcast", "copy-done"}
 
 
 @pytest.mark.parametrize(

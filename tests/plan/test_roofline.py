@@ -17,8 +17,8 @@ TRAFFIC = [
 ]
 
 
-def limits(memory, **rates):
-    sizes = dict.fromkeys(("peak", "wanted", "cache", "beside"), 0)
+def limits(memory, stays=0, **rates):
+    sizes = dict.fromkeys(("peak", "wanted", "cache", "beside"), 0) | {"stays": stays}
     one = Compiled(
         PLANNED, memory, **sizes, activations=None, traffic=TRAFFIC, buffers=[], seconds=1.0
     )
@@ -30,6 +30,12 @@ def test_each_limit_is_an_amount_over_a_rate():
     found = limits(MEMORY, flops=1e12, memory_rate=2e9, link_rate=1e9, slice_rate=1e8)
     assert found == pytest.approx(Roofline(compute=2.0, memory=6.0, links=3.0, slices=10.0))
     assert found.bound == "slices"
+
+
+def test_a_result_that_stays_is_not_written():
+    """3 read, a half written, 4 received and read again."""
+    found = limits(MEMORY, stays=int(5e8), flops=1e12, memory_rate=2e9)
+    assert found.memory == pytest.approx(5.75)
 
 
 def test_what_is_not_known_is_no_limit():
