@@ -9,7 +9,7 @@ trained, float32 with Adam's moments; activations are bfloat16, `model.remat="mi
 the same step with `model.head_chunk` of all tokens: their logits exist at once. A model of the
 memory proposes a first context, lines through what was compiled the next; compilations confirm. In
 a cell stand the longest context that the compiler accepts and the shortest that it refused, no
-more than a tenth apart; *times* is ours over the shortest that it refused of the other. Some are
+more than a sixth apart; *times* is ours over the shortest that it refused of the other. Some are
 longer than what the models were made for: what fits is asked, not what is of use.
 """
 
@@ -94,7 +94,7 @@ def state_bytes(model: str, devices: int) -> float:
 
 
 def search(need: Callable[[int], float], room: int, first: float, token: float) -> Longest:
-    """The longest context whose need is within the room, to a tenth.
+    """The longest context whose need is within the room, to a sixth.
 
     Args:
       need: bytes of a device, of a context's tokens; compiles.
@@ -110,7 +110,7 @@ def search(need: Callable[[int], float], room: int, first: float, token: float) 
         known[context] = need(context)
         low = max((one for one, needed in known.items() if needed <= room), default=0)
         high = min((one for one, needed in known.items() if needed > room), default=0)
-        if low and high and high - low <= max(high / 10, step):
+        if low and high and high - low <= max(high / 6, step):
             return Longest(low, high, known[low])
         meets = _meets(known, room, token)
         if not high:
