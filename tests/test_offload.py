@@ -13,6 +13,7 @@ from ptjax.loop import train
 from ptjax.plan.shapes import job
 from ptjax.prepare import prepare
 from tests import tiny
+from tests.full import only_in_full
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def config(folder, **changes):
     return made
 
 
-@pytest.mark.parametrize("base", ["none", "nf4"])
+@pytest.mark.parametrize("base", ["none", pytest.param("nf4", marks=only_in_full)])
 def test_it_trains_writes_and_exports_as_without(folder, tmp_path, base):
     changes = {"model.base": base, "samples.prompts": ["what is blue"], "samples.max_tokens": 4}
     for name, offload in (("near", False), ("away", True)):

@@ -32,6 +32,7 @@ ASKED_FOR = {
     "hosts/alike.py": "the host's name alone, to say which one differs",
     "hosts/joining.py": "whether the address of a run's process 0, from flags, can be used",
     "hosts/lifeline.py": "the connections between a run's own processes",
+    "hosts/peers.py": "questions for tokens between a run's own processes",
     "metrics/board.py": "the host's name alone, for TensorBoard's file",
     "rewards/sandbox/inside/probe.py": "proves that a sandbox lets no socket be made",
 }
