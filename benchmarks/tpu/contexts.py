@@ -7,10 +7,11 @@ An optimizer step of one example a device: a text, a pair of texts or a prompt w
 as long as the context (of an answer one half is its prompt, which stands once). All parameters are
 trained, float32 with Adam's moments; activations are bfloat16, `model.remat="minimal"`. *Whole* is
 the same step with `model.head_chunk` of all tokens: their logits exist at once. A model of the
-memory proposes a first context, lines through what was compiled the next; compilations confirm. In
-a cell stand the longest context that the compiler accepts and the shortest that it refused, no
-more than a sixth apart; *times* is ours over the shortest that it refused of the other. Some are
-longer than what the models were made for: what fits is asked, not what is of use.
+memory proposes a first context, lines through what was compiled the next; compilations confirm.
+What a host has no memory for is refused without one. In a cell stand the longest context that was
+accepted and the shortest that was refused, no more than a sixth apart; *times* is ours over the
+shortest that was refused of the other. Some are longer than what the models were made for: what
+fits is asked, not what is of use.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ptjax.models import families, spec
 from ptjax.plan.environment import no_tpu
 
 GIB = 2**30
@@ -31,6 +31,8 @@ ROW = {"sft": 1.0, "dpo": 2.0, "grpo": 4.5}
 """An example's tokens, in contexts."""
 LOGITS = {"sft": 1.0, "dpo": 2.0, "grpo": 4.0}
 """Those of which a logit is asked."""
+HOST = {"v5e": 48e9, "v5p": 112e9}
+"""Bytes of the host's memory for a chip: of Google Cloud's ct5lp-hightpu and ct5p-hightpu-4t."""
 _TOKEN = (23, 19_000)
 """Bytes of a token in a layer's backward pass, a unit of the model's width and beside it, by what
 two models came to."""
@@ -93,6 +95,14 @@ def state_bytes(model: str, devices: int) -> float:
     return _STATE * sum(map(math.prod, shapes)) / devices
 
 
+def host_bytes(model: str, method: str, context: int) -> float:
+    """Of a device's share of its host's memory: two hidden states of each token and layer."""
+    from ptjax.plan.architectures import architecture
+
+    config = architecture(model)
+    return 2 * 2 * config.embed * config.layers * ROW[method] * context
+
+
 def search(need: Callable[[int], float], room: int, first: float, token: float) -> Longest:
     """The longest context whose need is within the room, to a sixth.
 
@@ -146,8 +156,13 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
         found = {}
         for whole in (False, True):
 
-            def need(context: int, where: Any = where, at: Any = (model, method, whole)) -> float:
-                model, method, whole = at
+            def need(context: int, at: Any = (model, method, whole, where, room)) -> float:
+                model, method, whole, where, room = at
+                away = host_bytes(model, method, context)
+                if away > (share := HOST[where.name.split(":")[0]]):
+                    said = f"{method} of {context:,} tokens: {away / GIB:.1f} GiB of its host's"
+                    print(f"{model} on {where.name}, {said}, of {share / GIB:.1f}", flush=True)
+                    return room * away / share
                 changes = settings(model, method, len(where.devices), context, whole=whole)
                 needed = need_of(where)(configs.load(f"configs/{method}.py", changes))
                 kind = "whole" if whole else "in chunks"
@@ -157,6 +172,8 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
 
             token = token_bytes(model, method, whole=whole)
             first = (room - state_bytes(model, devices)) / token
+            most = HOST[name.split(":")[0]] / host_bytes(model, method, 1)
+            first = min(first, 0.97 * most)
             found[whole] = search(need, room, first, token)
         ours, theirs = found[False], found[True]
         times = ours.accepted / theirs.refused
