@@ -88,6 +88,7 @@ def token_bytes(model: str, method: str, *, whole: bool) -> float:
 
 def state_bytes(model: str, devices: int) -> float:
     """Of a device for parameters, moments and gradients."""
+    from ptjax.models import families, spec
     from ptjax.plan.architectures import architecture
 
     config = architecture(model)
