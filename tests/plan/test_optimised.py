@@ -144,7 +144,7 @@ def test_keys_go_to_the_rest_of_their_row_and_tokens_to_all_experts(place):
     """And what comes back is summed. Kernels are gathered over both axes, experts' over one.
 
     With a token goes what it was routed to, and its weights. A TPU's products take the projections
-    in bfloat16; experts and router are sent as they are.
+    in bfloat16; experts and router are sent as they are, gradients so or so.
     """
     tokens = 4 * ROWS * LENGTH // DEVICES
     keys, states, routes = 2 * tokens * K * E, tokens * D, tokens * C
@@ -155,7 +155,7 @@ def test_keys_go_to_the_rest_of_their_row_and_tokens_to_all_experts(place):
     kernels = 2 * (narrow * projections + own)
     assert sent["all-gather"] == pytest.approx(kernels + keys + 2 * states + 2 * routes, rel=0.001)
     summed = sent["reduce-scatter"] + sent["all-reduce"] / 2 - (keys + 2 * states + routes)
-    assert 0.99 * (narrow * projections + own) <= summed <= 1.01 * (projections + own)
+    assert 0.99 * narrow * (projections + own) <= summed <= 1.01 * (projections + own)
 
 
 @pytest.mark.parametrize("place", PLACES)
