@@ -71,7 +71,7 @@ def in_parts(
     }
     drawn = [None if key is None else jax.random.split(key, count) for key in keys]
     axes = tuple((name, tuple(names[name])) for name in split)
-    y = _summed(block, norm, axes, split, weights, scale, x, context, tuple(drawn))
+    y: Array = _summed(block, norm, axes, split, weights, scale, x, context, tuple(drawn))
     return y if bias is None else y + bias.astype(y.dtype)
 
 
