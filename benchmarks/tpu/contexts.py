@@ -17,7 +17,7 @@ fits is asked, not what is of use.
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ptjax.plan.environment import no_tpu
@@ -111,8 +111,10 @@ def search(need: Callable[[int], float], room: int, first: float, token: float) 
       need: bytes of a device, of a context's tokens; compiles.
       room: bytes of a device.
       first: the context that is tried first.
-      token: bytes of a token, so long as but one context is known.
+      token: bytes of a token, where what is known lies on no line that rises.
     """
+    from ptjax.plan.search import meets
+
     known: dict[int, float] = {}
     at = first
     while True:
@@ -123,21 +125,15 @@ def search(need: Callable[[int], float], room: int, first: float, token: float) 
         high = min((one for one, needed in known.items() if needed > room), default=0)
         if low and high and high - low <= max(high / 6, step):
             return Longest(low, high, known[low])
-        meets = _meets(known, room, token)
+        limit = meets(known, room)
+        if limit is None:
+            limit = context + (room - known[context]) / token
         if not high:
-            at = min(max(1.04 * meets, 1.08 * low), 3 * low)
+            at = min(max(1.04 * limit, 1.08 * low), 3 * low)
         elif not low:
-            at = max(min(0.96 * meets, 0.92 * high), high / 3)
+            at = max(min(0.96 * limit, 0.92 * high), high / 3)
         else:
-            at = min(max(meets, 0.75 * low + 0.25 * high), 0.25 * low + 0.75 * high)
-
-
-def _meets(known: Mapping[int, float], room: int, token: float) -> float:
-    """Where the line through the two needs nearest to the room meets it."""
-    nearest = sorted(known.items(), key=lambda pair: abs(pair[1] - room))[:2]
-    (one, needs), (other, others) = nearest[0], nearest[-1]
-    slope = (others - needs) / (other - one) if other != one and others != needs else token
-    return one + (room - needs) / slope
+            at = min(max(limit, 0.75 * low + 0.25 * high), 0.25 * low + 0.75 * high)
 
 
 def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
@@ -154,13 +150,13 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
         where = topology(name)
         room, devices = where.chip.memory, len(where.devices)
         assert room is not None
-        found = {}
+        found, share = {}, HOST[name.partition(":")[0]]
         for whole in (False, True):
 
-            def need(context: int, at: Any = (model, method, whole, where, room)) -> float:
-                model, method, whole, where, room = at
+            def need(context: int, at: Any = (model, method, whole, where, room, share)) -> float:
+                model, method, whole, where, room, share = at
                 away = host_bytes(model, method, context)
-                if away > (share := HOST[where.name.split(":")[0]]):
+                if away > share:
                     said = f"{method} of {context:,} tokens: {away / GIB:.1f} GiB of its host's"
                     print(f"{model} on {where.name}, {said}, of {share / GIB:.1f}", flush=True)
                     return room * away / share
@@ -173,8 +169,7 @@ def cells(asked: Iterable[tuple[str, str, str]]) -> Iterator[str]:
 
             token = token_bytes(model, method, whole=whole)
             first = (room - state_bytes(model, devices)) / token
-            most = HOST[name.split(":")[0]] / host_bytes(model, method, 1)
-            first = min(first, 0.97 * most)
+            first = min(first, 0.97 * share / host_bytes(model, method, 1))
             found[whole] = search(need, room, first, token)
         ours, theirs = found[False], found[True]
         times = ours.accepted / theirs.refused

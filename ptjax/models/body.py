@@ -55,6 +55,15 @@ class Body:
         """The model's rows and its adapters'."""
         return self.table | (adapters(self.table, self.lora) if self.lora else {})
 
+    @property
+    def layer_axes(self) -> dict[str, tuple[str, ...]]:
+        """The logical axes of a layer's leaves, by their names in it."""
+        return {
+            name.removeprefix("layers."): row.names[1:]
+            for name, row in self.rows.items()
+            if row.stacked
+        }
+
     def is_random(self, compute: Compute) -> bool:
         """Whether a training pass draws anything but NEFTune's noise."""
         return bool(compute.dropout or (self.lora and self.lora.dropout))
@@ -160,8 +169,7 @@ class Body:
         window = config.window[0] if alike else flag["window"]
         parts = None
         if at == HIDDEN and compute.remat == "minimal":
-            names = {name.removeprefix("layers."): row.names[1:] for name, row in self.rows.items()}
-            parts = functools.partial(in_parts, layer=weights, names=names)
+            parts = functools.partial(in_parts, layer=weights, names=self.layer_axes)
 
         x, kept = checkpoint_name(x, CARRIED), None
         if parts and config.qk_norm != "full":  # that norm is over all heads

@@ -108,7 +108,7 @@ class Cached(Body):
         at = cache.length
         span = Span(at[:, None], going[:, None].astype(jnp.int32))
         tables = self._rotary(span, STEPS)
-        axes = {name: row.names[1:] for name, row in self.rows.items()}
+        axes = self.layer_axes
         made: list[tuple[Array, Array]] = []
         for i, (old_k, old_v) in enumerate(zip(cache.k, cache.v, strict=True)):
 
@@ -154,7 +154,7 @@ def _at(stacks: Weights, layer: int, after: Array, axes: Mapping[str, Sequence[s
 
     def part(name: str, leaf: Array) -> Array:
         taken = jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-        return constrain(brought(taken), *axes[f"layers.{name}"])
+        return constrain(brought(taken), *axes[name])
 
     return {
         name: jax.tree.map(functools.partial(part, name), leaf) for name, leaf in stacks.items()

@@ -204,18 +204,18 @@ def longest(need: Callable[[int], int | float], room: int, *, step: int, first: 
         known[at] = need(at * step)
         stride = 2 * stride if at == low + stride and known[at] <= room else 1
         low, high = (at, high) if known[at] <= room else (low, at)
-        meets = _meets(known, room)
+        limit = meets(known, room)
         if high == math.inf:
-            meets = max(2 * low if meets is None else meets, low + stride)
-        elif meets is None or not halved:
-            meets, halved = (low + high) / 2, True
+            limit = max(2 * low if limit is None else limit, low + stride)
+        elif limit is None or not halved:
+            limit, halved = (low + high) / 2, True
         else:
             halved = False
-        at = int(min(max(meets, low + 1), high - 1))
+        at = int(min(max(limit, low + 1), high - 1))
     return low * step
 
 
-def _meets(known: Mapping[int, int | float], room: int) -> float | None:
+def meets(known: Mapping[int, int | float], room: int) -> float | None:
     """Where the line through the two needs nearest to the room meets it."""
     finite = [pair for pair in known.items() if pair[1] < math.inf]
     nearest = sorted(finite, key=lambda pair: abs(pair[1] - room))[:2]

@@ -1,9 +1,5 @@
 """GPUs at hand and GPUs that are not there: what a plan knows of them, and how it is refused."""
 
-import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +9,7 @@ from ptjax.errors import UserError
 from ptjax.plan import gpus
 from ptjax.plan.topology import topology
 from tests import tiny
+from tests.plan.planned import planned
 
 H100 = gpus.GPUS["h100"]
 
@@ -63,15 +60,7 @@ def test_programs_may_use_the_part_of_a_gpu_that_jax_takes(given, share, monkeyp
 def test_gpus_of_two_machines_that_are_not_there(tmp_path):
     """Parameters are gathered within a machine, gradients summed between both."""
     path = tiny.write_config(tiny.write(tmp_path), **{"data.validation": None, "mesh.data": 2})
-    words = [f"--config={path}", "--topology=h100:4", "--slices=2", f"--out={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ptjax.plan", *words],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "plan.json").read_text())
+    found = planned(path, tmp_path, "--topology=h100:4", "--slices=2")
     assert found["fits"]["fits"] is True and found["chip"]["kind"] == H100.kind
     (step,) = found["programs"]
     assert step["memory"]["donated"] >= step["to_donate"] > 0

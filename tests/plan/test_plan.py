@@ -3,9 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -23,6 +20,7 @@ from ptjax.plan.topology import topology
 from ptjax.prepare import prepare
 from tests import tiny
 from tests.judged import write_judged, write_prompts
+from tests.plan.planned import planned
 
 ROLLOUT = {
     "data.validation": None,
@@ -255,15 +253,7 @@ def test_a_tpu_that_is_not_there(tmp_path):
     """Of four layers: of two the compiler leaves no loop."""
     folder = tiny.write(tmp_path, num_hidden_layers=4)
     path = tiny.write_config(folder, **{"data.validation": None, **AWAY})
-    words = [f"--config={path}", "--topology=v5e:2x2", f"--out={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ptjax.plan", *words],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "plan.json").read_text())
+    found = planned(path, tmp_path, "--topology=v5e:2x2")
     assert found["fits"]["fits"] is True and found["chip"]["kind"] == "TPU v5 lite"
     (step,) = found["programs"]
     assert step["memory"]["donated"] >= step["to_donate"] > 0
