@@ -10,6 +10,7 @@ import numpy as np
 from ptjax.algorithms.base import Bound
 from ptjax.data import HostBatch
 from ptjax.metrics import forward_flops, train_flops
+from ptjax.models.body import ATTENTION, heads_in_parts
 from ptjax.models.config import ModelConfig
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import CRITIC
@@ -80,6 +81,12 @@ class FlopCounter:
         self._head_trained = any(name in trained for name in head)
         self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
         config = model.config
+        self._heads_in_parts = heads_in_parts(config)
+        self._attention = sum(
+            size
+            for name, size in kernels.items()
+            if name.removeprefix("layers.").split(".")[0] in ATTENTION
+        )
         self._width = config.layers * config.heads * config.head_dim
 
     def of(self, batch: HostBatch, *, stages: bool = True) -> Work:
@@ -118,7 +125,8 @@ class FlopCounter:
 
         Attention's scores always are (2 of its 4 flops a pair and unit of width), and the logits
         where the loss is not linear in the log-probs; `dots` adds the rest of attention, `full`
-        and `minimal` that and all products of the layers.
+        and `minimal` that and all products of the layers, `minimal` attention once more where
+        its heads are in parts: for what enters the MLP, and for its own backward pass.
 
         Args:
           seen: of the batch.
@@ -131,6 +139,8 @@ class FlopCounter:
             flops += 4 * self._width * seen.pairs
         if remat in ("full", "minimal"):
             flops += 2 * seen.tokens * (self._trained + self._frozen)
+        if remat == "minimal" and self._heads_in_parts:
+            flops += 4 * self._width * seen.pairs + 2 * seen.tokens * self._attention
         return float(flops)
 
     def _passes(self, there: set[str]) -> int:

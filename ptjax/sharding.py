@@ -61,7 +61,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """A mesh over `AXES`; one size may be -1 for "all that is left".
 
     It has no axes `expert` and `sequence` where those are 1. Where devices are of several slices,
-    `data` goes over them first.
+    `data` goes over them first. On TPUs an axis takes whole axes of the torus where it can, else
+    some of one: of 4x4x4 chips `tensor` 2 takes half of an axis, and `fsdp` the other half too.
 
     Raises:
       UserError: an unknown axis, sizes whose product is not the number of devices, or a `data` that
@@ -86,15 +87,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         raise UserError(f"{asked} needs {math.prod(shape)} devices, but there are {len(devices)}")
     kinds = (AxisType.Auto,) * len(axes)
     slices = _slices(devices)
+    laid = {"allow_split_physical_axes": True}
     if slices == 1:
-        return jax.make_mesh(shape, axes, devices=devices, axis_types=kinds)
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, **laid), axes, kinds)
     if shape[0] % slices:
         raise UserError(
             f"{asked}: there are {slices} slices, and parameters are sharded within one: set data "
             f"to a multiple of {slices}"
         )
     within, across = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), axes, kinds)
+    made = mesh_utils.create_hybrid_device_mesh(within, across, devices, **laid)
+    return Mesh(made, axes, kinds)
 
 
 def one_device() -> Mesh:

@@ -82,6 +82,22 @@ class Chip:
         return x // 2 + y // 2 * 2 + z * 8
 
 
+@pytest.mark.parametrize(
+    ("sizes", "near"),
+    [(dict(tensor=2), [1]), (dict(sequence=2, tensor=2), [1]), (dict(tensor=8), [1, 2, 3, 4])],
+    ids=str,
+)
+def test_an_axis_may_take_some_of_an_axis_of_the_torus(sizes, near):
+    """Of 4x4x4 chips: two of a row, or two rows; between them are so many steps of the wires."""
+    chips = [Chip((x, y, z)) for z, y, x in itertools.product(range(4), repeat=3)]
+    mesh = sharding.make_mesh(dict(fsdp=-1, **sizes), chips)
+    assert sorted(chip.coords for chip in mesh.devices.flat) == sorted(one.coords for one in chips)
+    for group in mesh.devices.reshape(-1, sizes["tensor"]):
+        first, *rest = np.array([chip.coords for chip in group])
+        steps = {int(np.abs(other - first).sum()) for other in rest}
+        assert sorted(steps) == near
+
+
 def test_two_hosts_of_a_slice_may_share_their_shards():
     """The mesh of configs/sft_v5p_256.py: jax lays `tensor` on the axis of 4 chips."""
     chips = [Chip((x, y, z)) for z, y, x in itertools.product(range(8), range(8), range(4))]

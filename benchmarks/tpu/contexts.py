@@ -97,11 +97,11 @@ def state_bytes(model: str, devices: int) -> float:
 
 
 def host_bytes(model: str, method: str, context: int) -> float:
-    """Of a device's share of its host's memory: two hidden states of each token and layer."""
+    """Of a device's share of its host's memory: the hidden states that enter each layer."""
     from ptjax.plan.architectures import architecture
 
     config = architecture(model)
-    return 2 * 2 * config.embed * config.layers * ROW[method] * context
+    return 2 * config.embed * config.layers * ROW[method] * context
 
 
 def search(need: Callable[[int], float], room: int, first: float, token: float) -> Longest:

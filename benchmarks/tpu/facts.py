@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,8 @@ def one_copy(plan: dict[str, Any]) -> tuple[str, bool]:
 
     Arguments and temporaries, keys and values left out: a second copy of what lies on a device
     would make them twice the model, and one that is gathered more. Of the train step arguments
-    alone: what its backward pass needs is as large.
+    alone: what its backward pass needs is as large. Of no program is a value among the largest that
+    is made and has the shape of one that is given.
     """
     lies = plan["resident"]
     model = lies["frozen parameters"]
@@ -80,10 +82,21 @@ def one_copy(plan: dict[str, Any]) -> tuple[str, bool]:
         made = 0 if one["name"] == "train step" else one["memory"]["temporaries"]
         return one["memory"]["arguments"] + made - one["cache"]
 
+    def copied(one: dict[str, Any]) -> set[str]:
+        given, made = (
+            {value["shape"] for value in one["largest"] if value["argument"] is whether}
+            for whether in (True, False)
+        )
+        return given & made
+
+    copies = [f"{name} in {one['name']}" for one in plan["programs"] for name in copied(one)]
     most = max(plan["programs"], key=held)
     said = f"parameters {model / GIB:.2f} GiB, most in {most['name']}: {held(most) / GIB:.2f} GiB"
     left, all_fit = fits(plan)
-    return f"{said}, {left}", all_fit and "reference" not in lies and held(most) < 2 * model
+    single = "reference" not in lies and held(most) < 2 * model and not copies
+    return f"{said}, made anew of what is given: {', '.join(copies) or 'nothing'}, {left}", (
+        all_fit and single
+    )
 
 
 ACCUMULATE = 4
@@ -108,6 +121,7 @@ FACTS = {
         (
             "--config=configs/dpo.py:lora",
             "--topology=v5p:4x4x4",
+            "--config.mesh.data=4",
             "--config.model.source=llama3.1-70b",
             "--config.model.dtype=bfloat16",
             *ADAPTERS,
@@ -154,24 +168,25 @@ FACTS = {
 }
 
 
-def planned(words: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """What the command writes: plan.json and the page."""
+def planned(words: tuple[str, ...]) -> tuple[dict[str, Any], str, float]:
+    """What the command writes, plan.json and the page, and the seconds that it took."""
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             command.main([*words, f"--out={folder}"])
         found = json.loads((Path(folder) / "plan.json").read_text())
-        return found, (Path(folder) / "plan.md").read_text()
+        return found, (Path(folder) / "plan.md").read_text(), time.perf_counter() - began
 
 
-def report(fact: Fact, plan: dict[str, Any], page: str) -> str:
-    """The command, the page's first sections, and whether the bound holds."""
+def report(fact: Fact, plan: dict[str, Any], page: str, seconds: float) -> str:
+    """The command, the page's first sections, its seconds, and whether the bound holds."""
     words = " \\\n      ".join(fact.words)
     number, holds = fact.holds(plan)
     head = page.partition("## Largest values")[0].strip()
     held = "holds" if holds else "MISSED"
     return (
         f"{fact.what}\n\n    python -m ptjax.plan \\\n      {words}\n\n{head}\n\n"
-        f"{fact.bound}: {number}: {held}\n"
+        f"planned in {seconds:.0f} s\n{fact.bound}: {number}: {held}\n"
     )
 
 

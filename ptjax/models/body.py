@@ -172,7 +172,7 @@ class Body:
             parts = functools.partial(in_parts, layer=weights, names=self.layer_axes)
 
         x, kept = checkpoint_name(x, CARRIED), None
-        if parts and config.qk_norm != "full":  # that norm is over all heads
+        if parts and heads_in_parts(config):
             sizes = {"heads": config.heads, "kv_heads": config.kv_heads}
             block = functools.partial(self._attended_alone, compute, window if alike else None)
             context = span, cos, sin, flag["window"]
@@ -183,7 +183,7 @@ class Body:
             y, kept = self._attended(attend, weights, y, (cos, sin, window), keys[:4])
         y = self._norm(y, weights.get("post_attn_norm"))
         x = constrain(x + dropout(y, compute.dropout, keys[4]), *at)
-        x, routing = checkpoint_name(x, CARRIED), None
+        routing = None
         if parts and not config.experts:
             sizes, scale = {"mlp": config.mlp}, weights.get("mlp_norm")
             y = parts(self._fed, MLP, self._norm, sizes, x, None, keys[5:8], scale=scale)
@@ -241,6 +241,11 @@ class Body:
 
     def _final(self, params, x):
         return self._norm(x, params["norm"])
+
+
+def heads_in_parts(config: ModelConfig) -> bool:
+    """Whether a layer's heads can be computed a part at a time: no norm is over them all."""
+    return config.qk_norm != "full"
 
 
 def _pick(stack: Array, index: Array) -> Array:

@@ -94,7 +94,7 @@ def _summed(
         made = block({**whole, **_gathered(own, axes)}, y, context, drawn)
         return total + made.astype(jnp.float32), None
 
-    total, _ = jax.lax.scan(part, jnp.zeros(x.shape, jnp.float32), (split, keys))
+    total, _ = jax.lax.scan(part, _zeros(x), (split, keys))
     return total.astype(x.dtype)
 
 
@@ -104,6 +104,8 @@ def _summed_fwd(block: Block, norm: Norm, axes: Axes, *args: Any) -> tuple[Array
 
 def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tuple[Any, ...]:
     split, whole, scale, x, context, keys = kept
+    # norm(x) is made when g is there: one that the forward pass made would be kept till then.
+    x, g = jax.lax.optimization_barrier((x, g))
     y, pull = jax.vjp(norm, x, scale)
 
     def part(sums: tuple[Weights, Array], scanned: tuple[Weights, Keys]) -> tuple[Any, Weights]:
@@ -116,8 +118,7 @@ def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tu
         sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, tuple(d_both))
         return sums, {name: constrain(d_own[name], *names) for name, names in axes}
 
-    # Zero, but not before g is there: a compiler would make room for all sums of a layer at once.
-    zeros = jax.tree.map(jnp.zeros_like, whole), (g - g).astype(jnp.float32)
+    zeros = jax.tree.map(jnp.zeros_like, whole), _zeros(g)
     (d_whole, d_y), d_split = jax.lax.scan(part, zeros, (split, keys))
     # Both at once: what waits for the one would keep the sum that both are made of.
     d_x, d_scale = jax.lax.optimization_barrier(pull(d_y.astype(x.dtype)))
@@ -125,6 +126,11 @@ def _summed_bwd(block: Block, norm: Norm, axes: Axes, kept: Any, g: Array) -> tu
 
 
 _summed.defvjp(_summed_fwd, _summed_bwd)
+
+
+def _zeros(x: Array) -> Array:
+    """Of a sum, but not before x is there: a compiler would make room for all sums at once."""
+    return (x - x).astype(jnp.float32)
 
 
 def _count(sizes: Mapping[str, int]) -> int:

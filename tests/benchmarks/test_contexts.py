@@ -29,6 +29,6 @@ def test_both_sides_of_the_limit_a_sixth_apart(first, token):
 
 def test_what_is_proposed_is_of_the_models_size():
     assert state_bytes("llama3.1-8b", 16) == pytest.approx(8.03e9, rel=1e-3)
-    assert host_bytes("llama3.1-8b", "dpo", 1) == 2 * 2 * 32 * 4096 * 2
+    assert host_bytes("llama3.1-8b", "dpo", 1) == 2 * 2 * 4096 * 32
     whole, chunks = (token_bytes("llama3.1-8b", "grpo", whole=one) for one in (True, False))
     assert whole - chunks == 4 * 4 * 128256

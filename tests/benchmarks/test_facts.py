@@ -11,7 +11,8 @@ GIB = 2**30
 
 def program(name, *, arguments, temporaries, cache=0):
     memory = {"arguments": arguments * GIB, "temporaries": temporaries * GIB}
-    return {"name": name, "memory": memory, "cache": cache * GIB}
+    largest = [{"shape": "bf16[2,512,64]", "argument": True}]
+    return {"name": name, "memory": memory, "cache": cache * GIB, "largest": largest}
 
 
 PLAN = {
@@ -39,10 +40,17 @@ def test_a_second_copy_is_found_wherever_it_lies(at, key, gib):
     assert not one_copy(plan)[1]
 
 
+def test_an_array_made_anew_of_one_that_is_given_is_a_copy():
+    plan = copy.deepcopy(PLAN)
+    plan["programs"][2]["largest"] += [{"shape": "bf16[2,512,64]", "argument": False}]
+    said, holds = one_copy(plan)
+    assert not holds and "bf16[2,512,64] in train step" in said
+
+
 def test_a_program_that_is_refused_is_missed():
     plan = copy.deepcopy(PLAN)
     plan["programs"][1]["memory"] = None
     assert one_copy(plan) == ("the compiler refuses decode", False)
     page = "# grpo\n\n## Sent between devices\n\nall-gather\n\n## Largest values\n\nlogits"
-    text = report(FACTS["grpo_8b"], plan, page)
-    assert "all-gather" in text and "logits" not in text and "MISSED" in text
+    text = report(FACTS["grpo_8b"], plan, page, 61.0)
+    assert "planned in 61 s" in text and "all-gather" in text and "logits" not in text and "MISSED" in text

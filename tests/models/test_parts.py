@@ -38,7 +38,7 @@ def adapted(base="none", **settings):
     model = Decoder(toy.CONFIG, Lora(rank=2, **settings))
     rows = model.rows
     rows |= {n: row._replace(init="embed") for n, row in rows.items() if n.endswith("lora_b")}
-    leaves = spec.init(rows, {**model.config.dims, "rank": 2}, jax.random.key(1))
+    leaves = spec.init(rows, {**model.config.dims, "rank": 2}, jax.random.key(3))
     frozen = {name: leaves.pop(name) for name in model.table}
     if base != "none":
         frozen = quantised(frozen, model.table, base, one_device())

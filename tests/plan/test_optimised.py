@@ -54,7 +54,30 @@ FULL = {
     "data.validation": None,
 }
 """Of full fine-tuning."""
-MESHES = [{"fsdp": DEVICES}, {"tensor": DEVICES}]
+LARGE = {"model.remat": "full", "model.dtype": "bfloat16", "accumulate": 1}
+"""As large runs have it."""
+SETTINGS = {
+    "sft": FULL,
+    "dpo": FULL | LARGE,
+    "grpo:lora": {
+        **LARGE,
+        "model.param_dtype": "bfloat16",
+        "model.head_chunk": CHUNK,
+        "data.max_length": LENGTH // 2,
+        "rollout.max_tokens": LENGTH // 2,
+        "rollout.n": 4,
+        "data.batch_size": ROWS // 4,
+        "checkpoint.best": None,
+        "data.validation": None,
+    },
+}
+"""Of each recipe, so that as many tokens are asked about."""
+STEPS = [
+    ("sft", {"fsdp": DEVICES}),
+    ("sft", {"tensor": DEVICES}),
+    ("dpo", {"fsdp": DEVICES}),
+    ("grpo:lora", {"fsdp": 2, "tensor": 2}),
+]
 NEEDED = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is needed"
 )
@@ -73,47 +96,59 @@ def planned(place, layers, recipe, mesh, *, slices=1, **settings):
         shape = {**SHAPE, "num_hidden_layers": layers, **(MIXTURE if "expert" in mesh else {})}
         (Path(source) / "config.json").write_text(json.dumps(shape))
         axes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-        config = load(f"configs/{recipe}.py", {"model.source": source, **axes, **settings})
+        name, _, kind = recipe.partition(":")
+        path = f"configs/{name}.py" + (f":{kind}" if kind else "")
+        config = load(path, {"model.source": source, **axes, **settings})
         where = topology(place, slices=slices)
         devices = sharding.make_mesh(config.mesh.to_dict(), where.devices[: slices * DEVICES])
         return job(config, devices), where.slices_of(devices)
 
 
 @functools.cache
-def step(place, layers, **mesh):
+def step(place, layers, recipe="sft", **mesh):
     """A compiled optimizer step on four devices."""
-    made, of = planned(place, layers, "sft", {"fsdp": 1, **mesh}, **FULL)
+    made, of = planned(place, layers, recipe, {"fsdp": 1, **mesh}, **SETTINGS[recipe])
     return compile_one(train(made), made.mesh, resident(made), of)
 
 
-def sent_by_a_layer(place, **mesh):
+def sent_by_a_layer(place, recipe="sft", **mesh):
     """Bytes that a device sends for one layer of a step, by kind of collective."""
     few, many = (
-        {one.kind: one.sent for one in step(place, layers, **mesh).traffic}
+        {one.kind: one.sent for one in step(place, layers, recipe, **mesh).traffic}
         for layers in (LAYERS, LAYERS + MORE)
     )
     return {kind: (sent - few.get(kind, 0)) / MORE for kind, sent in many.items()}
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("recipe", "mesh"), STEPS, ids=str)
 @pytest.mark.parametrize("place", PLACES)
-def test_no_array_of_the_vocabulary_is_longer_than_a_chunk(place, mesh):
+def test_no_array_of_the_vocabulary_is_longer_than_a_chunk(place, recipe, mesh):
     """Of the largest values; the logits of all tokens would be the first of them."""
     words = V // mesh.get("tensor", 1)
     tokens = ROWS * LENGTH // mesh.get("fsdp", 1)
     allowed = 4 * max(CHUNK, D) * words
-    largest = step(place, LAYERS, **mesh).buffers
+    largest = step(place, LAYERS, recipe, **mesh).buffers
     assert all(one.size <= allowed for one in largest if str(words) in one.shape)
     assert 4 * tokens * words > max(8 * allowed - 1, largest[0].size)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("recipe", "mesh"), STEPS, ids=str)
 @pytest.mark.parametrize("place", PLACES)
-def test_the_state_is_donated_whole(place, mesh):
-    """A TPU pads norms and counters."""
-    found = step(place, LAYERS, **mesh)
+def test_the_state_is_donated_whole(place, recipe, mesh):
+    """A TPU pads norms and counters, and an adapter's ranks."""
+    found = step(place, LAYERS, recipe, **mesh)
     padding = 0 if place == "cpu" else found.wanted // 1000
     assert found.wanted <= found.memory.donated <= found.wanted + padding
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_fsdp_gathers_head_and_embedding_once_whatever_the_number_of_chunks(place):
+    """Of eight chunks here. To two per cent: the last norm is not counted."""
+    each = 4 * V * D * (DEVICES - 1) / DEVICES
+    whole = {one.kind: one.sent for one in step(place, LAYERS, fsdp=DEVICES).traffic}
+    rest = whole["all-gather"] - LAYERS * sent_by_a_layer(place, fsdp=DEVICES)["all-gather"]
+    narrow = 0.5 if place.startswith("v") else 1
+    assert 2 * narrow * each * 0.98 <= rest <= 2 * each * 1.02
 
 
 @pytest.mark.parametrize("place", PLACES)
