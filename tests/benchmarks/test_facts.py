@@ -7,11 +7,12 @@ import pytest
 from benchmarks.tpu.facts import FACTS, one_copy, report
 
 GIB = 2**30
+KERNEL = "bf16[2,512,64]"
 
 
 def program(name, *, arguments, temporaries, cache=0):
     memory = {"arguments": arguments * GIB, "temporaries": temporaries * GIB}
-    largest = [{"shape": "bf16[2,512,64]", "argument": True}]
+    largest = [{"shape": KERNEL, "argument": True, "size": GIB, "times": 1}]
     return {"name": name, "memory": memory, "cache": cache * GIB, "largest": largest}
 
 
@@ -40,11 +41,13 @@ def test_a_second_copy_is_found_wherever_it_lies(at, key, gib):
     assert not one_copy(plan)[1]
 
 
-def test_an_array_made_anew_of_one_that_is_given_is_a_copy():
+@pytest.mark.parametrize(("size", "one"), [(0.1, True), (0.3, False)])
+def test_a_kernel_that_is_laid_otherwise_is_told_and_a_tenth_of_the_model_is_a_copy(size, one):
     plan = copy.deepcopy(PLAN)
-    plan["programs"][2]["largest"] += [{"shape": "bf16[2,512,64]", "argument": False}]
+    made = {"shape": KERNEL, "argument": False, "size": size * GIB, "times": 1}
+    plan["programs"][2]["largest"] += [made, made | {"shape": "bf16[7]", "size": 5 * GIB}]
     said, holds = one_copy(plan)
-    assert not holds and "bf16[2,512,64] in train step" in said
+    assert holds is one and f"made anew in train step: {size:.2f} GiB" in said
 
 
 def test_a_program_that_is_refused_is_missed():
@@ -53,4 +56,5 @@ def test_a_program_that_is_refused_is_missed():
     assert one_copy(plan) == ("the compiler refuses decode", False)
     page = "# grpo\n\n## Sent between devices\n\nall-gather\n\n## Largest values\n\nlogits"
     text = report(FACTS["grpo_8b"], plan, page, 61.0)
-    assert "planned in 61 s" in text and "all-gather" in text and "logits" not in text and "MISSED" in text
+    assert all(said in text for said in ("planned in 61 s", "all-gather", "MISSED"))
+    assert "logits" not in text
