@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from ptjax.algorithms.base import Bound
 from ptjax.data import HostBatch
 from ptjax.metrics import forward_flops, train_flops
-from ptjax.models.body import ATTENTION, heads_in_parts
+from ptjax.models.body import heads_in_parts
 from ptjax.models.config import ModelConfig
 from ptjax.models.decoder import Decoder
 from ptjax.models.families import CRITIC
@@ -82,11 +83,11 @@ class FlopCounter:
         self._head_everywhere = isinstance(model, FlaxModel) and not model.chunked
         config = model.config
         self._heads_in_parts = heads_in_parts(config)
-        self._attention = sum(
-            size
-            for name, size in kernels.items()
-            if name.removeprefix("layers.").split(".")[0] in ATTENTION
-        )
+        self._asked = _together(kernels, ("q", "k", "v"))
+        self._last = _together(kernels, ("down",))
+        # Behind experts their results are read for the gradient of their weights.
+        self._last_is_read = "layers.post_mlp_norm" in rows or bool(config.experts)
+        self._fed = 0 if config.experts else _together(kernels, ("gate", "up"))
         self._width = config.layers * config.heads * config.head_dim
 
     def of(self, batch: HostBatch, *, stages: bool = True) -> Work:
@@ -125,22 +126,27 @@ class FlopCounter:
 
         Attention's scores always are (2 of its 4 flops a pair and unit of width), and the logits
         where the loss is not linear in the log-probs; `dots` adds the rest of attention, `full`
-        and `minimal` that and all products of the layers, `minimal` attention once more where
-        its heads are in parts: for what enters the MLP, and for its own backward pass.
+        and `minimal` that and the products of the layers whose results are read: not the MLP's
+        last, but for a norm behind it. `minimal` computes two blocks whose results were read once
+        more, without their last product: attention, and the MLP before such a norm.
 
         Args:
           seen: of the batch.
           remat: a key of `ptjax.models.compute.REMAT`.
         """
-        flops = 2 * self._width * seen.pairs
+        attention = 4 * self._width * seen.pairs
+        flops = attention / 2
         if not self._linear:
             flops += 2 * self._head * seen.head_tokens
         if remat in ("dots", "full", "minimal"):
-            flops += 4 * self._width * seen.pairs
+            flops += attention
         if remat in ("full", "minimal"):
-            flops += 2 * seen.tokens * (self._trained + self._frozen)
+            last = 0 if self._last_is_read else self._last
+            flops += 2 * seen.tokens * (self._trained + self._frozen - last)
         if remat == "minimal" and self._heads_in_parts:
-            flops += 4 * self._width * seen.pairs + 2 * seen.tokens * self._attention
+            flops += attention + 2 * seen.tokens * self._asked
+        if remat == "minimal" and self._last_is_read:
+            flops += 2 * seen.tokens * self._fed
         return float(flops)
 
     def _passes(self, there: set[str]) -> int:
@@ -156,6 +162,15 @@ class FlopCounter:
 def _active(size: int, row: Param, config: ModelConfig) -> int:
     """Of a leaf's parameters those that a token is multiplied with: of experts', the chosen."""
     return size * config.top_k // config.experts if "experts" in row.stack else size
+
+
+def _together(kernels: Mapping[str, int], names: Sequence[str]) -> int:
+    """Parameters of a layer's kernels of these names, adapters included."""
+    return sum(
+        size
+        for name, size in kernels.items()
+        if name.removeprefix("layers.").split(".")[0] in names
+    )
 
 
 def _before(columns: dict[str, np.ndarray]) -> np.ndarray:

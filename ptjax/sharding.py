@@ -57,7 +57,7 @@ STATIONARY = ("copies", None, "embed")
 sums of their products move, and of kernels those of experts alone."""
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `AXES`; one size may be -1 for "all that is left".
 
     It has no axes `expert` and `sequence` where those are 1. Where devices are of several slices,
@@ -72,6 +72,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     devices = jax.devices() if devices is None else list(devices)
     left_out = {axis for axis in _IF_ASKED if int(sizes.get(axis, 1)) == 1}
     axes = tuple(axis for axis in AXES if axis not in left_out)
+    for axis, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise UserError(f"config.mesh.{axis} = {size!r}: a whole number is meant")
     shape = [int(sizes.get(axis, 1)) for axis in axes]
     asked = "config.mesh " + " x ".join(
         f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)

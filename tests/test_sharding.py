@@ -39,6 +39,8 @@ def test_one_size_may_be_left_open():
         (dict(data=-1, fsdp=-1), "at most one is -1"),
         (dict(data=0, fsdp=-1), "sizes are positive"),
         (dict(fsdp=-2), "sizes are positive"),
+        (dict(fsdp=None), "config.mesh.fsdp = None: a whole number is meant"),
+        (dict(tensor=2.0), "config.mesh.tensor = 2.0: a whole number is meant"),
         (dict(tensors=2), "unknown key 'tensors'; did you mean 'tensor'"),
     ],
 )

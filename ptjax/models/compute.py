@@ -34,8 +34,8 @@ REMAT = {
 
 A projection is kept once, adapter included: keeping every matrix product would keep the base's and
 the adapter's apart. `offload_dots` keeps what `dots_and_attention` does in the host's memory.
-`minimal` keeps hidden states alone, there too, before attention and before the MLP, and computes
-heads and hidden units in parts (`ptjax.models.parts`).
+`minimal` keeps what enters a layer alone, there too, and computes heads and hidden units in parts
+(`ptjax.models.parts`).
 """
 
 

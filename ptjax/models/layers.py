@@ -18,7 +18,7 @@ Layer = Weights
 PROJECTED = "projected"
 """The name under which a projection is known to the rematerialisation policies."""
 CARRIED = "carried"
-"""That of the hidden states which a layer is given, and of those between its attention and MLP."""
+"""That of the hidden states which a layer is given."""
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),

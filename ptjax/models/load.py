@@ -123,12 +123,12 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any], TensorSource]:
     if path.is_file():
         raw = gguf_config(path)
         return raw, {}, open_gguf(path, raw)
-    raw = _json(path / "config.json")
+    raw = read_json(path / "config.json")
     return raw, _generation(path / "generation_config.json"), open_safetensors(path)
 
 
 def _generation(path: Path) -> dict[str, Any]:
-    found = _json(path) if path.exists() else {}
+    found = read_json(path) if path.exists() else {}
     ends = found.get("eos_token_id")
     for end in ends if isinstance(ends, list) else [ends]:
         if end is not None and type(end) is not int:
@@ -136,7 +136,12 @@ def _generation(path: Path) -> dict[str, Any]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file of JSON, as config.json is.
+
+    Raises:
+      UserError: there is none.
+    """
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:

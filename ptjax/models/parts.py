@@ -1,7 +1,8 @@
 """A layer's heads and hidden units in parts, one after another: of what they make one part exists.
 
 What `mesh.tensor` divides among devices is here divided in time: each part has kernels of its own,
-so their gradients are whole, and nothing is sent more often.
+so their gradients are whole and sent once. The sums that `mesh.tensor` asks for are a part's: there
+are as many times more of them, and so the parts are the fewer the more devices it has.
 
 Shapes: R rows, L tokens a row, D embed.
 """
@@ -20,7 +21,8 @@ from ptjax.sharding import active_parts, constrain
 from ptjax.types import Leaf, Weights
 
 _MOST = 8
-"""Parts. A layer's input, its cotangent and a sum stand beside one: more would save little."""
+"""Parts, among devices and in time together. A layer's input, its cotangent and a sum stand beside
+one: more would save little."""
 _LANES = 128
 """Of a TPU's registers: hidden units of a part are a multiple of it, where they can be."""
 
@@ -56,7 +58,7 @@ def in_parts(
       sizes: of the logical axes that are divided, together: heads and the key heads they share.
       x: hidden states.
       context: what else every part reads, of which there is no gradient.
-      keys: randomness; each part draws its own.
+      keys: randomness, of the kernels in order; of the last's inputs each part draws its own.
       scale: the norm's, if it has one.
       layer: one layer's leaves.
       names: the logical axes of each.
@@ -69,7 +71,9 @@ def in_parts(
     split = {
         name: _cut(weights.pop(name), names[name], at, count, x) for name, at in places.items()
     }
-    drawn = [None if key is None else jax.random.split(key, count) for key in keys]
+    # What is dropped of norm(x) is the same for all parts, as it is without any.
+    drawn = [None if key is None else jnp.stack([key] * count) for key in keys[:-1]]
+    drawn += [None if key is None else jax.random.split(key, count) for key in keys[-1:]]
     axes = tuple((name, tuple(names[name])) for name in split)
     y: Array = _summed(block, norm, axes, split, weights, scale, x, context, tuple(drawn))
     return y if bias is None else y + bias.astype(y.dtype)
@@ -138,10 +142,11 @@ def _count(sizes: Mapping[str, int]) -> int:
     over = {active_parts(name) for name in sizes}
     if len(over) != 1 or any(size % min(over) for size in sizes.values()):
         return 1
-    size = math.gcd(*sizes.values()) // over.pop()
+    devices = over.pop()
+    size = math.gcd(*sizes.values()) // devices
     if "mlp" in sizes and size % _LANES == 0:
         size //= _LANES
-    return max(count for count in range(1, _MOST + 1) if size % count == 0)
+    return max(count for count in range(1, max(_MOST // devices, 1) + 1) if size % count == 0)
 
 
 def _gathered(own: Weights, axes: Axes) -> Weights:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         no_tpu()
     from ptjax.plan.page import page, search_page
     from ptjax.plan.report import plan
-    from ptjax.plan.search import changed, need_of, search
+    from ptjax.plan.search import answers_need_of, changed, need_of, search
     from ptjax.plan.topology import topology
 
     config: Config = given
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.search:
         if where.chip.memory is None:
             raise UserError(f"--search: nothing says how much memory a {where.chip.kind} has")
-        looked = search(config, len(where.devices), where.chip.memory, need_of(where))
+        needs = need_of(where), answers_need_of(where)
+        looked = search(config, len(where.devices), where.chip.memory, *needs)
         searched = {"search": looked.as_dict()}
         text = search_page(looked.as_dict()) + "\n"
         config = changed(config, looked.changes or {})

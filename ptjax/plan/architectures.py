@@ -4,7 +4,6 @@ Numbers are those of the public config.json of each; the sizes in the tests are 
 weights.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ptjax.models.config import ModelConfig
 from ptjax.models.gguf import gguf_config
 from ptjax.models.hub import resolve_source
 from ptjax.models.language_part import COMPOSITES, language_config
-from ptjax.models.load import read_config
+from ptjax.models.load import read_config, read_json
 
 Raw = dict[str, Any]
 
@@ -160,10 +159,7 @@ def architecture(source: str) -> ModelConfig:
     path = resolve_source(folder)
     if path.is_file():
         return read_config(gguf_config(path), source)
-    try:
-        raw = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/config.json: {error}") from error
+    raw = read_json(path / "config.json")
     if raw.get("model_type") in COMPOSITES:
         raw = language_config(raw, str(path))
     return read_config(raw, str(path))

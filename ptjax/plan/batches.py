@@ -52,10 +52,7 @@ def columns(config: Config, kind: str, *, shards: int) -> Columns:
     Raises:
       UserError: `config.data` is wrong, or its batch does not divide over shards and micro-batches.
     """
-    given = config.data.to_dict()
-    sources = given["sources"] or "data"
-    listed = [sources] if isinstance(sources, str | Mapping) else sources
-    asked, what = data_config({**given, "sources": list(map(_found, listed))}), kind_named(kind)
+    asked, what = settings(config), kind_named(kind)
     if what.judged and asked.truncate == "split":
         raise UserError(f"config.data.truncate = 'split': kind {kind!r} has no pieces")
     examples = _examples(asked, what)
@@ -67,6 +64,18 @@ def columns(config: Config, kind: str, *, shards: int) -> Columns:
     width = examples.lengths.shape[1]
     shapes = layout.shapes(rows, length, schedule.block, width, what.columns)
     return Columns(shapes, int(examples.longest.max()), examples.prompts_once)
+
+
+def settings(config: Config) -> DataConfig:
+    """`config.data`, whose paths may be missing.
+
+    Raises:
+      UserError: it is wrong otherwise.
+    """
+    given = config.data.to_dict()
+    sources = given["sources"] or "data"
+    listed = [sources] if isinstance(sources, str | Mapping) else sources
+    return data_config({**given, "sources": list(map(_found, listed))})
 
 
 def _found(source: Any) -> Any:

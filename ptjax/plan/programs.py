@@ -63,7 +63,7 @@ class Planned:
 
 def programs(job: Job) -> list[Planned]:
     """All programs of a run, in the order in which it needs them."""
-    counter = FlopCounter(job.model, job.rows, job.state, job.bound)
+    counter = _counter(job)
     return [
         *_sampling(job, counter),
         *_passes(job, counter),
@@ -72,9 +72,18 @@ def programs(job: Job) -> list[Planned]:
     ]
 
 
+def answers(job: Job) -> list[Planned]:
+    """Those that write a rollout; none of a method that learns from data."""
+    return [] if job.rollout is None else list(_sampling(job, _counter(job)))
+
+
 def train(job: Job) -> Planned:
     """The optimizer step alone."""
-    return _train(job, FlopCounter(job.model, job.rows, job.state, job.bound))
+    return _train(job, _counter(job))
+
+
+def _counter(job: Job) -> FlopCounter:
+    return FlopCounter(job.model, job.rows, job.state, job.bound)
 
 
 def resident(job: Job) -> dict[str, Any]:

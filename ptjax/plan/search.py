@@ -13,11 +13,14 @@ from ptjax import prepare, sharding
 from ptjax.algorithms import METHODS
 from ptjax.algorithms.base import Bound, named
 from ptjax.config import Config, override
+from ptjax.config.check import check
+from ptjax.errors import UserError
+from ptjax.plan import programs
 from ptjax.plan.architectures import architecture
-from ptjax.plan.batches import WIDTH
-from ptjax.plan.compiled import compile_one
-from ptjax.plan.programs import resident, train
-from ptjax.plan.shapes import job
+from ptjax.plan.batches import WIDTH, settings
+from ptjax.plan.compiled import compile_all
+from ptjax.plan.programs import Planned, resident, train
+from ptjax.plan.shapes import Job, job
 from ptjax.plan.topology import Topology
 
 Changes = dict[str, Any]
@@ -72,17 +75,26 @@ class Found(NamedTuple):
 
 def need_of(where: Topology) -> Need:
     """Bytes of a device that an optimizer step needs, by compiling it."""
+    return _needed(where, lambda made: [train(made)])
 
+
+def answers_need_of(where: Topology) -> Need:
+    """Bytes that writing a rollout needs, by compiling its programs; 0 where there is none."""
+    return _needed(where, programs.answers)
+
+
+def _needed(where: Topology, of: Callable[[Job], list[Planned]]) -> Need:
     def need(config: Config) -> int:
         mesh = sharding.make_mesh(config.mesh.to_dict(), where.devices)
         made = job(config, mesh)
-        return compile_one(train(made), mesh, resident(made), [0] * mesh.size).total
+        compiled = compile_all(of(made), mesh, resident(made), [0] * mesh.size)
+        return max((one.total for one in compiled), default=0)
 
     return need
 
 
-def search(config: Config, devices: int, room: int, need: Need) -> Found:
-    """Looks for settings under which a config's step fits.
+def search(config: Config, devices: int, room: int, need: Need, answers: Need) -> Found:
+    """Looks for settings under which a config's step fits, and what writes its answers.
 
     The batch stays as it is: it is chosen for learning.
 
@@ -91,7 +103,13 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
       devices: how many there are.
       room: bytes of each.
       need: of a config, the bytes that its step needs; `need_of` compiles.
+      answers: those that writing its rollout needs; `answers_need_of` compiles.
+
+    Raises:
+      UserError: a config whose batch or mesh cannot be.
     """
+    check(config)
+    settings(config)
     algorithm = named(config.method, METHODS)
     bound = algorithm.bind(prepare.hyperparameters(config, algorithm), "config.hparams")
     trials: list[Trial] = []
@@ -123,6 +141,9 @@ def search(config: Config, devices: int, room: int, need: Need) -> Found:
         if chosen:
             break
     why = _reasons(chosen, trials) if chosen else []
+    if chosen and any(stage.sequences for stage in bound.stages):
+        rows, said = _rows_together(config, chosen, room, answers)
+        chosen, why = {**chosen, "rollout.rows": rows}, [*why, f"rollout.rows = {rows}: {said}"]
     at = {**(chosen or meshes[0]), "model.remat": POLICIES[-1], "accumulate": 1}
     what, allowed = _context(config, bound)
     length = _longest(config, at, _shards(config, at, devices), allowed, room, needs)
@@ -137,11 +158,28 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return copy
 
 
+def _rows_together(config: Config, chosen: Changes, room: int, answers: Need) -> tuple[int, str]:
+    """Answers that are written together, halved until their programs fit; and why so many."""
+    rows, before = int(config.rollout.rows), ""
+    while True:
+        needed = answers(changed(config, {**chosen, "rollout.rows": rows})) / 2**30
+        if needed * 2**30 <= room:
+            return rows, before or f"writing needs {needed:.2f} GiB"
+        before = f"with {rows} writing needs {needed:.2f} GiB"
+        if rows == 1:
+            return 1, f"{before}, and nothing that was tried fits"
+        rows = -(-rows // 2)
+
+
 def _meshes(config: Config, devices: int) -> list[Changes]:
     """Parameters sharded over all devices first; heads and hidden units over some, after that."""
-    data = int(config.mesh.data)
-    each = devices // data if data > 0 else devices
-    each //= max(int(config.mesh.expert), 1) * max(int(config.mesh.sequence), 1)
+    sizes = {axis: int(config.mesh[axis]) for axis in ("data", "expert", "sequence")}
+    sizes["data"] = 1 if sizes["data"] == -1 else sizes["data"]  # what is left is for the others
+    kept = math.prod(sizes.values())
+    if min(sizes.values()) < 1 or devices % kept:
+        asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise UserError(f"config.mesh {asked}: does not divide the {devices} devices")
+    each = devices // kept
     return [
         {"mesh.fsdp": each // tensor, "mesh.tensor": tensor}
         for tensor in _TENSOR
@@ -156,9 +194,11 @@ def _shards(config: Config, mesh: Changes, devices: int) -> int:
 
 def _rows(config: Config) -> int:
     """What shards and micro-batches divide: a batch's rows, or the examples of an update."""
-    data = config.data
+    data, parts = config.data, int(config.rollout.minibatches)
+    if parts < 1:
+        raise UserError(f"config.rollout.minibatches = {parts}: at least 1")
     if data.batch_size is not None:
-        return data.batch_size // int(config.rollout.minibatches)
+        return data.batch_size // parts
     width = WIDTH.get(named(config.method, METHODS).data, 1)
     return data.tokens_per_batch // (data.row_length or data.max_length * width)
 

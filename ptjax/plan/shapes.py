@@ -21,7 +21,7 @@ from ptjax.models.families import SCALARS
 from ptjax.models.lora import Lora
 from ptjax.models.quantised import outline
 from ptjax.models.spec import Param
-from ptjax.optim import Schedule, state_shardings
+from ptjax.optim import state_shardings
 from ptjax.passes import Passes, forward_options, make_passes, one_pass, step_options
 from ptjax.plan.architectures import architecture
 from ptjax.plan.batches import Shapes, columns
@@ -48,8 +48,6 @@ class Job:
       model: the policy.
       rows: the table's rows of all its leaves.
       state: shapes with shardings.
-      schedule: the learning rate.
-      tx: the optimizer.
       reference: the model that stages ask beside the policy, and all its leaves.
       own: those of the reference's leaves that are not the policy's.
       rollout: how much is sampled, where answers are.
@@ -65,8 +63,6 @@ class Job:
     model: Decoder
     rows: dict[str, Param]
     state: TrainState
-    schedule: Schedule
-    tx: optax.GradientTransformation
     reference: tuple[Decoder, Leaves] | None
     own: Leaves
     rollout: Sizes | None
@@ -122,8 +118,6 @@ def job(config: Config, mesh: Mesh, *, decoder: type[Decoder] = Decoder) -> Job:
         model=model,
         rows=rows,
         state=state,
-        schedule=schedule,
-        tx=tx,
         reference=reference,
         own=own,
         rollout=rollout,

@@ -63,3 +63,14 @@ def test_a_folder_needs_its_config_alone(tmp_path):
 def test_an_unknown_name_is_one_line():
     with pytest.raises(UserError, match="a plan downloads nothing.*did you mean 'qwen3-0.6b'"):
         architecture("qwen3-0.8b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[]", "holds a list, not an object"), ("{", "is not JSON"), (None, "no config.json")],
+)
+def test_a_config_that_cannot_be_read_is_one_line(text, said, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        architecture(str(tmp_path))

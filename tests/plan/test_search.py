@@ -33,8 +33,13 @@ def test_every_policy_is_tried():
     assert set(POLICIES) == set(REMAT) - {"offload_dots"}
 
 
+def written(config):
+    """Bytes of what writes answers: of rows."""
+    return 100 * config.rollout.rows
+
+
 def found(room, **changes):
-    return search(config(**changes), DEVICES, room, need)
+    return search(config(**changes), DEVICES, room, need, written)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_micro_batches_are_those_that_the_rows_divide_into():
 def test_a_loss_that_couples_rows_has_one_micro_batch():
     given = {"hparams.loss": "aot", "data.max_length": 1024, "data.tokens_per_batch": 65536}
     aot = load("configs/dpo.py", {"model.source": "qwen3-0.6b", **given})
-    trials = search(aot, DEVICES, 900, need).trials
+    trials = search(aot, DEVICES, 900, need, written).trials
     assert {one.changes["accumulate"] for one in trials} == {1}
 
 
@@ -124,9 +129,45 @@ def test_no_context_is_longer_than_the_models_positions():
 def test_of_rollouts_the_longest_prompt_is_looked_for():
     given = {"model.source": "qwen3-0.6b", "rollout.max_tokens": 512, "data.batch_size": 16}
     grpo = load("configs/grpo.py", given)
-    result = search(grpo, DEVICES, 10**6, lambda config: config.data.max_length)
+    result = search(grpo, DEVICES, 10**6, lambda config: config.data.max_length, written)
     assert result.longest == (40_960 - 512) // 1024 * 1024
     assert "longest prompt, one a device at a time with all of" in search_page(result.as_dict())
+
+
+@pytest.mark.parametrize(("room", "rows"), [(10_000, 64), (6_399, 32), (900, 8)])
+def test_answers_are_written_in_as_many_rows_as_fit(room, rows):
+    given = {"model.source": "qwen3-0.6b", "rollout.max_tokens": 512, "data.batch_size": 16}
+    grpo = load("configs/grpo.py", {**given, "rollout.rows": 64})
+    result = search(grpo, DEVICES, room, lambda config: 0, written)
+    assert result.changes["rollout.rows"] == rows
+    said = f"with {2 * rows} writing needs" if rows < 64 else "writing needs"
+    assert result.why[-1].startswith(f"rollout.rows = {rows}: {said}")
+
+
+def test_what_no_row_fits_beside_is_said():
+    grpo = load("configs/grpo.py", {"model.source": "qwen3-0.6b", "data.batch_size": 16})
+    result = search(grpo, DEVICES, 10, lambda config: 0, written)
+    assert result.why[-1].endswith("and nothing that was tried fits")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"mesh.sequence": -1},
+            "config.mesh data 1 x expert 1 x sequence -1: does not divide the 8",
+        ),
+        ({"mesh.sequence": 0}, "sequence 0: does not divide the 8 devices"),
+        ({"mesh.data": 16}, "data 16 x expert 1 x sequence 1: does not divide the 8 devices"),
+        ({"data.tokens_per_batch": None}, "give tokens_per_batch or batch_size"),
+        ({"data.max_length": 0}, "config.data.max_length"),
+        ({"rollout.minibatches": 0}, "config.rollout.minibatches = 0: at least 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_one_line(changes, said):
+    with pytest.raises(UserError, match=said):
+        found(10**6, **changes)
 
 
 def test_a_length_that_fails_for_another_reason_is_not_one_that_does_not_fit():
@@ -136,7 +177,7 @@ def test_a_length_that_fails_for_another_reason_is_not_one_that_does_not_fit():
         return need(config)
 
     with pytest.raises(UserError, match="the compiler fails"):
-        search(config(), DEVICES, 10**6, fails)
+        search(config(), DEVICES, 10**6, fails, written)
 
 
 def test_what_never_fits_is_said():
