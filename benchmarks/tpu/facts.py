@@ -15,8 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ptjax.errors import UserError
 from ptjax.plan import __main__ as command
 from ptjax.plan.environment import no_tpu
 
@@ -193,13 +195,19 @@ def report(fact: Fact, plan: dict[str, Any], page: str, seconds: float) -> str:
     )
 
 
-def main(known: Mapping[str, Fact] = FACTS) -> None:
-    """Prints the facts that the arguments name, all without any."""
+def main(
+    known: Mapping[str, Fact] = FACTS, asked: Mapping[str, Fact] = MappingProxyType({})
+) -> None:
+    """Prints the facts that the arguments name, of those without any that are known, not asked."""
     no_tpu()
+    every = {**known, **asked}
     for name in sys.argv[1:] or known:
-        if name not in known:
-            sys.exit(f"{name}: none of {', '.join(known)}")
-        print(report(known[name], *planned(known[name].words)), flush=True)
+        if name not in every:
+            sys.exit(f"error: {name} is none of {', '.join(every)}")
+        try:
+            print(report(every[name], *planned(every[name].words)), flush=True)
+        except UserError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tpu.figures
     python -m benchmarks.tpu.figures rows rows_cut
-    python -m benchmarks.tpu.figures h100          # with jax's plugin for GPUs in libtpu's place
+    python -m benchmarks.tpu.figures h100  # where jax's plugin for GPUs is, and not otherwise
 
 Prints of each the command, the page's first lines and what each program takes.
 """
@@ -40,7 +40,17 @@ EXPERTS = (
     "--config.data.tokens_per_batch=65536",
     "--config.data.validation=None",
 )
+ROWS = (
+    "--config=configs/sft.py",
+    "--topology=v5e:1x1",
+    *SMALL,
+    "--config.model.remat=full",
+    "--config.data.max_length=8192",
+    f"{BATCH}=8192",
+)
 FIGURES = {
+    "splash": Fact("a row of 8,192 tokens, attention by its kernel", ROWS),
+    "tiles": Fact("the same without the kernel", (*ROWS, "--config.model.attention=tiles")),
     "rows": Fact("rows of 32,768 tokens, one a device", (*LONG, f"{BATCH}=262144")),
     "rows_cut": Fact(
         "a row of 32,768 tokens over eight devices",
@@ -71,8 +81,10 @@ FIGURES = {
             "--search",
         ),
     ),
+}
+GPUS = {
     "h100": Fact(
-        "8B, all parameters, on GPUs; with jax's plugin for them",
+        "8B, all parameters, on eight GPUs",
         (
             "--config=configs/sft.py",
             "--topology=h100:8",
@@ -86,4 +98,4 @@ FIGURES = {
 }
 
 if __name__ == "__main__":
-    main(FIGURES)
+    main(FIGURES, GPUS)
