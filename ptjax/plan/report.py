@@ -45,7 +45,7 @@ def plan(config: Config, where: Topology) -> Plan:
         "resident": {name: held(tree) for name, tree in lies.items() if held(tree)},
         "programs": [_entry(one, where, len(slices)) for one in found],
         "fits": _fits(found, where.chip.memory),
-        "assumed": _assumed(made),
+        "assumed": assumed(made),
     }
 
 
@@ -89,13 +89,16 @@ def _fits(found: list[Compiled], room: int | None) -> Plan:
     }
 
 
-def _assumed(made: Job) -> list[str]:
+def assumed(made: Job) -> list[str]:
     """What the config does not say and the data would."""
     data = made.config.data
     said = [
         f"the longest example has config.data.max_length = {data.max_length:,} tokens, "
         "and no place of a batch is empty",
     ]
+    room = made.model.config.max_positions
+    if data.max_length > room:
+        said.append(f"that is longer than the {room:,} positions that the model was made for")
     if made.rollout is not None:
         said.append(
             f"the longest prompt has as many, and each answer takes its {made.rollout.max_tokens:,}"

@@ -14,7 +14,7 @@ from ptjax.plan import topology as where
 from ptjax.plan.batches import columns
 from ptjax.plan.page import verdict
 from ptjax.plan.programs import programs
-from ptjax.plan.report import plan
+from ptjax.plan.report import assumed, plan
 from ptjax.plan.shapes import job
 from ptjax.plan.topology import topology
 from ptjax.prepare import prepare
@@ -124,6 +124,14 @@ def test_programs_of_a_rollout_and_what_is_said_of_them(folder):
     assert step["activations"]["device"] == layers * tokens * (32 + projected) * 4
     assert prefill["activations"]["device"] == named["policy pass"]["activations"]["device"] == 0
     assert found["fits"]["fits"] is None and "At most" in verdict(found)
+
+
+@pytest.mark.parametrize("length", [64, 100_000])
+def test_rows_longer_than_the_models_positions_are_told(folder, length):
+    asked = {"data.max_length": length, "data.tokens_per_batch": length}
+    made = job(config(folder, "sft", **asked), sharding.one_device())
+    said = [line for line in assumed(made) if "positions that the model was made for" in line]
+    assert bool(said) == (length > made.model.config.max_positions)
 
 
 @pytest.mark.parametrize(
