@@ -69,12 +69,12 @@ def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) ->
         does not divide over the slices.
     """
     check_keys(sizes, AXES, "config.mesh")
-    devices = jax.devices() if devices is None else list(devices)
-    left_out = {axis for axis in _IF_ASKED if int(sizes.get(axis, 1)) == 1}
-    axes = tuple(axis for axis in AXES if axis not in left_out)
     for axis, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise UserError(f"config.mesh.{axis} = {size!r}: a whole number is meant")
+    devices = jax.devices() if devices is None else list(devices)
+    left_out = {axis for axis in _IF_ASKED if int(sizes.get(axis, 1)) == 1}
+    axes = tuple(axis for axis in AXES if axis not in left_out)
     shape = [int(sizes.get(axis, 1)) for axis in axes]
     asked = "config.mesh " + " x ".join(
         f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)

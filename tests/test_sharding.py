@@ -40,6 +40,7 @@ def test_one_size_may_be_left_open():
         (dict(data=0, fsdp=-1), "sizes are positive"),
         (dict(fsdp=-2), "sizes are positive"),
         (dict(fsdp=None), "config.mesh.fsdp = None: a whole number is meant"),
+        (dict(sequence=None), "config.mesh.sequence = None: a whole number is meant"),
         (dict(tensor=2.0), "config.mesh.tensor = 2.0: a whole number is meant"),
         (dict(tensors=2), "unknown key 'tensors'; did you mean 'tensor'"),
     ],

@@ -162,10 +162,11 @@ def _rows_together(config: Config, chosen: Changes, room: int, answers: Need) ->
     """Answers that are written together, halved until their programs fit; and why so many."""
     rows, before = int(config.rollout.rows), ""
     while True:
-        needed = answers(changed(config, {**chosen, "rollout.rows": rows})) / 2**30
-        if needed * 2**30 <= room:
-            return rows, before or f"writing needs {needed:.2f} GiB"
-        before = f"with {rows} writing needs {needed:.2f} GiB"
+        needed = answers(changed(config, {**chosen, "rollout.rows": rows}))
+        said = f"writing needs {needed / 2**30:.2f} GiB"
+        if needed <= room:
+            return rows, before or said
+        before = f"with {rows} {said}"
         if rows == 1:
             return 1, f"{before}, and nothing that was tried fits"
         rows = -(-rows // 2)
