@@ -178,6 +178,12 @@ def read_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
         config = FAMILIES[kind].config(normalise(raw))
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{origin}: config.json is not a valid {kind} config: {error!r}") from error
+    if min(config.layers, config.heads, config.kv_heads) < 1 or config.heads % config.kv_heads:
+        raise UserError(
+            f"{origin}: config.json has {config.layers} layers of {config.heads} heads and "
+            f"{config.kv_heads} key heads; there is one of each at least, and key heads divide the "
+            "heads"
+        )
     if config.activation not in ACTIVATIONS:
         hint = did_you_mean(str(config.activation), ACTIVATIONS)
         raise UserError(f"{origin}: activation {config.activation!r} is not supported{hint}")

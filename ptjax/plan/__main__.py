@@ -4,13 +4,18 @@ python -m ptjax.plan --config=configs/sft_v5e_8.py --topology=v5e:2x4
 """
 
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptjax.config import Config, Flag, parse
 from ptjax.errors import UserError
 from ptjax.errors import run as run_command
 from ptjax.plan.environment import no_tpu
 from ptjax.writable import check_folder
+
+if TYPE_CHECKING:
+    from ptjax.plan.search import Trial
 
 FLAGS = (
     Flag("topology", "v5e:2x4, v5p:4x4x4, ..., h100:8, ...; cpu or gpu for the devices at hand"),
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         if where.chip.memory is None:
             raise UserError(f"--search: nothing says how much memory a {where.chip.kind} has")
         needs = need_of(where), answers_need_of(where)
-        looked = search(config, len(where.devices), where.chip.memory, *needs)
+        looked = search(config, len(where.devices), where.chip.memory, *needs, tell=_tell)
         searched = {"search": looked.as_dict()}
         text = search_page(looked.as_dict()) + "\n"
         config = changed(config, looked.changes or {})
@@ -62,6 +67,13 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
         (folder / "plan.md").write_text(text)
+
+
+def _tell(trial: "Trial") -> None:
+    """What was compiled, while a search goes on."""
+    asked = ", ".join(f"{path} {value}" for path, value in trial.changes.items())
+    fits = "fits" if trial.fits else "does not fit"
+    print(f"tried {asked}: {trial.need / 2**30:.2f} GiB, {fits}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,14 @@ def _needed(where: Topology, of: Callable[[Job], list[Planned]]) -> Need:
     return need
 
 
-def search(config: Config, devices: int, room: int, need: Need, answers: Need) -> Found:
+def search(
+    config: Config,
+    devices: int,
+    room: int,
+    need: Need,
+    answers: Need,
+    tell: Callable[[Trial], None] = lambda _: None,
+) -> Found:
     """Looks for settings under which a config's step fits, and what writes its answers.
 
     The batch stays as it is: it is chosen for learning.
@@ -104,6 +111,7 @@ def search(config: Config, devices: int, room: int, need: Need, answers: Need) -
       room: bytes of each.
       need: of a config, the bytes that its step needs; `need_of` compiles.
       answers: those that writing its rollout needs; `answers_need_of` compiles.
+      tell: is told of each trial.
 
     Raises:
       UserError: a config whose batch or mesh cannot be.
@@ -117,6 +125,7 @@ def search(config: Config, devices: int, room: int, need: Need, answers: Need) -
     def needs(changes: Changes) -> int:
         needed = need(changed(config, changes))
         trials.append(Trial(changes, needed, needed <= room))
+        tell(trials[-1])
         return needed
 
     def fits(changes: Changes) -> bool:
@@ -140,6 +149,8 @@ def search(config: Config, devices: int, room: int, need: Need, answers: Need) -
                 break
         if chosen:
             break
+    if len(skipped) == len(meshes):
+        raise UserError(f"--search: no mesh that is tried has room for the batch: {skipped[0]}")
     why = _reasons(chosen, trials) if chosen else []
     if chosen and any(stage.sequences for stage in bound.stages):
         rows, said = _rows_together(config, chosen, room, answers)

@@ -1,5 +1,6 @@
 """Architectures by name have the sizes of the public weights."""
 
+import json
 import math
 
 import pytest
@@ -74,3 +75,16 @@ def test_a_config_that_cannot_be_read_is_one_line(text, said, tmp_path):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=said):
         architecture(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(num_key_value_heads=3), dict(num_hidden_layers=0)],
+    ids=str,
+)
+def test_heads_and_layers_that_cannot_be_are_one_line(changes, tmp_path):
+    made = tiny.write_model(tmp_path / "model")
+    shape = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(shape | changes))
+    with pytest.raises(UserError, match="there is one of each at least, and key heads divide"):
+        architecture(str(made))

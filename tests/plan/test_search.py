@@ -170,6 +170,21 @@ def test_what_cannot_be_is_one_line(changes, said):
         found(10**6, **changes)
 
 
+def test_a_batch_that_no_mesh_has_room_for_is_one_line_and_nothing_is_compiled():
+    def never(config):
+        raise AssertionError("compiled")
+
+    asked = config(**{"data.tokens_per_batch": 1000})
+    with pytest.raises(UserError, match="no mesh that is tried has room.*0 rows do not divide"):
+        search(asked, DEVICES, 10**6, never, written)
+
+
+def test_each_trial_is_told_as_it_is_made():
+    told = []
+    result = search(config(), DEVICES, 9_000, need, written, tell=told.append)
+    assert told == result.trials
+
+
 def test_a_length_that_fails_for_another_reason_is_not_one_that_does_not_fit():
     def fails(config):
         if config.data.max_length > 1024:
