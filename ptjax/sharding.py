@@ -73,9 +73,9 @@ def make_mesh(sizes: Mapping[str, Any], devices: Sequence[Any] | None = None) ->
         if not isinstance(size, int) or isinstance(size, bool):
             raise UserError(f"config.mesh.{axis} = {size!r}: a whole number is meant")
     devices = jax.devices() if devices is None else list(devices)
-    left_out = {axis for axis in _IF_ASKED if int(sizes.get(axis, 1)) == 1}
+    left_out = {axis for axis in _IF_ASKED if sizes.get(axis, 1) == 1}
     axes = tuple(axis for axis in AXES if axis not in left_out)
-    shape = [int(sizes.get(axis, 1)) for axis in axes]
+    shape = [sizes.get(axis, 1) for axis in axes]
     asked = "config.mesh " + " x ".join(
         f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)
     )

@@ -37,7 +37,7 @@ EXPERTS = (
     "--config.model.dtype=bfloat16",
     "--config.model.remat=full",
     "--config.data.max_length=2048",
-    "--config.data.tokens_per_batch=65536",
+    f"{BATCH}=65536",
     "--config.data.validation=None",
 )
 ROWS = (
